@@ -1,0 +1,3 @@
+//! Identities and certificates.
+pub mod id;
+pub use id::{IdError, SpiffeId, TrustDomain};

@@ -1,0 +1,85 @@
+//! Clusters: groups of endpoints that are equal for routing.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use meshfed_pki::{SpiffeId, TrustDomain};
+
+use crate::UpstreamProtocol;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    pub name: String,
+    pub discovery: Discovery,
+    pub connect_timeout: Duration,
+    pub tls: Option<UpstreamTls>,
+    pub protocol: UpstreamProtocol,
+    pub outlier: Option<OutlierDetection>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Discovery {
+    /// Endpoints come as the [`Endpoints`] of this name.
+    Eds(String),
+    /// Fixed addresses.
+    Static(Vec<SocketAddr>),
+    /// Host names, resolved by the proxy and again as their TTL ends: `(host, port)`.
+    Dns(Vec<(String, u16)>),
+}
+
+/// TLS towards endpoints; our own certificate is always presented.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Name of the [`TrustBundle`](crate::TrustBundle) that the server's certificate must satisfy.
+    pub trust: String,
+    pub server: ServerIds,
+    /// The SNI to send; `None` sends none.
+    pub sni: Option<String>,
+    pub alpn: Vec<String>,
+}
+
+/// Which server identities are accepted, beyond what the bundle says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerIds {
+    OneOf(Vec<SpiffeId>),
+    /// Any id of this trust domain.
+    AnyOf(TrustDomain),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutlierDetection {
+    pub consecutive_failures: u32,
+    pub interval: Duration,
+    pub base_ejection: Duration,
+    pub max_ejection_percent: u32,
+}
+
+/// An EDS resource.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Endpoints {
+    pub name: String,
+    pub localities: Vec<LocalityEndpoints>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LocalityEndpoints {
+    pub locality: Locality,
+    /// 0 is the highest; lower ones are used when the higher have no healthy endpoint.
+    pub priority: u32,
+    pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Locality {
+    pub region: String,
+    pub zone: String,
+    pub subzone: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// False: the workload has no sidecar, plain bytes are sent even though the cluster has TLS
+    /// (Envoy: `transport_socket_matches` on endpoint metadata `tlsMode`).
+    pub mesh_tls: bool,
+}

@@ -1,0 +1,71 @@
+//! HTTP routing.
+
+use std::time::Duration;
+
+/// An RDS resource: virtual hosts, chosen by the request's authority.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RouteTable {
+    pub name: String,
+    pub hosts: Vec<VirtualHost>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct VirtualHost {
+    pub name: String,
+    /// Authorities: exact (`host`, `host:port`), or `*` for any. A port in the request is part of
+    /// the comparison. No two hosts of a table share one.
+    pub domains: Vec<String>,
+    /// In order; the first match wins, none gives 404.
+    pub routes: Vec<Route>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    pub name: String,
+    pub path: PathMatch,
+    /// All must match.
+    pub headers: Vec<HeaderMatch>,
+    pub action: RouteAction,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    /// Compared without the query.
+    Exact(String),
+    Prefix(String),
+    /// A CONNECT request.
+    Connect,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderMatch {
+    Exact { name: String, value: String },
+    Suffix { name: String, value: String },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum RouteAction {
+    Forward {
+        cluster: String,
+        /// Replaces the authority.
+        rewrite_authority: Option<String>,
+        /// Replaces the matched path or prefix.
+        rewrite_path: Option<String>,
+        /// From the end of the request to the end of the response; zero means no limit.
+        timeout: Duration,
+        /// Removed from the request before it is sent on.
+        remove_headers: Vec<String>,
+    },
+    /// Answer here.
+    Respond { status: u16, body: String },
+}
+
+/// The protocol spoken to a cluster's endpoints by HTTP routes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    #[default]
+    Http1,
+    Http2,
+    /// The protocol of the downstream request.
+    Downstream,
+}

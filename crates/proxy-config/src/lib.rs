@@ -1,0 +1,71 @@
+//! What a proxy is told, in our own plain types.
+//!
+//! The pure core (`meshfed-federation`) makes a [`ProxyConfig`], `meshfed-xds` writes it as Envoy
+//! v3 resources and reads it back, and `meshfed-proxy` acts on it. The types can say no more than
+//! what all three agree on, so this crate *is* the documented xDS subset.
+//!
+//! ```text
+//! federation --ProxyConfig--> xds --Envoy v3 over ADS--> xds --ProxyConfig parts--> proxy
+//!                                            \---------> a stock Envoy
+//! ```
+//!
+//! Every part sits behind an [`Arc`] under its name, so that two configurations share what did not
+//! change and a difference is found by pointer first.
+
+mod cluster;
+mod http;
+mod listener;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use cluster::{
+    Cluster, Discovery, Endpoint, Endpoints, Locality, LocalityEndpoints, OutlierDetection,
+    ServerIds, UpstreamTls,
+};
+pub use http::{
+    HeaderMatch, PathMatch, Route, RouteAction, RouteTable, UpstreamProtocol, VirtualHost,
+};
+pub use listener::{
+    AllowPolicy, DownstreamTls, FilterChain, Http, HttpRoutes, Listener, Network, ServerName, Tcp,
+    TcpTarget,
+};
+use meshfed_pki::TrustDomain;
+
+/// The whole configuration of one proxy. Names are the Envoy resource names.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ProxyConfig {
+    pub listeners: BTreeMap<String, Arc<Listener>>,
+    pub clusters: BTreeMap<String, Arc<Cluster>>,
+    /// EDS resources, by [`Discovery::Eds`] service name.
+    pub endpoints: BTreeMap<String, Arc<Endpoints>>,
+    /// RDS resources, by [`HttpRoutes::Rds`] name.
+    pub routes: BTreeMap<String, Arc<RouteTable>>,
+    /// SDS validation contexts, by the names that TLS settings refer to. Never private keys.
+    pub trust: BTreeMap<String, Arc<TrustBundle>>,
+}
+
+/// Which roots may vouch for which trust domain: Envoy's SPIFFE certificate validator.
+///
+/// A peer certificate is accepted only if it has exactly one SPIFFE URI SAN, the SAN's trust domain
+/// has an entry here, and the certificate chains to a root of that entry.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustBundle {
+    /// Trust domain to PEM text of one or more CA certificates.
+    pub domains: BTreeMap<TrustDomain, Arc<str>>,
+}
+
+/// The name under which every proxy knows its own certificate and key. They come from the proxy's
+/// own identity source (`meshfed agent` over SDS for a stock Envoy), never over ADS.
+pub const OWN_IDENTITY: &str = "default";
+
+/// The SNI of a service port: `outbound_.<port>_._.<host>`.
+pub fn sni(port: u16, host: &str) -> String {
+    format!("outbound_.{port}_._.{host}")
+}
+
+/// The name of the cluster that carries a service port where the name is not also an SNI, in
+/// Istio's form `outbound|<port>||<host>`.
+pub fn outbound_cluster(port: u16, host: &str) -> String {
+    format!("outbound|{port}||{host}")
+}
