@@ -1,1 +1,8 @@
-//! stub
+//! The pure core of meshfed: no I/O, no clock, no randomness of its own.
+//!
+//! * [`names`]: every name that crosses a border between meshes, parsed once into a checked type.
+//! * [`discovery`]: the protocol between two control planes as state machines: bytes and ticks in,
+//!   actions out.
+
+pub mod discovery;
+pub mod names;
