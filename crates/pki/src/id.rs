@@ -31,6 +31,13 @@ pub enum IdError {
     BadId(String),
 }
 
+impl IdError {
+    /// For a URI that is no SPIFFE id because its scheme is another.
+    pub(crate) fn without_scheme(text: &str) -> Self {
+        Self::BadId(clip(text))
+    }
+}
+
 /// A SPIFFE trust domain name, such as `red-mesh.local`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
