@@ -1,0 +1,155 @@
+//! What the control plane knows: the input of [`plan`](crate::plan).
+//!
+//! Everything sits in shared maps, so that a copy of the world costs a few pointers, and a change
+//! costs the map that it is in.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use meshfed_api::{
+    ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshMember,
+    ServiceMeshMemberRoll, ServiceMeshPeer,
+};
+use meshfed_pki::TrustDomain;
+
+use crate::discovery::message::ServiceList;
+
+/// Label on the Service and the Pod of a gateway: the gateway's name.
+pub const GATEWAY_LABEL: &str = "meshfed.io/gateway";
+/// Label on Pods whose inbound traffic is mutual TLS: [`TLS_MODE_ISTIO`].
+pub const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
+pub const TLS_MODE_ISTIO: &str = "istio";
+/// Annotation on the Pod of a sidecar: where its explicit HTTP proxy listens (`ip:port`).
+pub const OUTBOUND_ANNOTATION: &str = "meshfed.io/outbound";
+/// Annotation on the Pod of a sidecar: where the workload itself listens (`ip:port`); absent for
+/// one that only calls others.
+pub const APP_ANNOTATION: &str = "meshfed.io/app";
+
+/// A map that is copied when it is changed while somebody else holds it.
+pub type Shared<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+
+/// Namespace and name of an object; the namespace is empty for what has none.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectKey {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Everything that a plan depends on.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub now: Timestamp,
+    pub mesh: MeshSettings,
+    pub resources: Resources,
+    pub observed: Observed,
+}
+
+/// What stays the same while the control plane runs.
+#[derive(Debug, Clone)]
+pub struct MeshSettings {
+    /// Where the ServiceMeshControlPlane, the peers and the sets must be.
+    pub system_namespace: String,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// The trust domain while no ServiceMeshControlPlane sets one.
+    pub default_trust_domain: TrustDomain,
+    /// End of the name of this instance in statuses: `istiod-<smcp>-<suffix>`.
+    pub instance_suffix: String,
+    /// Where the control plane serves discovery (port 8188), for our ingress gateways.
+    pub discovery_address: SocketAddr,
+    /// Where node ports are bound.
+    pub node_address: IpAddr,
+}
+
+/// The objects of the API, as they are stored.
+#[derive(Debug, Clone, Default)]
+pub struct Resources {
+    pub namespaces: Shared<ObjectKey, Namespace>,
+    pub services: Shared<ObjectKey, Service>,
+    pub endpoint_slices: Shared<ObjectKey, EndpointSlice>,
+    pub pods: Shared<ObjectKey, Pod>,
+    /// Those of the system namespace.
+    pub config_maps: Shared<ObjectKey, ConfigMap>,
+    pub control_planes: Shared<ObjectKey, ServiceMeshControlPlane>,
+    pub member_rolls: Shared<ObjectKey, ServiceMeshMemberRoll>,
+    pub members: Shared<ObjectKey, ServiceMeshMember>,
+    pub peers: Shared<ObjectKey, ServiceMeshPeer>,
+    pub exports: Shared<ObjectKey, ExportedServiceSet>,
+    pub imports: Shared<ObjectKey, ImportedServiceSet>,
+}
+
+/// What was seen outside of the API.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// PEM certificates that vouch for our own trust domain.
+    pub own_roots: Arc<str>,
+    /// Running proxies of gateways, by gateway name: those that are connected.
+    pub gateways: Shared<String, GatewayState>,
+    /// Discovery with each peer, by the ServiceMeshPeer's name.
+    pub peers: Shared<String, PeerState>,
+}
+
+/// A connected gateway proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayState {
+    /// It has applied its configuration and listens.
+    pub ready: bool,
+    /// What it last refused to apply, in its words.
+    pub refused: Option<String>,
+}
+
+/// Both directions of discovery with one peer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PeerState {
+    /// Our connection to the peer.
+    pub watch: WatchState,
+    /// The peer's connections to us.
+    pub watchers: Vec<WatcherState>,
+    /// The peer's exports as last believed; `None` before the first list.
+    pub services: Option<Arc<ServiceList>>,
+    /// Why what the peer last sent was not believed.
+    pub problem: Option<String>,
+}
+
+/// Our connection to a peer's control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WatchState {
+    pub connected: bool,
+    pub last_connected: Option<Timestamp>,
+    pub last_disconnect: Option<Timestamp>,
+    /// Status line or error of the last attempt that failed.
+    pub last_disconnect_status: Option<String>,
+    pub last_event: Option<Timestamp>,
+    pub last_full_sync: Option<Timestamp>,
+}
+
+/// A connection of a peer's control plane to us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WatcherState {
+    /// Where it comes from.
+    pub source: String,
+    pub connected: bool,
+    pub last_connected: Option<Timestamp>,
+    pub last_disconnect: Option<Timestamp>,
+    pub last_event: Option<Timestamp>,
+    pub last_full_sync: Option<Timestamp>,
+}
