@@ -2,6 +2,11 @@
 //!
 //! A deterministic function without I/O. The shell observes a [`World`], plans, and applies the
 //! difference between two plans.
+//
+// WORK SPLIT (delete this note when done): the lead writes plan/{gateways,ingress,egress,sidecar,local}.rs
+// (pure builders of GatewayPlan and ProxyConfig from explicit inputs, see their signatures). The engineer of this
+// crate writes the rest: exports, imports, statuses, membership, trust (peer roots), and `plan()` itself, which
+// calls these builders.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
