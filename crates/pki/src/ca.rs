@@ -390,16 +390,26 @@ impl CertificateAuthority {
             .filter(|root| root.is_valid_at(now))
             .map(|root| root.anchor.clone())
             .collect();
-        leaf.verify_for_usage(
-            provider().signature_verification_algorithms.all,
-            &anchors,
-            &self.intermediates,
-            x509::to_unix(now),
-            KeyUsage::server_auth(),
-            None,
-            None,
-        )
-        .map_err(|e| broken(&e))?;
+        let path = leaf
+            .verify_for_usage(
+                provider().signature_verification_algorithms.all,
+                &anchors,
+                &self.intermediates,
+                x509::to_unix(now),
+                KeyUsage::server_auth(),
+                None,
+                None,
+            )
+            .map_err(|e| broken(&e))?;
+        // The path length of the root itself binds other implementations, though not webpki.
+        let depth = path.intermediate_certificates().count();
+        let too_deep = roots
+            .iter()
+            .filter(|root| root.anchor == *path.anchor())
+            .any(|root| x509::path_len(&root.der).is_some_and(|most| depth > most));
+        if too_deep {
+            return Err(broken(&"the root allows fewer authorities below it"));
+        }
         Ok(())
     }
 }

@@ -186,3 +186,63 @@ impl fmt::Debug for IdentityCell {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{HOUR, Odd, mk_ca, mk_id, mk_identity};
+
+    const RATINGS: &str = "spiffe://red-mesh.local/ns/bookinfo/sa/ratings";
+
+    #[test]
+    fn an_identity_survives_its_pem_form() {
+        let identity = mk_identity(&mk_ca("red"), RATINGS);
+        let pem = identity.to_pem();
+        let again = Identity::from_pem(&pem.chain, &pem.key).unwrap();
+        assert_eq!(again.chain, identity.chain);
+        assert_eq!(again.id, Some(mk_id(RATINGS)));
+        assert_eq!(again.not_after, identity.not_after);
+        let secret = pem.key.lines().nth(1).unwrap();
+        assert!(!format!("{pem:?} {identity:?}").contains(secret));
+    }
+
+    #[test]
+    fn a_foreign_key_and_ambiguous_names_are_refused() {
+        let ca = mk_ca("red");
+        let one = mk_identity(&ca, RATINGS).to_pem();
+        let other = mk_identity(&ca, RATINGS).to_pem();
+        let refused = Identity::from_pem(&one.chain, &other.key).unwrap_err();
+        assert!(matches!(refused, IdentityError::KeyMismatch));
+        let refused = Identity::from_pem("", &one.key).unwrap_err();
+        assert!(matches!(refused, IdentityError::NoCertificate));
+        let refused = Identity::from_pem(&one.chain, "").unwrap_err();
+        assert!(matches!(refused, IdentityError::Key(_)));
+        let refused = Identity::from_pem(&one.chain.repeat(11), &one.key).unwrap_err();
+        assert!(matches!(refused, IdentityError::ChainTooLong));
+
+        let (leaf, key) = Odd::with_uris(&[RATINGS, "spiffe://x/ns/a/sa/b"]).signed_by(&ca);
+        let refused = Identity::new(vec![leaf], key).unwrap_err();
+        assert!(matches!(
+            refused,
+            IdentityError::Id(PeerIdError::SeveralUris(2))
+        ));
+    }
+
+    #[test]
+    fn renewal_is_due_well_before_the_end_and_never_in_the_past() {
+        let identity = mk_identity(&mk_ca("red"), RATINGS);
+        let life = identity
+            .not_after
+            .duration_since(identity.not_before)
+            .unwrap();
+        let due = identity.renew_at(identity.not_before);
+        let after = due.duration_since(identity.not_before).unwrap();
+        assert!(
+            after >= life / 100 * 69 && after <= life / 10 * 8,
+            "{after:?}"
+        );
+        assert_eq!(identity.renew_at(identity.not_before), due);
+        let late = identity.not_after + HOUR;
+        assert_eq!(identity.renew_at(late), late);
+    }
+}

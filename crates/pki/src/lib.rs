@@ -37,6 +37,8 @@
 //! ```
 
 mod ca;
+#[cfg(test)]
+mod fixtures;
 pub mod id;
 mod identity;
 mod key;

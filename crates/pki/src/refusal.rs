@@ -132,12 +132,14 @@ impl HandshakeRefusal {
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
                 return Some(tls.into());
             }
-            if let Some(io) = error.downcast_ref::<io::Error>()
-                && let Some(tls) = tls_error(io)
+            // The source of an `io::Error` is the source of what it wraps, not the wrapped itself.
+            next = match error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref)
             {
-                return Some(tls.into());
-            }
-            next = error.source();
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
         }
         None
     }

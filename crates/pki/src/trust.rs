@@ -139,3 +139,67 @@ fn root(number: usize, der: CertificateDer<'static>) -> Result<RootCert, TrustEr
         anchor,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{HOUR, mk_ca};
+
+    #[test]
+    fn a_bundle_of_several_roots_is_read_with_their_names_and_times() {
+        let (old, new) = (mk_ca("old"), mk_ca("new"));
+        let pem = old.root_pem().to_string() + "# a comment between\n" + new.root_pem();
+        let roots = TrustStore::parse_roots(&pem).unwrap();
+        let subjects: Vec<_> = roots.iter().map(|r| r.subject.as_str()).collect();
+        assert_eq!(subjects, ["O=old", "O=new"]);
+        assert_eq!(roots[0].not_after, old.not_after());
+        assert!(!roots[0].is_valid_at(old.not_after() + HOUR));
+    }
+
+    #[test]
+    fn what_is_no_bundle_is_refused_with_its_reason() {
+        let refused = |pem: &str| TrustStore::parse_roots(pem).unwrap_err();
+        let ca = mk_ca("red");
+        let identity = ca
+            .issue_client("admin", &[], HOUR, SystemTime::now())
+            .unwrap()
+            .to_pem();
+        assert_eq!(refused(" \n"), TrustError::Empty);
+        assert_eq!(refused("hello"), TrustError::NotPem);
+        assert_eq!(refused(&identity.key), TrustError::NotPem);
+        assert_eq!(
+            refused(&ca.root_pem().replace("-----END", "-----")),
+            TrustError::NotPem
+        );
+        assert_eq!(
+            refused(&ca.root_pem().repeat(MAX_ROOTS + 1)),
+            TrustError::TooMany(MAX_ROOTS + 1)
+        );
+        assert_eq!(
+            refused(&"x".repeat(MAX_BUNDLE_LEN + 1)),
+            TrustError::TooLong
+        );
+        let damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert_eq!(
+            refused(&(ca.root_pem().to_string() + damaged)),
+            TrustError::Unreadable(2)
+        );
+        assert!(matches!(
+            refused(&identity.chain),
+            TrustError::NotACa { number: 1, .. }
+        ));
+    }
+
+    #[test]
+    fn a_refused_bundle_names_its_trust_domain() {
+        let domain: TrustDomain = "green-mesh.local".parse().unwrap();
+        let refused = TrustStore::single(domain.clone(), "").unwrap_err();
+        assert_eq!(
+            refused,
+            TrustError::Domain {
+                domain,
+                cause: Box::new(TrustError::Empty)
+            }
+        );
+    }
+}

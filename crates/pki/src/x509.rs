@@ -85,6 +85,13 @@ pub(crate) fn is_ca(cert: &X509Certificate<'_>) -> bool {
     constraints && usage
 }
 
+/// How many authorities may stand between this one and a leaf; `None` is any number.
+pub(crate) fn path_len(der: &CertificateDer<'_>) -> Option<usize> {
+    let cert = parse(der)?;
+    let constraints = cert.basic_constraints().ok()??;
+    usize::try_from(constraints.value.path_len_constraint?).ok()
+}
+
 /// Whether the key usage of an end certificate allows TLS and nothing that belongs to a CA
 /// (X.509-SVID, section 4.3).
 pub(crate) fn may_authenticate(cert: &X509Certificate<'_>) -> bool {
