@@ -3,10 +3,17 @@
 //! A deterministic function without I/O. The shell observes a [`World`], plans, and applies the
 //! difference between two plans.
 //
-// WORK SPLIT (delete this note when done): the lead writes plan/{gateways,ingress,egress,sidecar,local}.rs
-// (pure builders of GatewayPlan and ProxyConfig from explicit inputs, see their signatures). The engineer of this
-// crate writes the rest: exports, imports, statuses, membership, trust (peer roots), and `plan()` itself, which
-// calls these builders.
+// WORK SPLIT (delete this note when done): plan/{gateways,ingress,egress,sidecar,local,proxy}.rs are written (pure builders from
+// explicit inputs). The engineer of this crate writes the rest: exports, imports, statuses, membership, trust (peer
+// roots), tests of the builders' output, and `plan()` itself, which calls them. A Sidecar's inbound ports come from the
+// selectors of Services (not from EndpointSlices), so that the listener exists before the Pod is ready.
+
+pub mod egress;
+pub mod gateways;
+pub mod ingress;
+pub mod local;
+pub mod proxy;
+pub mod sidecar;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
