@@ -28,7 +28,7 @@ use meshfed_api::peer::ServiceMeshPeerStatus;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::ProxyConfig;
 
-use crate::discovery::message::ServiceList;
+use crate::discovery::server::Exports;
 use crate::names::PeerName;
 use crate::world::ObjectKey;
 
@@ -45,7 +45,7 @@ pub struct Plan {
     /// Gateways that should exist, by name. All others that carry our label go.
     pub gateways: BTreeMap<String, Arc<GatewayPlan>>,
     /// What each peer that may be talked to gets to see.
-    pub exports: BTreeMap<PeerName, Arc<ServiceList>>,
+    pub exports: BTreeMap<PeerName, Arc<Exports>>,
     /// Whom to ask for exports, and how.
     pub discovery: BTreeMap<PeerName, Arc<DiscoveryTarget>>,
     /// Which ingress gateway may ask for which peer's list.

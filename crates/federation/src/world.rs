@@ -16,7 +16,8 @@ use meshfed_api::{
 };
 use meshfed_pki::TrustDomain;
 
-use crate::discovery::message::ServiceList;
+use crate::discovery::client::RemoteState;
+use crate::discovery::server::SourceStatus;
 
 /// Label on the Service and the Pod of a gateway: the gateway's name.
 pub const GATEWAY_LABEL: &str = "meshfed.io/gateway";
@@ -120,36 +121,8 @@ pub struct GatewayState {
 /// Both directions of discovery with one peer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PeerState {
-    /// Our connection to the peer.
-    pub watch: WatchState,
+    /// What we know of the peer, from our connection to it.
+    pub remote: Arc<RemoteState>,
     /// The peer's connections to us.
-    pub watchers: Vec<WatcherState>,
-    /// The peer's exports as last believed; `None` before the first list.
-    pub services: Option<Arc<ServiceList>>,
-    /// Why what the peer last sent was not believed.
-    pub problem: Option<String>,
-}
-
-/// Our connection to a peer's control plane.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WatchState {
-    pub connected: bool,
-    pub last_connected: Option<Timestamp>,
-    pub last_disconnect: Option<Timestamp>,
-    /// Status line or error of the last attempt that failed.
-    pub last_disconnect_status: Option<String>,
-    pub last_event: Option<Timestamp>,
-    pub last_full_sync: Option<Timestamp>,
-}
-
-/// A connection of a peer's control plane to us.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WatcherState {
-    /// Where it comes from.
-    pub source: String,
-    pub connected: bool,
-    pub last_connected: Option<Timestamp>,
-    pub last_disconnect: Option<Timestamp>,
-    pub last_event: Option<Timestamp>,
-    pub last_full_sync: Option<Timestamp>,
+    pub watchers: Vec<SourceStatus>,
 }
