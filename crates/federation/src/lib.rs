@@ -6,7 +6,9 @@
 //!   actions out.
 
 pub mod discovery;
+pub mod moment;
 pub mod names;
 pub mod plan;
+pub mod protocol;
 pub mod rules;
 pub mod world;

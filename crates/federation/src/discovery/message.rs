@@ -22,9 +22,9 @@ pub struct Limits {
     pub services: usize,
     /// Bytes of one watch event. Default 1 MiB.
     pub event_bytes: usize,
-    /// Ports of one service. Default 256.
+    /// Ports of one service. Default 128.
     pub ports: usize,
-    /// Service accounts of one service. Default 256.
+    /// Service accounts of one service. Default 128.
     pub accounts: usize,
     /// Bytes of one text. Default 2048, the longest SPIFFE id.
     pub text_bytes: usize,
@@ -36,8 +36,8 @@ impl Default for Limits {
             list_bytes: 64 << 20,
             services: 10_000,
             event_bytes: 1 << 20,
-            ports: 256,
-            accounts: 256,
+            ports: 128,
+            accounts: 128,
             text_bytes: 2048,
         }
     }

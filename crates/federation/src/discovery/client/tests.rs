@@ -1,0 +1,594 @@
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::discovery::checksum::{ListHash, Variant};
+use crate::discovery::message::{Service, ServiceList, ServicePort};
+use crate::discovery::server::{Exports, Server, ServerSettings, Take};
+use crate::names::ServiceKey;
+
+const OPEN: &str = "open watch";
+const LIST: &str = "get list";
+
+/// A client with a clock, and its requests by kind.
+struct Driver {
+    client: Client,
+    millis: u64,
+    watch: Option<RequestId>,
+    list: Option<RequestId>,
+}
+
+impl Driver {
+    fn new() -> Self {
+        Self::with(ClientSettings::default())
+    }
+
+    fn with(settings: ClientSettings) -> Self {
+        Self {
+            client: Client::new(settings, 1, Arc::default()),
+            millis: 0,
+            watch: None,
+            list: None,
+        }
+    }
+
+    fn now(&self) -> Moment {
+        let start: Timestamp = "2021-10-05T13:00:00Z".parse().unwrap();
+        Moment::after(start, Duration::from_millis(self.millis))
+    }
+
+    /// What was asked for, in words.
+    fn note(&mut self, actions: Vec<Action>) -> Vec<&'static str> {
+        let mut asked = Vec::new();
+        for action in actions {
+            match action {
+                Action::OpenWatch(id) => {
+                    self.watch = Some(id);
+                    asked.push(OPEN);
+                }
+                Action::GetList(id) => {
+                    self.list = Some(id);
+                    asked.push(LIST);
+                }
+                Action::Cancel(_) => asked.push("cancel"),
+                Action::Changed { .. } => {}
+            }
+        }
+        asked
+    }
+
+    fn after(&mut self, millis: u64) -> Vec<&'static str> {
+        self.millis += millis;
+        let actions = self.client.tick(self.now());
+        self.note(actions)
+    }
+
+    /// Lets time pass until something is asked for; returns the milliseconds and what it is.
+    fn until_asked(&mut self) -> (u64, Vec<&'static str>) {
+        let start = self.millis;
+        loop {
+            let wake_at = self.client.wake_at();
+            assert_ne!(wake_at, Duration::MAX, "nothing will ever be asked for");
+            self.millis = self.millis.max(wake_at.as_millis() as u64 + 1);
+            let asked = self.after(0);
+            if !asked.is_empty() {
+                return (self.millis - start, asked);
+            }
+        }
+    }
+
+    fn opened(&mut self) -> Vec<&'static str> {
+        let actions = self.client.watch_opened(self.watch.unwrap(), self.now());
+        self.note(actions)
+    }
+
+    fn event(&mut self, event: &WatchEvent) -> Vec<&'static str> {
+        self.bytes(&event.encode())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Vec<&'static str> {
+        let actions = self
+            .client
+            .watch_data(self.watch.unwrap(), bytes, self.now());
+        self.note(actions)
+    }
+
+    fn watch_ends(&mut self, failure: Option<&Failure>) -> Vec<&'static str> {
+        let actions = self
+            .client
+            .watch_closed(self.watch.unwrap(), failure, self.now());
+        self.note(actions)
+    }
+
+    fn listed(&mut self, document: &[u8]) -> Vec<&'static str> {
+        let id = self.list.unwrap();
+        for chunk in document.chunks(100) {
+            let actions = self.client.list_data(id, chunk, self.now());
+            assert_eq!(self.note(actions), [""; 0]);
+        }
+        let actions = self.client.list_done(id, None, self.now());
+        self.note(actions)
+    }
+
+    fn list_fails(&mut self, failure: &Failure) -> Vec<&'static str> {
+        let actions = self
+            .client
+            .list_done(self.list.unwrap(), Some(failure), self.now());
+        self.note(actions)
+    }
+
+    fn connected_with(names: &[&str]) -> Self {
+        let mut driver = Self::new();
+        driver.after(0);
+        driver.opened();
+        driver.listed(&list(names).encode());
+        assert_eq!(driver.names(), names);
+        driver
+    }
+
+    fn names(&self) -> Vec<&str> {
+        let services = self.client.state().services.iter();
+        services.map(|s| s.key.name.as_str()).collect()
+    }
+}
+
+fn service(name: &str) -> Service {
+    Service {
+        name: name.into(),
+        namespace: "a".into(),
+        hostname: format!("{name}.a.svc.green-exports.local"),
+        ports: vec![ServicePort {
+            name: "http".into(),
+            port: 80,
+            protocol: "HTTP".into(),
+        }],
+        accounts: Vec::new(),
+    }
+}
+
+fn list(names: &[&str]) -> ServiceList {
+    ServiceList::new(names.iter().map(|name| service(name)).collect())
+}
+
+/// An event after which the list is `then`.
+fn event(action: EventAction, name: &str, then: &[&str]) -> WatchEvent {
+    WatchEvent {
+        action,
+        service: Some(service(name)),
+        checksum: list(then).checksum,
+    }
+}
+
+fn unavailable() -> Failure {
+    Failure::Status(503, "Service Unavailable".into())
+}
+
+fn bad_request() -> Failure {
+    Failure::Status(400, "Bad Request".into())
+}
+
+fn refused() -> Failure {
+    Failure::Transport("connection refused".into())
+}
+
+#[test]
+fn the_list_is_asked_for_only_after_the_watch_is_open_and_then_every_60_s() {
+    let mut driver = Driver::new();
+    assert_eq!(driver.after(0), [OPEN]);
+    assert_eq!(driver.after(5000), [""; 0]);
+    assert_eq!(driver.opened(), [LIST]);
+    assert_eq!(driver.listed(&list(&["x"]).encode()), [""; 0]);
+    let state = driver.client.state();
+    assert!(state.watch.connected && state.list_checksum_agrees);
+    assert_eq!(state.last_full_sync, Some(driver.now().wall));
+    assert_eq!(driver.names(), ["x"]);
+    assert_eq!(driver.after(59_999), [""; 0]);
+    assert_eq!(driver.after(1), [LIST]);
+}
+
+#[test]
+fn events_change_the_list_without_asking_for_it() {
+    let mut driver = Driver::connected_with(&["x"]);
+    let changes = [
+        event(EventAction::Add, "y", &["x", "y"]),
+        event(EventAction::Update, "y", &["x", "y"]),
+        event(EventAction::Delete, "x", &["y"]),
+    ];
+    for change in &changes {
+        assert_eq!(driver.event(change), [""; 0]);
+    }
+    assert_eq!(driver.names(), ["y"]);
+    assert_eq!(
+        driver.client.state().watch.last_event,
+        Some(driver.now().wall)
+    );
+}
+
+#[test]
+fn a_checksum_that_differs_asks_for_the_list_but_not_in_a_tight_loop() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(2000);
+    let wrong = event(EventAction::Add, "y", &["x", "y", "z"]);
+    assert_eq!(driver.event(&wrong), [LIST]);
+    assert_eq!(driver.names(), ["x", "y"]);
+    assert_eq!(driver.listed(&list(&["x", "y", "z"]).encode()), [""; 0]);
+    assert_eq!(driver.names(), ["x", "y", "z"]);
+    let wrong = event(EventAction::Add, "w", &["x"]);
+    assert_eq!(driver.event(&wrong), [""; 0]);
+    assert_eq!(driver.until_asked(), (1001, vec![LIST]));
+}
+
+#[test]
+fn an_event_without_a_service_asks_for_the_list() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(2000);
+    assert_eq!(driver.bytes(b"{\"checksum\":0}\r\n"), [LIST]);
+}
+
+#[test]
+fn an_unknown_action_is_ignored() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(2000);
+    let unknown = event(EventAction::Other("drain".into()), "x", &[]);
+    assert_eq!(driver.event(&unknown), [""; 0]);
+    assert_eq!(driver.names(), ["x"]);
+}
+
+#[test]
+fn the_older_form_of_the_checksum_is_no_mismatch() {
+    let mut driver = Driver::new();
+    driver.after(0);
+    driver.opened();
+    let older =
+        |names: &[&str]| ListHash::of(&list(names).services).checksum(Variant::GatewayEndpoints);
+    let first = ServiceList {
+        checksum: older(&["x"]),
+        ..list(&["x"])
+    };
+    driver.listed(&first.encode());
+    assert!(driver.client.state().list_checksum_agrees);
+    driver.after(2000);
+    let add = WatchEvent {
+        checksum: older(&["x", "y"]),
+        ..event(EventAction::Add, "y", &[])
+    };
+    assert_eq!(driver.event(&add), [""; 0]);
+    assert_eq!(driver.names(), ["x", "y"]);
+}
+
+#[test]
+fn an_event_that_overtakes_a_list_is_not_lost() {
+    let mut driver = Driver::connected_with(&["x"]);
+    assert_eq!(driver.after(60_000), [LIST]);
+    driver.event(&event(EventAction::Add, "y", &["x", "y"]));
+    driver.event(&event(EventAction::Delete, "x", &["y"]));
+    assert_eq!(driver.listed(&list(&["x"]).encode()), [""; 0]);
+    assert_eq!(driver.names(), ["y"]);
+}
+
+#[test]
+fn an_event_that_a_list_already_has_is_not_applied_again() {
+    let mut driver = Driver::connected_with(&["x"]);
+    assert_eq!(driver.after(60_000), [LIST]);
+    driver.event(&event(EventAction::Add, "y", &["x", "y"]));
+    driver.event(&event(EventAction::Delete, "y", &["x"]));
+    driver.event(&event(EventAction::Add, "z", &["x", "z"]));
+    assert_eq!(driver.listed(&list(&["x"]).encode()), [""; 0]);
+    assert_eq!(driver.names(), ["x", "z"]);
+}
+
+#[test]
+fn a_watch_that_fails_is_opened_again_later_and_later() {
+    let mut driver = Driver::new();
+    driver.after(0);
+    for attempt in 0..7 {
+        driver.watch_ends(Some(&unavailable()));
+        let status = driver.client.state().watch.last_disconnect_status.clone();
+        assert_eq!(status.unwrap(), "503 Service Unavailable");
+        let (waited, asked) = driver.until_asked();
+        assert_eq!(asked, [OPEN]);
+        let expected = 500.0 * 1.5_f64.powi(attempt);
+        let range = (expected * 0.5) as u64..=(expected * 1.5) as u64 + 1;
+        assert!(range.contains(&waited), "{waited} not in {range:?}");
+    }
+    assert_eq!(driver.client.state().watch.last_disconnect, None);
+    driver.opened();
+    driver.watch_ends(Some(&refused()));
+    assert!(driver.client.state().watch.last_disconnect.is_some());
+    let waited = driver.client.wake_at() - driver.now().elapsed;
+    assert!(waited <= Duration::from_millis(751));
+}
+
+#[test]
+fn a_watch_that_ends_cleanly_is_reopened_at_once_unless_it_was_short() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(1000);
+    assert_eq!(driver.watch_ends(None), [OPEN]);
+    assert!(!driver.client.state().watch.connected);
+    driver.opened();
+    assert_eq!(driver.watch_ends(None), [""; 0]);
+    let (waited, _) = driver.until_asked();
+    assert!(waited >= 250, "{waited}");
+}
+
+#[test]
+fn a_watch_without_an_answer_is_given_up() {
+    let mut driver = Driver::new();
+    driver.after(0);
+    assert_eq!(driver.after(10_000), ["cancel"]);
+    assert_eq!(driver.until_asked().1, [OPEN]);
+}
+
+#[test]
+fn a_list_that_fails_is_asked_for_again_after_a_second() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    assert_eq!(driver.list_fails(&unavailable()), [""; 0]);
+    assert_eq!(driver.after(999), [""; 0]);
+    assert_eq!(driver.after(1), [LIST]);
+    assert_eq!(driver.names(), ["x"]);
+}
+
+#[test]
+fn a_slow_list_is_given_up() {
+    let mut driver = Driver::connected_with(&["x"]);
+    assert_eq!(driver.after(60_000), [LIST]);
+    let slow = driver.list.unwrap();
+    driver
+        .client
+        .list_data(slow, b"{\"checksum\"", driver.now());
+    assert_eq!(driver.after(60_000), ["cancel"]);
+    assert_eq!(driver.after(1000), [LIST]);
+    driver.client.list_data(slow, b":1}", driver.now());
+    driver.client.list_done(slow, None, driver.now());
+    assert_eq!(driver.names(), ["x"]);
+}
+
+#[test]
+fn a_lasting_400_withdraws_everything() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    let start = driver.millis;
+    while !driver.client.state().withdrawn {
+        assert_eq!(driver.names(), ["x"]);
+        driver.list_fails(&bad_request());
+        if !driver.client.state().withdrawn {
+            assert_eq!(driver.until_asked().1, [LIST]);
+        }
+        assert!(driver.millis - start < 12_000);
+    }
+    assert!(driver.millis - start >= 10_000);
+    assert_eq!(driver.names(), [""; 0]);
+    assert_eq!(driver.until_asked(), (60_000 + 1, vec![LIST]));
+    driver.listed(&list(&["y"]).encode());
+    assert!(!driver.client.state().withdrawn);
+    assert_eq!(driver.names(), ["y"]);
+}
+
+#[test]
+fn a_peer_that_is_away_or_fails_now_and_then_withdraws_nothing() {
+    for failures in [[refused(), refused()], [bad_request(), unavailable()]] {
+        let mut driver = Driver::connected_with(&["x"]);
+        driver.after(60_000);
+        for i in 0..100 {
+            driver.list_fails(&failures[i % 2]);
+            driver.until_asked();
+        }
+        assert_eq!(driver.names(), ["x"]);
+        assert!(!driver.client.state().withdrawn);
+    }
+}
+
+#[test]
+fn a_400_on_the_watch_makes_us_ask_whether_anything_is_exported() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(5000);
+    driver.watch_ends(Some(&refused()));
+    driver.until_asked();
+    assert_eq!(driver.watch_ends(Some(&bad_request())), [LIST]);
+}
+
+#[test]
+fn a_bad_list_keeps_the_last_good_one_and_says_why() {
+    let hostile = ServiceList::new(vec![Service {
+        hostname: "kubernetes.default.svc.cluster.local".into(),
+        ..service("x")
+    }]);
+    for bad in [&b"<html>"[..], &hostile.encode()] {
+        let mut driver = Driver::connected_with(&["x"]);
+        driver.after(60_000);
+        assert_eq!(driver.listed(bad), [""; 0]);
+        assert!(driver.client.state().error.is_some());
+        assert_eq!(driver.names(), ["x"]);
+        assert_eq!(driver.until_asked(), (60_001, vec![LIST]));
+        driver.listed(&list(&["y"]).encode());
+        assert_eq!(driver.client.state().error, None);
+        assert_eq!(driver.names(), ["y"]);
+    }
+}
+
+#[test]
+fn a_list_without_an_end_is_cut() {
+    let settings = ClientSettings {
+        limits: Limits {
+            list_bytes: 1000,
+            ..Limits::default()
+        },
+        ..ClientSettings::default()
+    };
+    let mut driver = Driver::with(settings);
+    driver.after(0);
+    driver.opened();
+    let id = driver.list.unwrap();
+    let cut = (0..20).any(|_| {
+        let actions = driver.client.list_data(id, &[b' '; 100], driver.now());
+        driver.note(actions) == ["cancel"]
+    });
+    assert!(cut);
+    assert_eq!(
+        driver.client.state().error,
+        Some(RemoteError::Unreadable(DecodeError::ListTooLong {
+            limit: 1000
+        }))
+    );
+}
+
+#[test]
+fn a_bad_event_keeps_what_was_good() {
+    let mut driver = Driver::connected_with(&["x"]);
+    let mut bad = event(EventAction::Add, "y", &["x", "y"]);
+    bad.service.as_mut().unwrap().hostname = "x.a.svc.cluster.local".into();
+    driver.event(&bad);
+    assert!(matches!(
+        driver.client.state().error,
+        Some(RemoteError::Refused(_))
+    ));
+    assert_eq!(driver.names(), ["x"]);
+    assert_eq!(driver.bytes(b"garbage"), ["cancel"]);
+    assert!(!driver.client.state().watch.connected);
+    assert_eq!(driver.names(), ["x"]);
+}
+
+#[test]
+fn a_suddenly_empty_list_is_believed_only_after_it_stayed_empty() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    driver.listed(&list(&[]).encode());
+    assert_eq!(driver.names(), ["x"]);
+    assert_eq!(
+        driver.client.state().error,
+        Some(RemoteError::SuddenlyEmpty)
+    );
+    assert_eq!(driver.until_asked(), (30_001, vec![LIST]));
+    driver.listed(&list(&[]).encode());
+    assert_eq!(driver.names(), [""; 0]);
+    assert_eq!(driver.client.state().error, None);
+}
+
+#[test]
+fn an_empty_list_is_believed_at_once_when_events_announced_it() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.event(&event(EventAction::Delete, "x", &[]));
+    assert_eq!(driver.names(), [""; 0]);
+    driver.after(60_000);
+    driver.listed(&list(&[]).encode());
+    assert_eq!(driver.client.state().error, None);
+}
+
+#[test]
+fn a_restart_dials_at_once_and_keeps_the_services() {
+    let mut driver = Driver::connected_with(&["x"]);
+    let old = driver.watch.unwrap();
+    let actions = driver.client.restart(driver.now());
+    assert_eq!(driver.note(actions), ["cancel", OPEN]);
+    assert_eq!(driver.names(), ["x"]);
+    driver.client.watch_data(old, b"garbage", driver.now());
+    assert_eq!(driver.opened(), [LIST]);
+}
+
+#[test]
+fn what_is_kept_on_disk_is_there_before_the_peer_is() {
+    let connected = Driver::connected_with(&["x"]);
+    let services = connected.client.state().services.clone();
+    let client = Client::new(ClientSettings::default(), 1, services.clone());
+    assert_eq!(client.state().services, services);
+}
+
+fn exports(names: &BTreeMap<usize, ()>) -> Arc<Exports> {
+    let named = names.keys().map(|i| ["v", "w", "x", "y", "z"][*i]);
+    Arc::new(
+        named
+            .map(|name| {
+                let key = ServiceKey::parse("a", name).unwrap();
+                (key, Arc::new(service(name)))
+            })
+            .collect(),
+    )
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Export(BTreeMap<usize, ()>),
+    /// The server makes the list that was asked for.
+    MakeList,
+    /// The list arrives.
+    ListArrives,
+    Events(usize),
+    WatchBreaks,
+    Wait(u64),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        proptest::collection::btree_map(0..5usize, Just(()), 0..5).prop_map(Step::Export),
+        Just(Step::MakeList),
+        Just(Step::ListArrives),
+        (1..4usize).prop_map(Step::Events),
+        Just(Step::WatchBreaks),
+        (1..3000u64).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_lost_or_late_the_client_ends_with_the_servers_list(
+        steps in proptest::collection::vec(any_step(), 0..40)
+    ) {
+        let mut driver = Driver::new();
+        let mut server = Server::new(ServerSettings::default());
+        let mut current = exports(&BTreeMap::new());
+        let mut feed = None;
+        let mut made: Option<(RequestId, Arc<[u8]>)> = None;
+        let settle = [Step::Wait(100_000), Step::MakeList, Step::ListArrives];
+        let rounds = std::iter::repeat_n(settle, 6).flatten();
+        driver.after(0);
+        for step in steps.into_iter().chain(rounds) {
+            if feed.is_none() && matches!(driver.client.watch, Watch::Opening { .. }) {
+                feed = Some(server.open_watch("10.0.0.1", driver.now()).0);
+                driver.opened();
+            }
+            match step {
+                Step::Export(names) => {
+                    current = exports(&names);
+                    server.set_exports(&current, driver.now());
+                }
+                Step::MakeList => {
+                    if let Some(id) = driver.list {
+                        made = Some((id, server.list("10.0.0.1", driver.now())));
+                    }
+                }
+                Step::ListArrives => {
+                    if let Some((id, document)) = made.take() {
+                        let actions = driver.client.list_data(id, &document, driver.now());
+                        driver.note(actions);
+                        let actions = driver.client.list_done(id, None, driver.now());
+                        driver.note(actions);
+                    }
+                }
+                Step::Events(count) => {
+                    for _ in 0..count {
+                        if let Some(Take::Event(bytes)) = feed.map(|id| server.take(id)) {
+                            driver.bytes(&bytes);
+                        }
+                    }
+                }
+                Step::WatchBreaks => {
+                    if let Some(id) = feed.take() {
+                        server.close_watch(id, driver.now());
+                        driver.watch_ends(Some(&refused()));
+                    }
+                }
+                Step::Wait(millis) => {
+                    driver.after(millis);
+                }
+            }
+        }
+        while let Some(Take::Event(bytes)) = feed.map(|id| server.take(id)) {
+            driver.bytes(&bytes);
+        }
+        let want: Vec<&str> = current.keys().map(|key| key.name.as_str()).collect();
+        prop_assert_eq!(driver.names(), want);
+    }
+}

@@ -1,0 +1,206 @@
+//! What a peer exports, checked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use meshfed_pki::SpiffeId;
+
+use super::checksum::{ListHash, service_hash};
+use super::message::{Limits, ReceivedList, Service, ServiceList};
+use crate::names::{ExportedHost, NameError, ServiceKey, clip};
+use crate::protocol::Protocol;
+
+/// Why an entry of a peer's list, and with it the whole list, is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RemoteFault {
+    #[error("the peer's entry {namespace:?}/{name:?} is refused: {error}")]
+    Name {
+        namespace: String,
+        name: String,
+        error: NameError,
+    },
+    #[error("the peer's service {0} has the port {1}, which is not between 1 and 65535")]
+    Port(ServiceKey, i64),
+    #[error("the peer lists {0} more than once")]
+    Duplicate(ServiceKey),
+    #[error("the peer's names end differently: some with {0}.local, some with {1}.local")]
+    TwoSuffixes(String, String),
+    #[error("the peer announces more than {limit} services")]
+    TooMany { limit: usize },
+    #[error("what the peer announces takes more than {limit} bytes")]
+    TooLarge { limit: usize },
+}
+
+/// One service of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteService {
+    /// The name and namespace that the peer gave it.
+    pub key: ServiceKey,
+    /// Its name in the SNI towards the peer, and in statuses.
+    pub host: ExportedHost,
+    pub ports: Vec<RemotePort>,
+    /// What its ingress presents, sorted, each once.
+    pub accounts: Vec<SpiffeId>,
+    /// How many of the accounts are no SPIFFE ids.
+    pub unreadable_accounts: usize,
+    wire: Service,
+    hash: u64,
+    size: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemotePort {
+    pub name: String,
+    pub number: u16,
+    pub protocol: Protocol,
+}
+
+impl RemoteService {
+    pub fn check(wire: Service) -> Result<Self, RemoteFault> {
+        let refused = |error| RemoteFault::Name {
+            namespace: clip(&wire.namespace),
+            name: clip(&wire.name),
+            error,
+        };
+        let key = ServiceKey::parse(&wire.namespace, &wire.name).map_err(refused)?;
+        let host = ExportedHost::from_peer(&wire.hostname, &key).map_err(refused)?;
+        let mut ports = Vec::with_capacity(wire.ports.len());
+        for port in &wire.ports {
+            let number = u16::try_from(port.port).ok().filter(|number| *number > 0);
+            ports.push(RemotePort {
+                name: port.name.clone(),
+                number: number.ok_or_else(|| RemoteFault::Port(key.clone(), port.port))?,
+                protocol: Protocol::parse(&port.protocol),
+            });
+        }
+        let mut accounts: Vec<SpiffeId> = wire
+            .accounts
+            .iter()
+            .filter_map(|a| a.parse().ok())
+            .collect();
+        let unreadable_accounts = wire.accounts.len() - accounts.len();
+        accounts.sort();
+        accounts.dedup();
+        Ok(Self {
+            key,
+            host,
+            ports,
+            accounts,
+            unreadable_accounts,
+            hash: service_hash(&wire),
+            size: json_size(&wire),
+            wire,
+        })
+    }
+}
+
+/// About as many bytes as its JSON has.
+fn json_size(wire: &Service) -> usize {
+    let ports = wire.ports.iter();
+    let accounts = wire.accounts.iter();
+    100 + wire.name.len()
+        + wire.namespace.len()
+        + wire.hostname.len()
+        + ports
+            .map(|p| 45 + p.name.len() + p.protocol.len())
+            .sum::<usize>()
+        + accounts.map(|a| 3 + a.len()).sum::<usize>()
+}
+
+/// All services of a peer, with the checksum of the list that they make.
+///
+/// A copy shares the entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RemoteServices {
+    services: BTreeMap<ServiceKey, Arc<RemoteService>>,
+    hash: ListHash,
+    size: usize,
+}
+
+impl RemoteServices {
+    /// # Errors
+    /// One entry that is refused refuses the list.
+    pub fn check(received: ReceivedList, limits: &Limits) -> Result<Self, RemoteFault> {
+        let mut all = Self::default();
+        for service in received.list.services {
+            let service = RemoteService::check(service)?;
+            if all.services.contains_key(&service.key) {
+                return Err(RemoteFault::Duplicate(service.key));
+            }
+            all.put(service, limits)?;
+        }
+        all.hash = received.hash;
+        Ok(all)
+    }
+
+    /// Adds a service or replaces the one of the same name. False if it was there as it is.
+    pub fn put(&mut self, service: RemoteService, limits: &Limits) -> Result<bool, RemoteFault> {
+        let old = self.services.get(&service.key);
+        if old.is_some_and(|old| **old == service) {
+            return Ok(false);
+        }
+        if let Some(other) = self.services.values().find(|s| s.key != service.key) {
+            let (had, has) = (other.host.exports_label(), service.host.exports_label());
+            if had != has {
+                return Err(RemoteFault::TwoSuffixes(had.to_owned(), has.to_owned()));
+            }
+        }
+        if old.is_none() && self.services.len() >= limits.services {
+            let limit = limits.services;
+            return Err(RemoteFault::TooMany { limit });
+        }
+        let size = self.size + service.size - old.map_or(0, |old| old.size);
+        if size > limits.list_bytes {
+            let limit = limits.list_bytes;
+            return Err(RemoteFault::TooLarge { limit });
+        }
+        self.size = size;
+        self.hash
+            .toggle(old.map_or(0, |old| old.hash) ^ service.hash);
+        self.services.insert(service.key.clone(), Arc::new(service));
+        Ok(true)
+    }
+
+    /// Removes the service of this name, as the peer wrote it. False if there is none.
+    pub fn remove(&mut self, namespace: &str, name: &str) -> bool {
+        let removed = ServiceKey::parse(namespace, name)
+            .ok()
+            .and_then(|key| self.services.remove(&key));
+        if let Some(removed) = &removed {
+            self.hash.toggle(removed.hash);
+            self.size -= removed.size;
+        }
+        removed.is_some()
+    }
+
+    /// Whether `checksum` is the one of this list, in the current or the older form.
+    pub fn agrees_with(&self, checksum: u64) -> bool {
+        self.hash.variant_of(checksum).is_some()
+    }
+
+    pub fn get(&self, key: &ServiceKey) -> Option<&Arc<RemoteService>> {
+        self.services.get(key)
+    }
+
+    /// In the order of namespace and name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<RemoteService>> {
+        self.services.values()
+    }
+
+    pub fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    /// The list as a document of the protocol, to be kept on disk and read back with
+    /// [`decode_list`](super::message::decode_list).
+    pub fn to_list(&self) -> ServiceList {
+        ServiceList::new(self.iter().map(|service| service.wire.clone()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

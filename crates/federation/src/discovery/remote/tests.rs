@@ -1,0 +1,135 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::discovery::message::{Limits, ServicePort, decode_list};
+
+fn wire(namespace: &str, name: &str, label: &str) -> Service {
+    Service {
+        name: name.into(),
+        namespace: namespace.into(),
+        hostname: format!("{name}.{namespace}.svc.{label}.local"),
+        ports: vec![ServicePort {
+            name: "http".into(),
+            port: 9080,
+            protocol: "HTTP".into(),
+        }],
+        accounts: vec!["spiffe://red.local/ns/red/sa/ingress".into(); 2],
+    }
+}
+
+fn check(services: Vec<Service>) -> Result<RemoteServices, RemoteFault> {
+    let document = ServiceList::new(services).encode();
+    RemoteServices::check(
+        decode_list(&document, &Limits::default()).unwrap(),
+        &Limits::default(),
+    )
+}
+
+#[test]
+fn a_good_list_is_taken_and_written_again_as_it_was() {
+    let list = ServiceList::new(vec![
+        wire("b", "y", "green-exports"),
+        wire("a", "x", "green-exports"),
+    ]);
+    let services = check(list.services.clone()).unwrap();
+    assert!(services.agrees_with(list.checksum));
+    assert_eq!(services.to_list(), list);
+    let x = services.iter().next().unwrap();
+    assert_eq!(x.key.to_string(), "a/x");
+    assert_eq!(x.accounts.len(), 1);
+    assert_eq!(x.ports[0].number, 9080);
+}
+
+#[test]
+fn one_bad_entry_refuses_the_list() {
+    let good = || wire("a", "x", "green-exports");
+    let with = |change: fn(&mut Service)| {
+        let mut bad = wire("b", "y", "green-exports");
+        change(&mut bad);
+        check(vec![good(), bad]).unwrap_err()
+    };
+    assert!(matches!(
+        with(|s| s.name = "Y".into()),
+        RemoteFault::Name { .. }
+    ));
+    assert!(matches!(
+        with(|s| s.namespace.clear()),
+        RemoteFault::Name { .. }
+    ));
+    assert!(matches!(
+        with(|s| s.hostname = "kubernetes.default.svc.cluster.local".into()),
+        RemoteFault::Name { .. }
+    ));
+    assert!(matches!(
+        with(|s| s.ports[0].port = 0),
+        RemoteFault::Port(_, 0)
+    ));
+    assert!(matches!(
+        with(|s| s.ports[0].port = 65536),
+        RemoteFault::Port(_, 65536)
+    ));
+    assert!(matches!(
+        with(|s| s.hostname = "y.b.svc.blue-exports.local".into()),
+        RemoteFault::TwoSuffixes(..)
+    ));
+    assert!(matches!(
+        check(vec![good(), good()]).unwrap_err(),
+        RemoteFault::Duplicate(_)
+    ));
+}
+
+#[test]
+fn an_account_that_is_no_spiffe_id_is_counted() {
+    let mut service = wire("a", "x", "green-exports");
+    service.accounts = vec!["".into(), "spiffe://red.local/ns/a/sa/b".into(), "x".into()];
+    let service = RemoteService::check(service).unwrap();
+    assert_eq!(service.accounts.len(), 1);
+    assert_eq!(service.unreadable_accounts, 2);
+}
+
+#[test]
+fn a_list_that_grows_by_events_is_limited_too() {
+    let limits = Limits {
+        services: 2,
+        list_bytes: 600,
+        ..Limits::default()
+    };
+    let mut services = RemoteServices::default();
+    let entry = |name: &str| RemoteService::check(wire("a", name, "green-exports")).unwrap();
+    assert_eq!(services.put(entry("x"), &limits), Ok(true));
+    assert_eq!(services.put(entry("x"), &limits), Ok(false));
+    let mut large = wire("a", "y", "green-exports");
+    large.accounts = vec!["x".repeat(500)];
+    let large = RemoteService::check(large).unwrap();
+    assert_eq!(
+        services.put(large, &limits),
+        Err(RemoteFault::TooLarge { limit: 600 })
+    );
+    assert_eq!(services.put(entry("y"), &limits), Ok(true));
+    assert_eq!(
+        services.put(entry("z"), &limits),
+        Err(RemoteFault::TooMany { limit: 2 })
+    );
+    assert!(services.remove("a", "y"));
+    assert!(!services.remove("a", "y"));
+    assert_eq!(services.put(entry("z"), &limits), Ok(true));
+}
+
+proptest! {
+    #[test]
+    fn the_checksum_follows_every_change(changes in proptest::collection::vec((any::<bool>(), 0..4usize, 1..4i64), 0..30)) {
+        let mut services = RemoteServices::default();
+        for (put, which, port) in changes {
+            let mut service = wire("a", ["w", "x", "y", "z"][which], "green-exports");
+            service.ports[0].port = port;
+            if put {
+                services.put(RemoteService::check(service).unwrap(), &Limits::default()).unwrap();
+            } else {
+                services.remove(&service.namespace, &service.name);
+            }
+            let list = services.to_list();
+            prop_assert!(services.agrees_with(list.checksum));
+            prop_assert_eq!(&check(list.services).unwrap(), &services);
+        }
+    }
+}

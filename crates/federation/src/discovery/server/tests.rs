@@ -1,0 +1,208 @@
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::discovery::message::{EventDecoder, Limits, ServicePort, decode_list};
+use crate::discovery::remote::{RemoteService, RemoteServices};
+
+fn at(seconds: u64) -> Moment {
+    let start: Timestamp = "2021-10-05T13:00:00Z".parse().unwrap();
+    Moment::after(start, Duration::from_secs(seconds))
+}
+
+fn export(name: &str, port: i64) -> (ServiceKey, Arc<Service>) {
+    let service = Service {
+        name: name.into(),
+        namespace: "a".into(),
+        hostname: format!("{name}.a.svc.green-exports.local"),
+        ports: vec![ServicePort {
+            name: "http".into(),
+            port,
+            protocol: "HTTP".into(),
+        }],
+        accounts: Vec::new(),
+    };
+    (ServiceKey::parse("a", name).unwrap(), Arc::new(service))
+}
+
+fn exports(of: &[(&str, i64)]) -> Arc<Exports> {
+    Arc::new(of.iter().map(|(name, port)| export(name, *port)).collect())
+}
+
+fn drain(server: &mut Server, id: WatchId) -> Vec<WatchEvent> {
+    let mut decoder = EventDecoder::new(Limits::default());
+    let mut events = Vec::new();
+    while let Take::Event(bytes) = server.take(id) {
+        decoder.push(&bytes, &mut events).unwrap();
+    }
+    events
+}
+
+fn briefly(events: &[WatchEvent]) -> Vec<String> {
+    let name = |e: &WatchEvent| e.service.as_ref().unwrap().name.clone();
+    events
+        .iter()
+        .map(|e| format!("{} {}", e.action.as_str(), name(e)))
+        .collect()
+}
+
+#[test]
+fn a_watch_has_no_initial_event_and_then_every_change() {
+    let mut server = Server::new(ServerSettings::default());
+    server.set_exports(&exports(&[("x", 1), ("y", 1)]), at(0));
+    let (watch, _) = server.open_watch("10.0.0.1", at(1));
+    assert_eq!(server.take(watch), Take::Nothing);
+    let woken = server.set_exports(&exports(&[("y", 2), ("z", 1)]), at(2));
+    assert_eq!(woken, [watch]);
+    let events = drain(&mut server, watch);
+    assert_eq!(briefly(&events), ["delete x", "update y", "add z"]);
+    assert_eq!(events[2].checksum, server.checksum());
+    assert_eq!(events[0].service.as_ref().unwrap().ports[0].port, 1);
+}
+
+#[test]
+fn a_new_alias_is_a_delete_and_an_add() {
+    let mut server = Server::new(ServerSettings::default());
+    server.set_exports(&exports(&[("b", 1)]), at(0));
+    let (watch, _) = server.open_watch("10.0.0.1", at(1));
+    server.set_exports(&exports(&[("a", 1)]), at(2));
+    assert_eq!(briefly(&drain(&mut server, watch)), ["delete b", "add a"]);
+}
+
+#[test]
+fn nothing_is_sent_when_nothing_changed() {
+    let mut server = Server::new(ServerSettings::default());
+    server.set_exports(&exports(&[("x", 1)]), at(0));
+    server.open_watch("10.0.0.1", at(1));
+    assert!(server.set_exports(&exports(&[("x", 1)]), at(2)).is_empty());
+}
+
+#[test]
+fn the_list_is_the_current_one_sorted_by_host() {
+    let mut server = Server::new(ServerSettings::default());
+    let empty = server.list("10.0.0.1", at(0));
+    assert_eq!(&*empty, b"{\"checksum\":3035108133973235477}");
+    server.set_exports(&exports(&[("y", 1), ("x", 1)]), at(1));
+    let received = decode_list(&server.list("10.0.0.1", at(2)), &Limits::default()).unwrap();
+    let hosts: Vec<&str> = received
+        .list
+        .services
+        .iter()
+        .map(|s| &*s.hostname)
+        .collect();
+    assert_eq!(
+        hosts,
+        ["x.a.svc.green-exports.local", "y.a.svc.green-exports.local"]
+    );
+    assert_eq!(received.list.checksum, server.checksum());
+}
+
+#[test]
+fn a_watch_that_does_not_read_is_cut_off_and_holds_up_nobody() {
+    let settings = ServerSettings {
+        queue_bytes: 1000,
+        ..ServerSettings::default()
+    };
+    let mut server = Server::new(settings);
+    let (stuck, _) = server.open_watch("10.0.0.1", at(0));
+    let (reading, _) = server.open_watch("10.0.0.2", at(0));
+    for port in 1..20 {
+        server.set_exports(&exports(&[("x", port)]), at(1));
+        assert_eq!(drain(&mut server, reading).len(), 1);
+    }
+    assert_eq!(server.take(stuck), Take::Closed);
+    let statuses = server.sources(at(1));
+    assert!(!statuses[0].connected);
+    assert!(statuses[1].connected);
+}
+
+#[test]
+fn the_oldest_watch_makes_room_for_a_new_one() {
+    let settings = ServerSettings {
+        watches: 2,
+        ..ServerSettings::default()
+    };
+    let mut server = Server::new(settings);
+    let (first, evicted) = server.open_watch("10.0.0.1", at(0));
+    assert_eq!(evicted, None);
+    let (second, _) = server.open_watch("10.0.0.1", at(0));
+    let (_, evicted) = server.open_watch("10.0.0.1", at(0));
+    assert_eq!(evicted, Some(first));
+    assert_eq!(server.take(first), Take::Closed);
+    assert_eq!(server.take(second), Take::Nothing);
+}
+
+#[test]
+fn a_source_is_shown_until_it_has_been_away_for_five_minutes() {
+    let mut server = Server::new(ServerSettings::default());
+    let (watch, _) = server.open_watch("10.128.2.149", at(0));
+    server.list("10.128.2.149", at(1));
+    let now = at(1000);
+    let status = &server.sources(now)[0];
+    assert!(status.connected);
+    assert_eq!(status.source, "10.128.2.149");
+    assert_eq!(status.last_connected, Some(at(0).wall));
+    assert_eq!(status.last_full_sync, Some(at(1).wall));
+    server.close_watch(watch, now);
+    assert_eq!(server.sources(now)[0].last_disconnect, Some(now.wall));
+    assert!(!server.sources(at(1300))[0].connected);
+    assert!(server.sources(at(1301)).is_empty());
+}
+
+#[test]
+fn a_peer_cannot_fill_our_memory_with_sources() {
+    let mut server = Server::new(ServerSettings::default());
+    let (_kept, _) = server.open_watch("10.0.0.1", at(0));
+    for i in 0..1000 {
+        server.list(&format!("10.1.{}.{}", i / 250, i % 250), at(1));
+    }
+    let statuses = server.sources(at(1));
+    assert_eq!(statuses.len(), 32);
+    assert!(
+        statuses
+            .iter()
+            .any(|s| s.source == "10.0.0.1" && s.connected)
+    );
+}
+
+#[test]
+fn the_source_is_the_first_forwarded_address_else_that_of_the_connection() {
+    let connection: IpAddr = "127.0.0.9".parse().unwrap();
+    let of = |header| source_of(header, connection);
+    assert_eq!(of(Some(" 10.0.0.1 , 10.0.0.2")), "10.0.0.1");
+    assert_eq!(of(Some("")), "127.0.0.9");
+    assert_eq!(of(Some("<script>")), "127.0.0.9");
+    assert_eq!(of(None), "127.0.0.9");
+}
+
+proptest! {
+    #[test]
+    fn whoever_applies_the_events_has_the_list(
+        steps in proptest::collection::vec(proptest::collection::btree_map(0..5usize, 1..4i64, 0..5), 1..10)
+    ) {
+        let mut server = Server::new(ServerSettings::default());
+        let (watch, _) = server.open_watch("10.0.0.1", at(0));
+        let mut copy = RemoteServices::default();
+        for step in steps {
+            let now: Exports = step
+                .iter()
+                .map(|(which, port)| export(["v", "w", "x", "y", "z"][*which], *port))
+                .collect();
+            server.set_exports(&Arc::new(now), at(1));
+            for event in drain(&mut server, watch) {
+                let service = event.service.unwrap();
+                if event.action == Action::Delete {
+                    copy.remove(&service.namespace, &service.name);
+                } else {
+                    copy.put(RemoteService::check(service).unwrap(), &Limits::default()).unwrap();
+                }
+                prop_assert!(copy.agrees_with(event.checksum));
+            }
+            let list = decode_list(&server.list("x", at(1)), &Limits::default()).unwrap();
+            prop_assert_eq!(&RemoteServices::check(list, &Limits::default()).unwrap(), &copy);
+        }
+    }
+}
