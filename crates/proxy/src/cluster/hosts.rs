@@ -1,0 +1,218 @@
+//! The endpoints of a cluster and the choice among them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use meshfed_proxy_config::{Endpoint, Endpoints, OutlierDetection};
+
+use super::pool::HostPool;
+use crate::random;
+
+/// One endpoint as a cluster sees it. Lives on while the address stays, so that what is known of
+/// it survives a change of the others.
+pub(crate) struct Host {
+    pub(crate) endpoint: Endpoint,
+    active: AtomicUsize,
+    health: Health,
+    pub(crate) pool: HostPool,
+}
+
+/// Passive health: what connections and requests have shown.
+struct Health {
+    epoch: Instant,
+    failures: AtomicU32,
+    /// Milliseconds since `epoch`; 0: never ejected.
+    ejected_until: AtomicU64,
+    ejections: AtomicU32,
+}
+
+/// A use of a host that counts as load until it is dropped.
+pub(crate) struct Load(Arc<Host>);
+
+impl Load {
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.0
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Host {
+    pub(crate) fn new(endpoint: Endpoint) -> Arc<Self> {
+        Arc::new(Self {
+            endpoint,
+            active: AtomicUsize::new(0),
+            health: Health {
+                epoch: Instant::now(),
+                failures: AtomicU32::new(0),
+                ejected_until: AtomicU64::new(0),
+                ejections: AtomicU32::new(0),
+            },
+            pool: HostPool::default(),
+        })
+    }
+
+    fn take(self: &Arc<Self>) -> Load {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Load(self.clone())
+    }
+
+    fn is_ejected(&self) -> bool {
+        self.health.ejected_until.load(Ordering::Relaxed) > self.health.now()
+    }
+
+    pub(crate) fn succeeded(&self) {
+        // Mostly it is zero already: then no cache line is taken from other threads.
+        if self.health.failures.load(Ordering::Relaxed) != 0 {
+            self.health.failures.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Health {
+    fn now(&self) -> u64 {
+        // Begins at 1, as 0 stands for "never".
+        self.epoch.elapsed().as_millis() as u64 + 1
+    }
+
+    /// The more often in a row, the longer; every healthy `interval` forgives one time.
+    fn eject(&self, policy: &OutlierDetection) {
+        let now = self.now();
+        let healthy = now.saturating_sub(self.ejected_until.load(Ordering::Relaxed));
+        let interval = (policy.interval.as_millis() as u64).max(1);
+        let forgiven = u32::try_from(healthy / interval).unwrap_or(u32::MAX);
+        let times = self
+            .ejections
+            .load(Ordering::Relaxed)
+            .saturating_sub(forgiven)
+            + 1;
+        self.ejections.store(times, Ordering::Relaxed);
+        let long = policy.base_ejection.saturating_mul(times).min(MAX_EJECTION);
+        self.ejected_until
+            .store(now + long.as_millis() as u64, Ordering::Relaxed);
+        self.failures.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The longest time that an endpoint is left out at once.
+const MAX_EJECTION: Duration = Duration::from_secs(300);
+
+/// The endpoints of a cluster, by priority. Immutable; a change makes a new one.
+#[derive(Default)]
+pub(crate) struct Hosts {
+    /// Highest priority first; none is empty.
+    priorities: Vec<Vec<Arc<Host>>>,
+}
+
+impl Hosts {
+    /// Takes over the hosts of `old` that are still there.
+    pub(crate) fn new(endpoints: &Endpoints, old: &Self) -> Self {
+        let mut known: HashMap<(SocketAddr, bool), Arc<Host>> = old
+            .all()
+            .map(|h| ((h.endpoint.address, h.endpoint.mesh_tls), h.clone()))
+            .collect();
+        let mut localities: Vec<_> = endpoints.localities.iter().collect();
+        localities.sort_by_key(|l| l.priority);
+        let mut priorities: Vec<(u32, Vec<Arc<Host>>)> = Vec::new();
+        for locality in localities.into_iter().filter(|l| !l.endpoints.is_empty()) {
+            let hosts = locality.endpoints.iter().map(|e| {
+                known
+                    .entry((e.address, e.mesh_tls))
+                    .or_insert_with(|| Host::new(e.clone()))
+                    .clone()
+            });
+            match priorities.last_mut() {
+                Some((priority, group)) if *priority == locality.priority => group.extend(hosts),
+                _ => priorities.push((locality.priority, hosts.collect())),
+            }
+        }
+        Self {
+            priorities: priorities.into_iter().map(|(_, group)| group).collect(),
+        }
+    }
+
+    /// A single group of addresses that all speak the cluster's TLS.
+    pub(crate) fn of_addresses(addresses: &[SocketAddr], old: &Self) -> Self {
+        let endpoints = addresses.iter().map(|address| Endpoint {
+            address: *address,
+            mesh_tls: true,
+        });
+        let endpoints = Endpoints {
+            localities: vec![meshfed_proxy_config::LocalityEndpoints {
+                endpoints: endpoints.collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        Self::new(&endpoints, old)
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.priorities.iter().flatten()
+    }
+
+    /// The less loaded of two random hosts of the best priority that has one which is neither
+    /// ejected nor `tried`. If all are ejected, ejections are ignored: a doubtful endpoint is
+    /// better than none.
+    pub(crate) fn pick(&self, tried: &[Arc<Host>]) -> Option<Load> {
+        let fresh = |h: &Host| !tried.iter().any(|t| std::ptr::eq(&**t, h));
+        let usable = |h: &Host| !h.is_ejected() && fresh(h);
+        let find = |test: &dyn Fn(&Host) -> bool| {
+            self.priorities
+                .iter()
+                .find_map(|group| two_choices(group, test))
+        };
+        find(&usable).or_else(|| find(&fresh)).map(Host::take)
+    }
+
+    /// Counts a failure of a host, and leaves the host out for a while if it fails too often.
+    pub(crate) fn failed(&self, host: &Arc<Host>, policy: Option<&OutlierDetection>) {
+        let Some(policy) = policy else { return };
+        let failures = host.health.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures < policy.consecutive_failures.max(1) || host.is_ejected() {
+            return;
+        }
+        let (mut ejected, mut total) = (1, 0);
+        for other in self.all() {
+            total += 1;
+            ejected += usize::from(other.is_ejected());
+        }
+        // One may always go, as with Envoy, or small clusters would never be protected.
+        if ejected == 1 || ejected * 100 <= total * policy.max_ejection_percent as usize {
+            host.health.eject(policy);
+        }
+    }
+}
+
+fn two_choices<'a>(group: &'a [Arc<Host>], test: &dyn Fn(&Host) -> bool) -> Option<&'a Arc<Host>> {
+    let load = |h: &Host| h.active.load(Ordering::Relaxed);
+    // A few draws find two usable hosts unless most are not; then all are looked at, from a
+    // random place on.
+    let draw = || Some(&group[random::below(group.len())]).filter(|h| test(h));
+    let mut found: Option<&Arc<Host>> = None;
+    for _ in 0..4 {
+        match (found, draw()) {
+            (None, next) => found = next,
+            (Some(first), Some(next)) => {
+                return Some(if load(next) < load(first) {
+                    next
+                } else {
+                    first
+                });
+            }
+            (Some(_), None) => {}
+        }
+    }
+    found.or_else(|| {
+        let start = random::below(group.len());
+        let (tail, head) = group.split_at(start);
+        head.iter().chain(tail).find(|h| test(h))
+    })
+}

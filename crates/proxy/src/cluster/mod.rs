@@ -1,0 +1,203 @@
+//! Clusters: endpoints that are equal for routing, and connections to them.
+
+mod connect;
+mod dns;
+mod hosts;
+mod pool;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use meshfed_pki::{ClientTls, IdentityCell, TrustStore, client_config};
+use meshfed_proxy_config::{Cluster as Config, Discovery, Endpoints, ServerIds, UpstreamTls};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+pub(crate) use connect::{Failure, connect};
+use hosts::Hosts;
+pub(crate) use pool::{Exchange, Lease, send};
+
+use crate::cut::{Cut, CutSet};
+use crate::trust::{Judge, Proof};
+
+/// Why a cluster makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    #[error("the SNI {0:?} is not a DNS name that TLS can send")]
+    Sni(String),
+    #[error("the connect timeout is zero")]
+    ConnectTimeout,
+}
+
+/// Connections through a cluster, judged by what the endpoint showed; `None` for plain ones.
+pub(crate) type Users = CutSet<Option<Arc<Proof>>>;
+
+/// A cluster in use. Readers hold it as long as they need it, also past its replacement.
+pub(crate) struct Cluster {
+    pub(crate) name: Arc<str>,
+    pub(crate) config: Arc<Config>,
+    hosts: ArcSwap<Hosts>,
+    sni: Option<ServerName<'static>>,
+    tls: ArcSwapOption<MadeTls>,
+    pub(crate) users: Arc<Users>,
+    resolver: OnceLock<dns::Resolving>,
+}
+
+/// A rustls configuration and the roots that it was made from.
+struct MadeTls {
+    trust: Arc<TrustStore>,
+    config: Arc<ClientConfig>,
+}
+
+impl Cluster {
+    /// Makes a cluster that takes over from `old` what is still true: hosts with their load and
+    /// health, idle connections, and the connections in use that the new settings still accept.
+    ///
+    /// Must run inside a tokio runtime if the cluster resolves names.
+    pub(crate) fn new(
+        config: Arc<Config>,
+        endpoints: Option<&Endpoints>,
+        old: Option<&Self>,
+    ) -> Result<Arc<Self>, ClusterError> {
+        if config.connect_timeout.is_zero() {
+            return Err(ClusterError::ConnectTimeout);
+        }
+        let sni = match config.tls.as_ref().and_then(|t| t.sni.as_ref()) {
+            Some(sni) => Some(
+                ServerName::try_from(sni.clone()).map_err(|_| ClusterError::Sni(sni.clone()))?,
+            ),
+            None => None,
+        };
+        let same_wire =
+            |o: &&Self| o.config.tls == config.tls && o.config.protocol == config.protocol;
+        let known = old.filter(same_wire);
+        let before = known.map(|o| o.hosts.load_full()).unwrap_or_default();
+        let hosts = match &config.discovery {
+            Discovery::Eds(_) => match endpoints {
+                Some(endpoints) => Arc::new(Hosts::new(endpoints, &before)),
+                None => Arc::default(),
+            },
+            Discovery::Static(addresses) => Arc::new(Hosts::of_addresses(addresses, &before)),
+            // Until the first answer, the old addresses are better than none.
+            Discovery::Dns(_) => before,
+        };
+        let cluster = Arc::new(Self {
+            name: config.name.as_str().into(),
+            hosts: ArcSwap::new(hosts),
+            sni,
+            tls: ArcSwapOption::new(known.and_then(|o| o.tls.load_full())),
+            users: old.map_or_else(CutSet::new, |o| o.users.clone()),
+            resolver: OnceLock::new(),
+            config,
+        });
+        if let Discovery::Dns(names) = &cluster.config.discovery {
+            let task = dns::Resolving::start(names.clone(), Arc::downgrade(&cluster));
+            // Empty until here.
+            let _ = cluster.resolver.set(task);
+        }
+        if let Some(old) = old {
+            old.retire_missing(&cluster.hosts.load());
+        }
+        Ok(cluster)
+    }
+
+    pub(crate) fn set_endpoints(&self, endpoints: &Endpoints) {
+        self.set_hosts(|old| Hosts::new(endpoints, old));
+    }
+
+    fn set_addresses(&self, addresses: &[SocketAddr]) {
+        self.set_hosts(|old| Hosts::of_addresses(addresses, old));
+    }
+
+    fn set_hosts(&self, make: impl FnOnce(&Hosts) -> Hosts) {
+        let old = self.hosts.load_full();
+        let new = Arc::new(make(&old));
+        self.hosts.store(new.clone());
+        close_missing(&old, &new);
+    }
+
+    fn hosts(&self) -> arc_swap::Guard<Arc<Hosts>> {
+        self.hosts.load()
+    }
+
+    fn retire_missing(&self, new: &Hosts) {
+        close_missing(&self.hosts.load(), new);
+    }
+
+    /// Ends everything that goes through the cluster, now and later.
+    pub(crate) fn remove(&self) {
+        self.users.close(Cut::ClusterRemoved);
+        close_missing(&self.hosts.load(), &Hosts::default());
+    }
+
+    /// Cuts the connections that today's settings and roots would not make. `before` are the
+    /// settings that they were made with.
+    pub(crate) fn judge_users(
+        &self,
+        before: Option<&UpstreamTls>,
+        trust: Option<&Arc<TrustStore>>,
+    ) {
+        let now = self.config.tls.as_ref();
+        let mut judge = Judge::default();
+        self.users.sweep(|proof| match (before, now, proof) {
+            (None, None, _) => None,
+            (Some(before), Some(now), _) if before.sni != now.sni => Some(Cut::ClusterRemoved),
+            // Plain, as the endpoint has no TLS.
+            (Some(_), Some(_), None) => None,
+            (Some(_), Some(now), Some(proof)) if !accepts(&now.server, proof) => {
+                Some(Cut::ClusterRemoved)
+            }
+            (Some(_), Some(_), Some(proof)) => match trust {
+                Some(trust) if judge.holds(proof, trust) => None,
+                _ => Some(Cut::TrustRemoved),
+            },
+            (None, Some(_), _) | (Some(_), None, _) => Some(Cut::ClusterRemoved),
+        });
+    }
+
+    /// The rustls configuration for these roots, made at the first use and kept until the cluster
+    /// or the roots change.
+    fn client_config(
+        &self,
+        tls: &UpstreamTls,
+        trust: &Arc<TrustStore>,
+        identity: &Arc<IdentityCell>,
+    ) -> Result<Arc<ClientConfig>, meshfed_pki::TlsConfigError> {
+        if let Some(made) = &*self.tls.load()
+            && Arc::ptr_eq(&made.trust, trust)
+        {
+            return Ok(made.config.clone());
+        }
+        let config = client_config(ClientTls {
+            identity: identity.clone(),
+            trust: trust.clone(),
+            server: match &tls.server {
+                ServerIds::OneOf(ids) => meshfed_pki::ServerIds::OneOf(ids.clone()),
+                ServerIds::AnyOf(domain) => meshfed_pki::ServerIds::AnyOf(domain.clone()),
+            },
+            alpn: tls.alpn.clone(),
+        })?;
+        self.tls.store(Some(Arc::new(MadeTls {
+            trust: trust.clone(),
+            config: config.clone(),
+        })));
+        Ok(config)
+    }
+}
+
+fn accepts(server: &ServerIds, proof: &Proof) -> bool {
+    match server {
+        ServerIds::OneOf(ids) => ids.contains(&proof.id),
+        ServerIds::AnyOf(domain) => proof.id.trust_domain() == domain,
+    }
+}
+
+/// Idle connections to hosts that are gone are of no more use.
+fn close_missing(old: &Hosts, new: &Hosts) {
+    for host in old.all() {
+        if !new.all().any(|kept| Arc::ptr_eq(kept, host)) {
+            host.pool.close();
+        }
+    }
+}

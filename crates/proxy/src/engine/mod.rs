@@ -1,0 +1,25 @@
+//! What the proxy has been told, and how it gets from one configuration to the next.
+
+mod apply;
+mod chains;
+
+use std::sync::Arc;
+
+use meshfed_pki::IdentityCell;
+
+pub use apply::{Change, Engine, EngineOptions, Rejection, RejectionCause};
+pub use chains::ChainsError;
+pub(crate) use chains::{Chain, Chains, allowed};
+
+use crate::cluster::Cluster;
+use crate::http::RouteIndex;
+use crate::shards::Shards;
+use crate::trust::Trust;
+
+/// What connections look up. Written by the [`Engine`] alone.
+pub(crate) struct Tables {
+    pub(crate) identity: Arc<IdentityCell>,
+    pub(crate) clusters: Shards<Cluster>,
+    pub(crate) routes: Shards<RouteIndex>,
+    pub(crate) trust: Shards<Trust>,
+}

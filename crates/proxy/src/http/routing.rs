@@ -1,0 +1,217 @@
+//! Virtual hosts and routes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+use meshfed_proxy_config::{HeaderMatch, PathMatch, Route, RouteTable, VirtualHost};
+
+/// Why a route table makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    #[error(
+        "virtual hosts {first:?} and {second:?} of table {table:?} both have the domain {domain:?}"
+    )]
+    SameDomain {
+        table: String,
+        first: String,
+        second: String,
+        domain: String,
+    },
+}
+
+/// A route table with an index over its domains.
+pub(crate) struct RouteIndex {
+    table: Arc<RouteTable>,
+    by_domain: HashMap<String, usize>,
+    any: Option<usize>,
+}
+
+impl RouteIndex {
+    pub(crate) fn new(table: Arc<RouteTable>) -> Result<Self, RouteError> {
+        let mut by_domain = HashMap::new();
+        for (index, host) in table.hosts.iter().enumerate() {
+            for domain in &host.domains {
+                let domain = domain.to_ascii_lowercase();
+                if let Some(first) = by_domain.insert(domain.clone(), index)
+                    && first != index
+                {
+                    return Err(RouteError::SameDomain {
+                        table: table.name.clone(),
+                        first: table.hosts[first].name.clone(),
+                        second: host.name.clone(),
+                        domain,
+                    });
+                }
+            }
+        }
+        let any = by_domain.remove("*");
+        Ok(Self {
+            table,
+            by_domain,
+            any,
+        })
+    }
+
+    fn host(&self, authority: &str) -> Option<&VirtualHost> {
+        let found = if authority.bytes().any(|b| b.is_ascii_uppercase()) {
+            self.by_domain.get(&authority.to_ascii_lowercase())
+        } else {
+            self.by_domain.get(authority)
+        };
+        found.copied().or(self.any).map(|i| &self.table.hosts[i])
+    }
+
+    /// The first route of the authority's virtual host that matches.
+    pub(crate) fn find(
+        &self,
+        method: &Method,
+        authority: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<&Route> {
+        self.host(authority)?.routes.iter().find(|route| {
+            let path = match &route.path {
+                PathMatch::Connect => method == Method::CONNECT,
+                _ if method == Method::CONNECT => false,
+                PathMatch::Exact(exact) => path == exact,
+                PathMatch::Prefix(prefix) => path.starts_with(prefix.as_str()),
+            };
+            path && route.headers.iter().all(|m| header_matches(m, headers))
+        })
+    }
+}
+
+fn header_matches(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
+    let (HeaderMatch::Exact { name, .. } | HeaderMatch::Suffix { name, .. }) = wanted;
+    let mut values = headers.get_all(name.as_str()).iter();
+    let Some(first) = values.next() else {
+        return false;
+    };
+    let test = |value: &[u8]| match wanted {
+        HeaderMatch::Exact { value: wanted, .. } => value == wanted.as_bytes(),
+        HeaderMatch::Suffix { value: wanted, .. } => value.ends_with(wanted.as_bytes()),
+    };
+    let mut rest = values.peekable();
+    if rest.peek().is_none() {
+        return test(first.as_bytes());
+    }
+    // Several fields of one name are one list.
+    let mut list = first.as_bytes().to_vec();
+    for value in rest {
+        list.push(b',');
+        list.extend_from_slice(value.as_bytes());
+    }
+    test(&list)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use meshfed_proxy_config::RouteAction;
+
+    use super::*;
+
+    fn route(name: &str, path: PathMatch, headers: Vec<HeaderMatch>) -> Route {
+        Route {
+            name: name.into(),
+            path,
+            headers,
+            action: RouteAction::Respond {
+                status: 200,
+                body: String::new(),
+            },
+        }
+    }
+
+    fn host(name: &str, domains: &[&str], routes: Vec<Route>) -> VirtualHost {
+        VirtualHost {
+            name: name.into(),
+            domains: domains.iter().map(|d| (*d).into()).collect(),
+            routes,
+        }
+    }
+
+    fn table(hosts: Vec<VirtualHost>) -> Arc<RouteTable> {
+        Arc::new(RouteTable {
+            name: "t".into(),
+            hosts,
+        })
+    }
+
+    fn find<'a>(
+        index: &'a RouteIndex,
+        method: &Method,
+        authority: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<&'a str> {
+        index
+            .find(method, authority, path, headers)
+            .map(|r| r.name.as_str())
+    }
+
+    #[test]
+    fn the_authority_chooses_the_host_and_the_first_matching_route_wins() {
+        let index = RouteIndex::new(table(vec![
+            host(
+                "ratings",
+                &["ratings.bookinfo", "ratings.bookinfo:9080"],
+                vec![
+                    route("exact", PathMatch::Exact("/ratings/0".into()), vec![]),
+                    route("prefix", PathMatch::Prefix("/ratings/".into()), vec![]),
+                ],
+            ),
+            host(
+                "any",
+                &["*"],
+                vec![route("connect", PathMatch::Connect, vec![])],
+            ),
+        ]))
+        .unwrap();
+        let none = HeaderMap::new();
+        let get = |a: &str, p: &str| find(&index, &Method::GET, a, p, &none);
+        assert_eq!(get("Ratings.Bookinfo:9080", "/ratings/0"), Some("exact"));
+        assert_eq!(get("ratings.bookinfo", "/ratings/01"), Some("prefix"));
+        assert_eq!(get("ratings.bookinfo", "/other"), None);
+        assert_eq!(get("ratings.bookinfo:80", "/ratings/0"), None);
+        let connect = |a| find(&index, &Method::CONNECT, a, "", &none);
+        assert_eq!(connect("elsewhere:443"), Some("connect"));
+        assert_eq!(connect("ratings.bookinfo"), None);
+    }
+
+    #[test]
+    fn a_header_matches_as_the_list_of_all_its_fields() {
+        let suffix = HeaderMatch::Suffix {
+            name: "x-id".into(),
+            value: ";URI=spiffe://a/ns/b/sa/c".into(),
+        };
+        let index = RouteIndex::new(table(vec![host(
+            "h",
+            &["*"],
+            vec![route("r", PathMatch::Prefix("/".into()), vec![suffix])],
+        )]))
+        .unwrap();
+        let mut headers = HeaderMap::new();
+        assert_eq!(find(&index, &Method::GET, "", "/", &headers), None);
+        headers.append(
+            "x-id",
+            HeaderValue::from_static("By=x;URI=spiffe://a/ns/b/sa/c"),
+        );
+        assert_eq!(find(&index, &Method::GET, "", "/", &headers), Some("r"));
+        headers.append("x-id", HeaderValue::from_static("other"));
+        assert_eq!(find(&index, &Method::GET, "", "/", &headers), None);
+    }
+
+    #[test]
+    fn two_hosts_with_one_domain_are_refused() {
+        let wrong = table(vec![
+            host("a", &["x", "X"], vec![]),
+            host("b", &["X"], vec![]),
+        ]);
+        assert!(matches!(
+            RouteIndex::new(wrong),
+            Err(RouteError::SameDomain { domain, .. }) if domain == "x"
+        ));
+    }
+}

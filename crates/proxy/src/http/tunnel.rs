@@ -1,0 +1,59 @@
+//! CONNECT: after the answer, the connection or stream carries bytes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+
+use super::Busy;
+use super::body::ProxyBody;
+use super::forward::failed;
+use crate::cluster::{Cluster, connect};
+use crate::cut::Control;
+use crate::end::End;
+use crate::io::Relay;
+use crate::record::Record;
+
+/// Connects to the cluster, then answers 200 and relays until either side is done.
+pub(super) async fn open(
+    busy: Busy,
+    mut record: Record,
+    mut request: Request<Incoming>,
+    cluster: &Cluster,
+    idle: Duration,
+) -> Response<ProxyBody> {
+    let connection = &busy.0;
+    let control = Control::new();
+    let upstream = match connect(&connection.tables, cluster, &control).await {
+        Ok(upstream) => upstream,
+        Err(failure) => return failed(record, failure),
+    };
+    record.upstream = Some(upstream.load.host().endpoint.address);
+    record.upstream_peer = upstream.proof.as_ref().map(|p| p.id.clone());
+    if let Some(line) = &mut record.request {
+        line.status = Some(200);
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let entered = connection
+        .listener
+        .connections
+        .enter(&control, connection.subject.clone());
+    tokio::spawn(async move {
+        let _entered = entered;
+        let end = match upgrade.await {
+            Ok(client) => {
+                let client = TokioIo::new(client);
+                let traffic = record.traffic.clone();
+                Relay::new(client, upstream.stream, idle, &control, &traffic)
+                    .await
+                    .into()
+            }
+            Err(_) => End::ClientLeft,
+        };
+        record.finish(end);
+        drop(busy);
+    });
+    Response::new(ProxyBody::Local(None::<Bytes>))
+}

@@ -1,0 +1,206 @@
+//! Listeners: accepting connections, and what all connections of a listener share.
+
+mod connection;
+mod tcp;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use meshfed_pki::TrustStore;
+use meshfed_proxy_config::Network;
+use prometheus_client::metrics::gauge::Gauge;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::cut::{Cut, CutSet};
+use crate::end::End;
+use crate::engine::{Chain, Chains, Tables, allowed};
+use crate::limits::{ACCEPT_BACKLOG, ACCEPT_PAUSE};
+use crate::record::{Record, Reporter};
+use crate::trust::{Judge, Proof};
+
+/// A listener cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("{0} is in use by another process or listener")]
+    InUse(SocketAddr),
+    #[error("cannot listen on {address}")]
+    Other {
+        address: SocketAddr,
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// What the connections of a listener share.
+pub(crate) struct Shared {
+    pub(crate) chains: ArcSwap<Chains>,
+    pub(crate) connections: Arc<CutSet<Subject>>,
+    pub(crate) reporter: Arc<Reporter>,
+    slots: Arc<Semaphore>,
+    all_slots: Arc<Semaphore>,
+}
+
+/// What a connection is judged by when the configuration changes.
+#[derive(Clone)]
+pub(crate) struct Subject {
+    pub(crate) sni: Option<Arc<str>>,
+    pub(crate) chain: Arc<Chain>,
+    pub(crate) proof: Option<Arc<Proof>>,
+    /// The roots that accepted the proof.
+    pub(crate) trust: Option<Arc<TrustStore>>,
+}
+
+/// A place among the connections that may be open.
+pub(crate) struct Admission {
+    _slot: OwnedSemaphorePermit,
+    _one_of_all: OwnedSemaphorePermit,
+    active: Gauge,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.active.dec();
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        chains: Chains,
+        reporter: Arc<Reporter>,
+        slots: usize,
+        all_slots: Arc<Semaphore>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            chains: ArcSwap::from_pointee(chains),
+            connections: CutSet::new(),
+            reporter,
+            slots: Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS))),
+            all_slots,
+        })
+    }
+
+    fn admit(&self) -> Option<Admission> {
+        let slot = self.slots.clone().try_acquire_owned().ok()?;
+        let one_of_all = self.all_slots.clone().try_acquire_owned().ok()?;
+        let active = self.reporter.metrics.active.clone();
+        active.inc();
+        Some(Admission {
+            _slot: slot,
+            _one_of_all: one_of_all,
+            active,
+        })
+    }
+
+    /// Cuts the connections that today's chains and trust would not accept.
+    pub(crate) fn judge_connections(&self, tables: &Tables) {
+        let chains = self.chains.load_full();
+        let mut known = Judge::default();
+        self.connections
+            .sweep(|subject| judge(subject, &chains, tables, &mut known));
+    }
+
+    /// As [`judge_connections`](Self::judge_connections), for one that has just come in while the
+    /// configuration may have been changing.
+    pub(crate) fn judge(&self, subject: &Subject, tables: &Tables) -> Option<Cut> {
+        judge(subject, &self.chains.load(), tables, &mut Judge::default())
+    }
+}
+
+fn judge(subject: &Subject, chains: &Chains, tables: &Tables, known: &mut Judge) -> Option<Cut> {
+    let Some(now) = chains.choose(subject.sni.as_deref()) else {
+        return Some(Cut::ChainRemoved);
+    };
+    match (&now.config.tls, &subject.proof) {
+        (None, None) => {}
+        (Some(tls), Some(proof)) => {
+            let Some(trust) = tables.trust.get(&tls.trust) else {
+                return Some(Cut::TrustRemoved);
+            };
+            let same = subject
+                .trust
+                .as_ref()
+                .is_some_and(|t| Arc::ptr_eq(t, &trust.store));
+            if !same && !known.holds(proof, &trust.store) {
+                return Some(Cut::TrustRemoved);
+            }
+            if !tls.client_ids.is_empty() && !tls.client_ids.contains(&proof.id) {
+                return Some(Cut::NotAllowed);
+            }
+        }
+        _ => return Some(Cut::ChainRemoved),
+    }
+    if Arc::ptr_eq(now, &subject.chain) {
+        return None;
+    }
+    match (&now.config.network, &subject.chain.config.network) {
+        (Network::Tcp(new), Network::Tcp(old)) if new.target == old.target => {
+            let peer = subject.proof.as_ref().map(|p| &p.id);
+            allowed(new.allow.as_deref(), peer, subject.sni.as_deref())
+                .is_err()
+                .then_some(Cut::NotAllowed)
+        }
+        // Each request is judged for itself.
+        (Network::Http(_), Network::Http(_)) => None,
+        _ => Some(Cut::ChainRemoved),
+    }
+}
+
+/// Listens on an address. An address that was in use a moment ago by connections that are closing
+/// is no hindrance, one that somebody listens on is.
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let listen = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(ACCEPT_BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen().map_err(|cause| match cause.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse(address),
+        _ => BindError::Other { address, cause },
+    })
+}
+
+/// Accepts connections until told to stop, each in a task of its own.
+pub(crate) async fn accept(
+    socket: TcpListener,
+    shared: Arc<Shared>,
+    tables: Arc<Tables>,
+    stop: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = socket.accept() => accepted,
+        };
+        let (socket, client) = match accepted {
+            Ok(accepted) => accepted,
+            // The client has gone already.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => {
+                tracing::warn!(listener = &*shared.reporter.listener, %error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        shared.reporter.metrics.accepted.inc();
+        let record = Record::new(shared.reporter.clone(), client);
+        let Some(admission) = shared.admit() else {
+            record.finish(End::ConnectionLimit);
+            continue;
+        };
+        let (shared, tables) = (shared.clone(), tables.clone());
+        tokio::spawn(connection::run(socket, shared, tables, record, admission));
+    }
+}
