@@ -1,1 +1,54 @@
-//! stub
+//! Between what a proxy is told ([`meshfed_proxy_config`]) and how Envoy says it.
+//!
+//! The control plane writes with [`encode`], our proxy reads with [`decode`], and a stock Envoy
+//! reads the same bytes. What `decode` accepts is the documented subset (`docs/xds-subset.md`):
+//! what it does not understand it refuses, by the name of the resource and the path of the field,
+//! so nothing that was asked for is left undone in silence.
+//!
+//! ```text
+//! Listener, Cluster, …  --encode-->  Any over ADS  --decode-->  the same Listener, Cluster, …
+//!                                         \------> a stock Envoy (started with `bootstrap`)
+//! ```
+//!
+//! ```
+//! use meshfed_proxy_config::Endpoints;
+//! use meshfed_xds::{TypeUrl, decode, encode};
+//!
+//! let endpoints = Endpoints { name: "ratings".to_string(), localities: Vec::new() };
+//! let resource = encode::endpoints(&endpoints);
+//! assert_eq!(resource.type_url, TypeUrl::Endpoints.as_str());
+//! assert_eq!(decode::endpoints(&resource.value)?, endpoints);
+//! # Ok::<(), meshfed_xds::DecodeError>(())
+//! ```
+//!
+//! Only this crate knows the generated Envoy types; [`proto`] hands out those that speak xDS and
+//! [`ca`] the certificate service.
+
+mod access_log;
+pub mod bootstrap;
+pub mod ca;
+mod cluster;
+pub mod decode;
+pub mod encode;
+mod endpoints;
+mod error;
+mod listener;
+mod network;
+mod pb;
+pub mod proto;
+mod rbac;
+mod routes;
+mod tls;
+mod trust;
+mod type_url;
+mod wire;
+
+pub use error::{DecodeError, Reason};
+pub use network::{MAX_REQUEST_HEADERS_KIB, REQUEST_HEADERS_TIMEOUT};
+pub use type_url::TypeUrl;
+pub use wire::{MAX_NAME_LEN, MAX_RESOURCE_LEN};
+
+/// The cluster, in an Envoy's bootstrap, of the agent that keeps the proxy's own certificate.
+pub const SDS_CLUSTER: &str = "sds-grpc";
+/// The cluster, in an Envoy's bootstrap, of the control plane.
+pub const XDS_CLUSTER: &str = "xds-grpc";

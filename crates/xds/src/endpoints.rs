@@ -1,0 +1,194 @@
+//! Endpoints of clusters, as EDS resources and inside clusters.
+
+use std::collections::HashMap;
+use std::mem::take;
+use std::net::SocketAddr;
+
+use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints};
+
+use crate::Reason;
+use crate::pb::endpoint::{
+    self as pb, ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
+    cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
+};
+use crate::pb::{Struct, UInt32Value, Value, core, value};
+use crate::wire::{self, Path, Read, name, nothing_else};
+
+/// Key and value in the metadata of an endpoint that takes no TLS; Envoy matches the cluster's
+/// `transport_socket_matches` with it.
+const MATCH_METADATA: &str = "envoy.transport_socket_match";
+const MODE: &str = "tlsMode";
+const DISABLED: &str = "disabled";
+
+/// In percent: below 100 divided by this share of healthy endpoints, Envoy begins to use the next
+/// priority. So one healthy endpoint in a thousand keeps its priority in use.
+const OVERPROVISIONING: u32 = 100_000;
+/// Highest priority number in Envoy.
+const MAX_PRIORITY: u32 = 128;
+
+pub(crate) fn encode(e: &Endpoints) -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        cluster_name: e.name.clone(),
+        endpoints: e.localities.iter().map(locality).collect(),
+        ..template()
+    }
+}
+
+pub(crate) fn read(mut m: ClusterLoadAssignment) -> Read<Endpoints> {
+    let at = &Path::ROOT;
+    let cluster_name = name(&at.field("cluster_name"), take(&mut m.cluster_name))?;
+    let localities = take(&mut m.endpoints);
+    nothing_else(at, &m, &template())?;
+    Ok(Endpoints {
+        name: cluster_name,
+        localities: localities
+            .into_iter()
+            .enumerate()
+            .map(|(i, l)| read_locality(&at.item("endpoints", i), l))
+            .collect::<Read<_>>()?,
+    })
+}
+
+fn template() -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        policy: Some(Policy {
+            overprovisioning_factor: Some(UInt32Value {
+                value: OVERPROVISIONING,
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn locality(l: &LocalityEndpoints) -> LocalityLbEndpoints {
+    LocalityLbEndpoints {
+        locality: Some(core::Locality {
+            region: l.locality.region.clone(),
+            zone: l.locality.zone.clone(),
+            sub_zone: l.locality.subzone.clone(),
+        }),
+        priority: l.priority,
+        lb_endpoints: l
+            .endpoints
+            .iter()
+            .map(|e| LbEndpoint {
+                metadata: (!e.mesh_tls).then(no_tls),
+                ..host(wire::socket_address(e.address))
+            })
+            .collect(),
+        ..Default::default()
+    }
+}
+
+fn read_locality(at: &Path<'_>, mut m: LocalityLbEndpoints) -> Read<LocalityEndpoints> {
+    let locality = m.locality.take().unwrap_or_default();
+    let priority = take(&mut m.priority);
+    let hosts = take(&mut m.lb_endpoints);
+    nothing_else(at, &m, &LocalityLbEndpoints::default())?;
+    if priority > MAX_PRIORITY {
+        return Err(at.field("priority").refuse(Reason::OutOfRange));
+    }
+    let endpoints = hosts.into_iter().enumerate().map(|(i, mut h)| {
+        let at = &at.item("lb_endpoints", i);
+        let mesh_tls = match h.metadata.take() {
+            None => true,
+            Some(m) if m == no_tls() => false,
+            Some(_) => return Err(at.field("metadata").refuse(Reason::Unsupported)),
+        };
+        let address = read_host(at, h)?;
+        Ok(Endpoint {
+            address: wire::read_socket_address(&at.field("endpoint.address"), address)?,
+            mesh_tls,
+        })
+    });
+    Ok(LocalityEndpoints {
+        locality: Locality {
+            region: locality.region,
+            zone: locality.zone,
+            subzone: locality.sub_zone,
+        },
+        priority,
+        endpoints: endpoints.collect::<Read<_>>()?,
+    })
+}
+
+/// The endpoints of a cluster that brings them along.
+pub(crate) fn inline(cluster: &str, addresses: Vec<core::Address>) -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        cluster_name: cluster.to_string(),
+        endpoints: vec![LocalityLbEndpoints {
+            lb_endpoints: addresses.into_iter().map(host).collect(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+pub(crate) fn read_inline(
+    at: &Path<'_>,
+    cluster: &str,
+    m: Option<ClusterLoadAssignment>,
+) -> Read<Vec<Option<core::Address>>> {
+    let mut m = wire::required(at, m)?;
+    let localities = take(&mut m.endpoints);
+    let template = ClusterLoadAssignment {
+        cluster_name: cluster.to_string(),
+        ..Default::default()
+    };
+    nothing_else(at, &m, &template)?;
+    let at = &at.field("endpoints");
+    let Ok([mut l]) = <[LocalityLbEndpoints; 1]>::try_from(localities) else {
+        return Err(at.refuse(Reason::Unsupported));
+    };
+    let hosts = take(&mut l.lb_endpoints);
+    nothing_else(at, &l, &LocalityLbEndpoints::default())?;
+    hosts
+        .into_iter()
+        .enumerate()
+        .map(|(i, h)| read_host(&at.item("lb_endpoints", i), h))
+        .collect()
+}
+
+/// What the endpoints' metadata must say for a cluster's plain socket to be used.
+pub(crate) fn plain_match() -> Struct {
+    let mode = Value {
+        kind: Some(value::Kind::StringValue(DISABLED.to_string())),
+    };
+    Struct {
+        fields: HashMap::from([(MODE.to_string(), mode)]),
+    }
+}
+
+fn no_tls() -> core::Metadata {
+    core::Metadata {
+        filter_metadata: HashMap::from([(MATCH_METADATA.to_string(), plain_match())]),
+        ..Default::default()
+    }
+}
+
+fn host(address: core::Address) -> LbEndpoint {
+    LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(pb::Endpoint {
+            address: Some(address),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+fn read_host(at: &Path<'_>, mut m: LbEndpoint) -> Read<Option<core::Address>> {
+    let identifier = m.host_identifier.take();
+    nothing_else(at, &m, &LbEndpoint::default())?;
+    let at = &at.field("endpoint");
+    let Some(HostIdentifier::Endpoint(mut e)) = identifier else {
+        return Err(at.refuse(Reason::Missing));
+    };
+    let address = e.address.take();
+    nothing_else(at, &e, &pb::Endpoint::default())?;
+    Ok(address)
+}
+
+pub(crate) fn addresses(of: &[SocketAddr]) -> Vec<core::Address> {
+    of.iter().copied().map(wire::socket_address).collect()
+}

@@ -1,0 +1,97 @@
+//! What is written is what is read, and nothing that was not written is read.
+
+mod common;
+
+use meshfed_xds::{MAX_RESOURCE_LEN, Reason, TypeUrl, decode, encode};
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    #[test]
+    fn a_listener_is_read_as_it_was_written(x in common::listener()) {
+        let any = encode::listener(&x);
+        prop_assert_eq!(&any.type_url, TypeUrl::Listener.as_str());
+        prop_assert_eq!(decode::listener(&any.value), Ok(x.clone()));
+        prop_assert_eq!(any, encode::listener(&x), "not the same bytes each time");
+    }
+
+    #[test]
+    fn a_cluster_is_read_as_it_was_written(x in common::cluster()) {
+        let any = encode::cluster(&x);
+        prop_assert_eq!(&any.type_url, TypeUrl::Cluster.as_str());
+        prop_assert_eq!(decode::cluster(&any.value), Ok(x.clone()));
+        prop_assert_eq!(any, encode::cluster(&x), "not the same bytes each time");
+    }
+
+    #[test]
+    fn endpoints_are_read_as_they_were_written(x in common::endpoints()) {
+        let any = encode::endpoints(&x);
+        prop_assert_eq!(&any.type_url, TypeUrl::Endpoints.as_str());
+        prop_assert_eq!(decode::endpoints(&any.value), Ok(x.clone()));
+        prop_assert_eq!(any, encode::endpoints(&x), "not the same bytes each time");
+    }
+
+    #[test]
+    fn a_route_table_is_read_as_it_was_written(x in common::routes()) {
+        let any = encode::routes(&x);
+        prop_assert_eq!(&any.type_url, TypeUrl::Routes.as_str());
+        prop_assert_eq!(decode::routes(&any.value), Ok(x.clone()));
+        prop_assert_eq!(any, encode::routes(&x), "not the same bytes each time");
+    }
+
+    #[test]
+    fn a_trust_bundle_is_read_as_it_was_written(x in common::trust()) {
+        let any = encode::trust(&x.0, &x.1);
+        prop_assert_eq!(&any.type_url, TypeUrl::Trust.as_str());
+        prop_assert_eq!(decode::trust(&any.value), Ok(x.clone()));
+        prop_assert_eq!(any, encode::trust(&x.0, &x.1), "not the same bytes each time");
+    }
+
+    /// One byte of a resource is changed. Either it is refused, or what was read is all that the
+    /// bytes say: writing it again gives them back (but for labels that carry no meaning).
+    #[test]
+    fn a_damaged_listener_is_refused_or_understood(
+        x in common::listener(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+    ) {
+        let mut bytes = encode::listener(&x).value;
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(read) = decode::listener(&bytes) {
+            prop_assert_eq!(decode::listener(&encode::listener(&read).value), Ok(read));
+        }
+    }
+
+    #[test]
+    fn a_damaged_cluster_is_refused_or_understood(
+        x in common::cluster(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+    ) {
+        let mut bytes = encode::cluster(&x).value;
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(read) = decode::cluster(&bytes) {
+            prop_assert_eq!(encode::cluster(&read).value.len(), bytes.len());
+            prop_assert_eq!(decode::cluster(&encode::cluster(&read).value), Ok(read));
+        }
+    }
+
+    #[test]
+    fn any_bytes_can_be_given_to_a_reader(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = decode::listener(&bytes);
+        let _ = decode::cluster(&bytes);
+        let _ = decode::endpoints(&bytes);
+        let _ = decode::routes(&bytes);
+        let _ = decode::trust(&bytes);
+    }
+}
+
+#[test]
+fn a_resource_that_is_too_large_is_refused_before_it_is_parsed() {
+    let refused = decode::cluster(&vec![0; MAX_RESOURCE_LEN + 1]).unwrap_err();
+    assert_eq!(
+        refused.reason,
+        Reason::TooLarge {
+            max: MAX_RESOURCE_LEN
+        }
+    );
+}
