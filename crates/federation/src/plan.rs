@@ -2,20 +2,30 @@
 //!
 //! A deterministic function without I/O. The shell observes a [`World`], plans, and applies the
 //! difference between two plans.
-//
-// WORK SPLIT (delete this note when done): plan/{gateways,ingress,egress,sidecar,local,proxy}.rs are written (pure builders from
-// explicit inputs). The engineer of this crate writes the rest: exports, imports, statuses, membership, trust (peer
-// roots), tests of the builders' output, and `plan()` itself, which calls them. A Sidecar's inbound ports come from the
-// selectors of Services (not from EndpointSlices), so that the listener exists before the Pod is ready.
+//!
+//! ```text
+//! control plane -> members -> services -+
+//!              \-> peers (trust, gateways) -> exports, imports -> configurations, statuses
+//! ```
 
+mod configs;
+mod control_plane;
 pub mod egress;
+mod exports;
 pub mod gateways;
+mod imports;
 pub mod ingress;
 pub mod local;
+mod membership;
+mod peers;
 pub mod proxy;
+mod roots;
+mod sharing;
 pub mod sidecar;
+mod status;
+mod workloads;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -28,11 +38,25 @@ use meshfed_api::peer::ServiceMeshPeerStatus;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::ProxyConfig;
 
-use crate::discovery::server::Exports;
-use crate::names::PeerName;
-use crate::world::ObjectKey;
+pub use self::control_plane::ControlPlaneProblem;
+pub use self::exports::NameTaken;
+pub use self::imports::ImportProblem;
+pub use self::membership::MemberProblem;
+pub use self::peers::{GatewayGap, PeerProblem};
+pub use self::roots::RootProblem;
 
-/// Everything that follows from a [`World`](crate::world::World).
+use self::configs::Decided;
+use self::egress::{DISCOVERY_SERVICE_HEADER, REMOTE_HEADER};
+use self::exports::PeerExports;
+use self::imports::PeerImports;
+use self::local::LocalService;
+use self::peers::{Peers, Trusted};
+use crate::discovery::server::Exports;
+use crate::names::{DomainSuffix, PeerName, ServiceKey};
+use crate::rules::{ExportRules, ImportRules};
+use crate::world::{ObjectKey, World};
+
+/// Everything that follows from a [`World`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Our trust domain: the active control plane's, else the default.
@@ -42,6 +66,9 @@ pub struct Plan {
     /// The identity of the control plane itself:
     /// `<trust domain>/ns/<system namespace>/sa/istiod-<smcp>`.
     pub control_plane_id: SpiffeId,
+    /// The namespaces that belong to the mesh, as far as they exist. The system namespace does not
+    /// count.
+    pub members: BTreeSet<String>,
     /// Gateways that should exist, by name. All others that carry our label go.
     pub gateways: BTreeMap<String, Arc<GatewayPlan>>,
     /// What each peer that may be talked to gets to see.
@@ -105,4 +132,155 @@ pub struct Statuses {
     pub peers: BTreeMap<ObjectKey, ServiceMeshPeerStatus>,
     pub exports: BTreeMap<ObjectKey, ExportedServiceSetStatus>,
     pub imports: BTreeMap<ObjectKey, ImportedServiceSetStatus>,
+}
+
+/// What follows from `world`. The same world always gives the same plan.
+pub fn plan(world: &World) -> Plan {
+    let ruling = control_plane::ruling(world);
+    let control_plane = ruling.object.map(|(key, _)| key);
+    let membership = membership::membership(world, control_plane);
+    let services = local::services(
+        &world.resources,
+        &membership.namespaces,
+        &world.mesh.cluster_domain,
+    );
+    let peers = peers::judge(world, &ruling);
+    let exports = all_exports(world, &services, &peers);
+    let local_suffix = DomainSuffix::of_cluster(&world.mesh.cluster_domain);
+    let imports = all_imports(world, &peers, &local_suffix);
+    let workloads = workloads::workloads(&world.resources, &membership.namespaces);
+    let decided = Decided {
+        world,
+        ruling: &ruling,
+        services: &services,
+        peers: &peers,
+        exports: &exports,
+        imports: &imports,
+        workloads: &workloads,
+        local_suffix: &local_suffix,
+    };
+    Plan {
+        control_plane: control_plane.cloned(),
+        discovery: discovery_targets(world, &peers),
+        discovery_clients: discovery_clients(&peers),
+        proxies: decided.configs(),
+        statuses: status::statuses(&decided, &membership),
+        wake_at: [peers::next_change(&peers), status::next_change(world)]
+            .into_iter()
+            .flatten()
+            .min(),
+        exports: exports
+            .iter()
+            .map(|(peer, exports)| (peer.clone(), exports.list.clone()))
+            .collect(),
+        gateways: ruling
+            .gateways
+            .iter()
+            .filter_map(|(name, view)| {
+                let plan = view.plan.as_ref().ok()?;
+                Some((name.clone(), Arc::new(plan.clone())))
+            })
+            .collect(),
+        members: membership.namespaces,
+        trust_domain: ruling.trust_domain,
+        control_plane_id: ruling.control_plane_id,
+    }
+}
+
+/// A peer that is going, or that no set names, is told that nothing is exported.
+fn all_exports(
+    world: &World,
+    services: &BTreeMap<ServiceKey, Arc<LocalService>>,
+    peers: &Peers<'_>,
+) -> BTreeMap<PeerName, PeerExports> {
+    let candidates = exports::candidates(world, services);
+    let mut all = BTreeMap::new();
+    for (key, peer) in trusted(peers) {
+        let Ok(ingress) = &peer.ingress else { continue };
+        let set = world.resources.exports.get(key).filter(|_| !peer.going);
+        let exports = set.map_or_else(PeerExports::default, |set| {
+            let rules = ExportRules::parse(&set.spec);
+            exports::exports(&candidates, &rules, &peer.name, &ingress.id)
+        });
+        all.insert(peer.name.clone(), exports);
+    }
+    all
+}
+
+/// Oldest set first, so that a name stays with whom had it first.
+fn all_imports(
+    world: &World,
+    peers: &Peers<'_>,
+    local_suffix: &DomainSuffix,
+) -> BTreeMap<PeerName, PeerImports> {
+    let mut sources: Vec<_> = trusted(peers)
+        .filter(|(_, peer)| !peer.going)
+        .filter_map(|(key, peer)| {
+            let set = world.resources.imports.get(key)?;
+            let created = set.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            Some((created, key, peer, set, peer.egress.as_ref().ok()?))
+        })
+        .collect();
+    sources.sort_by_key(|(created, key, ..)| (*created, *key));
+    let mut names = imports::Names::default();
+    let mut all = BTreeMap::new();
+    for (_, key, peer, set, egress) in sources {
+        let Some(state) = world.observed.peers.get(&key.name) else {
+            continue;
+        };
+        let rules = ImportRules::parse(&set.spec, &peer.name, local_suffix);
+        let source = imports::Source {
+            peer: &peer.name,
+            trust_domain: &peer.trust_domain,
+            egress: &egress.name,
+        };
+        let system = &world.mesh.system_namespace;
+        let imports = imports::imports(&source, &state.remote.services, &rules, &mut names, system);
+        all.insert(peer.name.clone(), imports);
+    }
+    all
+}
+
+/// Whom we ask: every peer that is reached by an egress gateway.
+fn discovery_targets(world: &World, peers: &Peers<'_>) -> BTreeMap<PeerName, Arc<DiscoveryTarget>> {
+    let mesh = &world.mesh;
+    trusted(peers)
+        .filter(|(_, peer)| !peer.going)
+        .filter_map(|(_, peer)| {
+            let egress = peer.egress.as_ref().ok()?;
+            let (name, port) = (&egress.name, egress.address.discovery_port);
+            let target = DiscoveryTarget {
+                address: (egress.address.ip, port).into(),
+                server_id: egress.id.clone(),
+                authority: format!(
+                    "{name}.{}.svc.{}:{port}",
+                    mesh.system_namespace, mesh.cluster_domain
+                ),
+                headers: vec![
+                    (
+                        DISCOVERY_SERVICE_HEADER.to_owned(),
+                        peer.discovery_host.to_string(),
+                    ),
+                    (REMOTE_HEADER.to_owned(), peer.remote_hash.to_string()),
+                ],
+            };
+            Some((peer.name.clone(), Arc::new(target)))
+        })
+        .collect()
+}
+
+/// Who asks us: for each peer the ingress gateway that it comes in by.
+fn discovery_clients(peers: &Peers<'_>) -> BTreeMap<PeerName, SpiffeId> {
+    trusted(peers)
+        .filter_map(|(_, peer)| {
+            let ingress = peer.ingress.as_ref().ok()?;
+            Some((peer.name.clone(), ingress.id.clone()))
+        })
+        .collect()
+}
+
+fn trusted<'p, 'w>(peers: &'p Peers<'w>) -> impl Iterator<Item = (&'p ObjectKey, &'p Trusted<'w>)> {
+    peers
+        .iter()
+        .filter_map(|(key, peer)| Some((key, peer.as_ref().ok()?)))
 }

@@ -17,6 +17,11 @@ impl DomainSuffix {
         Self(format!("svc.{peer}-imports.local").into())
     }
 
+    /// What follows name and namespace of the cluster's own services: `svc.<cluster domain>`.
+    pub fn of_cluster(cluster_domain: &str) -> Self {
+        Self(format!("svc.{cluster_domain}").into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,0 +1,51 @@
+//! The statuses of all resources.
+//!
+//! They are in the form of the documents, plus conditions in the Kubernetes manner. A status says
+//! the same until something changes: times have whole seconds, as the API stores them, and a condition
+//! keeps the time at which it last turned.
+
+mod condition;
+mod control_plane;
+mod members;
+mod peer;
+mod sets;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+pub(super) use self::peer::next_change;
+use super::Statuses;
+use super::configs::Decided;
+use super::membership::Membership;
+
+pub(super) fn statuses(decided: &Decided<'_, '_>, membership: &Membership) -> Statuses {
+    let resources = &decided.world.resources;
+    Statuses {
+        control_planes: control_plane::statuses(decided),
+        member_rolls: members::rolls(decided.world, membership),
+        members: members::members(decided.world, membership),
+        peers: peer::statuses(decided),
+        exports: each(&resources.exports, |key, set| {
+            sets::exported(decided, key, set)
+        }),
+        imports: each(&resources.imports, |key, set| {
+            sets::imported(decided, key, set)
+        }),
+    }
+}
+
+fn each<K: Ord + Clone, V, S>(
+    all: &BTreeMap<K, std::sync::Arc<V>>,
+    status: impl Fn(&K, &V) -> S,
+) -> BTreeMap<K, S> {
+    all.iter()
+        .map(|(key, object)| (key.clone(), status(key, object)))
+        .collect()
+}
+
+/// The time in whole seconds, as the API stores it.
+fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}

@@ -1,0 +1,91 @@
+//! Statuses of ServiceMeshMemberRoll and ServiceMeshMember.
+
+use std::collections::BTreeMap;
+
+use meshfed_api::ServiceMeshMemberRoll;
+use meshfed_api::member::{ServiceMeshMemberRollStatus, ServiceMeshMemberStatus};
+
+use super::condition::{READY, Verdict, conditions};
+use crate::plan::membership::{MemberProblem, Membership};
+use crate::world::{ObjectKey, World};
+
+/// Annotation behind the READY column.
+const MEMBER_COUNT: &str = "configuredMemberCount";
+
+pub(super) fn rolls(
+    world: &World,
+    membership: &Membership,
+) -> BTreeMap<ObjectKey, ServiceMeshMemberRollStatus> {
+    let judged = membership.rolls.iter();
+    judged
+        .filter_map(|(key, judged)| {
+            let roll = world.resources.member_rolls.get(key)?;
+            Some((key.clone(), roll_status(world, membership, roll, judged)))
+        })
+        .collect()
+}
+
+fn roll_status(
+    world: &World,
+    membership: &Membership,
+    roll: &ServiceMeshMemberRoll,
+    judged: &Result<(), MemberProblem>,
+) -> ServiceMeshMemberRollStatus {
+    let present = roll.status.as_ref().map(|s| s.conditions.as_slice());
+    let conditions = |verdict| conditions(present, [verdict], &roll.metadata, world.now);
+    if let Err(problem) = judged {
+        return ServiceMeshMemberRollStatus {
+            conditions: conditions(verdict_of(problem)),
+            ..ServiceMeshMemberRollStatus::default()
+        };
+    }
+    let (configured, pending): (Vec<String>, Vec<String>) = membership
+        .asked
+        .iter()
+        .cloned()
+        .partition(|name| membership.namespaces.contains(name));
+    let verdict = if pending.is_empty() {
+        Verdict::holds(READY, "Configured", "all namespaces are members")
+    } else {
+        let missing = pending.join(", ");
+        let message = format!("waiting for these namespaces to be there: {missing}");
+        Verdict::fails(READY, "NamespacesMissing", message)
+    };
+    let count = format!("{}/{}", configured.len(), membership.asked.len());
+    ServiceMeshMemberRollStatus {
+        annotations: BTreeMap::from([(MEMBER_COUNT.to_owned(), count)]),
+        members: membership.asked.iter().cloned().collect(),
+        configured_members: configured,
+        pending_members: pending,
+        conditions: conditions(verdict),
+    }
+}
+
+pub(super) fn members(
+    world: &World,
+    membership: &Membership,
+) -> BTreeMap<ObjectKey, ServiceMeshMemberStatus> {
+    let judged = membership.members.iter();
+    judged
+        .filter_map(|(key, judged)| {
+            let member = world.resources.members.get(key)?;
+            let present = member.status.as_ref().map(|s| s.conditions.as_slice());
+            let verdict = match judged {
+                Ok(()) => Verdict::holds(READY, "Configured", "the namespace is a member"),
+                Err(problem) => verdict_of(problem),
+            };
+            let conditions = conditions(present, [verdict], &member.metadata, world.now);
+            Some((key.clone(), ServiceMeshMemberStatus { conditions }))
+        })
+        .collect()
+}
+
+fn verdict_of(problem: &MemberProblem) -> Verdict {
+    let reason = match problem {
+        MemberProblem::RollOutsideSystemNamespace(_) => "NotInSystemNamespace",
+        MemberProblem::RollName => "InvalidName",
+        MemberProblem::OtherControlPlane(_) => "UnknownControlPlane",
+        MemberProblem::SystemNamespace => "SystemNamespace",
+    };
+    Verdict::fails(READY, reason, problem.to_string())
+}

@@ -1,0 +1,184 @@
+//! Status of ServiceMeshPeer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use meshfed_api::peer::{
+    DiscoveryStatus, PodDiscoveryStatus, RemoteDiscoveryStatus, ServiceMeshPeerStatus, WatchStatus,
+};
+
+use super::condition::{READY, Verdict, conditions};
+use super::time;
+use crate::discovery::client::RemoteState;
+use crate::plan::configs::Decided;
+use crate::plan::peers::{PeerProblem, Trusted};
+use crate::world::{ObjectKey, PeerState, World};
+
+/// A watch counts as connected as long as something came from the peer within two resync periods.
+const CONTACT: Duration = Duration::from_secs(120);
+
+pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, ServiceMeshPeerStatus> {
+    let world = decided.world;
+    let judged = decided.peers.iter();
+    judged
+        .filter_map(|(key, judged)| {
+            let object = world.resources.peers.get(key)?;
+            let state = state_of(world, key);
+            let verdict = match judged {
+                Err(problem) => Verdict::fails(READY, problem.reason(), problem.to_string()),
+                Ok(peer) => ready(peer, &state.remote, world.now),
+            };
+            let present = object.status.as_ref().map(|s| s.conditions.as_slice());
+            let status = ServiceMeshPeerStatus {
+                discovery_status: discovery_status(decided, &state),
+                conditions: conditions(present, [verdict], &object.metadata, world.now),
+            };
+            Some((key.clone(), status))
+        })
+        .collect()
+}
+
+/// What is known of a peer; nothing for one outside of the system namespace.
+fn state_of(world: &World, key: &ObjectKey) -> Arc<PeerState> {
+    let ours = key.namespace == world.mesh.system_namespace;
+    let state = world.observed.peers.get(&key.name).filter(|_| ours);
+    state.cloned().unwrap_or_default()
+}
+
+fn ready(peer: &Trusted<'_>, remote: &RemoteState, now: Timestamp) -> Verdict {
+    if peer.going {
+        let message = "the peer is being removed; what was exported to it is withdrawn";
+        return Verdict::fails(READY, "Deleting", message);
+    }
+    let mut names = Vec::new();
+    for gateway in [&peer.ingress, &peer.egress] {
+        match gateway {
+            Err(gap) => return Verdict::fails(READY, gap.reason(), gap.to_string()),
+            Ok(gateway) if !gateway.ready => names.push(gateway.name.as_str()),
+            Ok(_) => {}
+        }
+    }
+    if !names.is_empty() {
+        let message = format!("waiting for the gateways {}", names.join(" and "));
+        return Verdict::fails(READY, "GatewayNotReady", message);
+    }
+    if remote.withdrawn {
+        let message = "the peer says that it does not know this mesh: \
+                       a ServiceMeshPeer for it is missing there";
+        return Verdict::fails(READY, "UnknownToPeer", message);
+    }
+    if let Some(error) = &remote.error {
+        let message = format!("{error}; what the peer exported before is still in use");
+        return Verdict::fails(READY, "BadList", message);
+    }
+    if !is_connected(remote, now) {
+        let status = remote.watch.last_disconnect_status.as_deref();
+        let message = status.map_or_else(
+            || "the watch of the peer's exports is not open yet".to_owned(),
+            |status| format!("the watch of the peer's exports is not open: {status}"),
+        );
+        return Verdict::fails(READY, "NotConnected", message);
+    }
+    Verdict::holds(READY, "Connected", "the peer's exports are watched")
+}
+
+/// Never without an event or a list in the last two resync periods.
+fn is_connected(remote: &RemoteState, now: Timestamp) -> bool {
+    remote.watch.connected
+        && last_contact(remote).is_some_and(|contact| now.duration_since(contact) < contact_time())
+}
+
+fn last_contact(remote: &RemoteState) -> Option<Timestamp> {
+    let watch = &remote.watch;
+    [
+        watch.last_connected,
+        watch.last_event,
+        remote.last_full_sync,
+    ]
+    .into_iter()
+    .flatten()
+    .max()
+}
+
+fn contact_time() -> jiff::SignedDuration {
+    jiff::SignedDuration::try_from(CONTACT).unwrap_or(jiff::SignedDuration::MAX)
+}
+
+/// When a watch stops to count as connected although nothing was heard.
+pub(in crate::plan) fn next_change(world: &World) -> Option<Timestamp> {
+    let states = world.observed.peers.values();
+    states
+        .filter(|state| is_connected(&state.remote, world.now))
+        .filter_map(|state| {
+            last_contact(&state.remote)?
+                .checked_add(contact_time())
+                .ok()
+        })
+        .min()
+}
+
+fn discovery_status(decided: &Decided<'_, '_>, state: &PeerState) -> DiscoveryStatus {
+    let remote = &state.remote;
+    let mut remotes: Vec<RemoteDiscoveryStatus> = state
+        .watchers
+        .iter()
+        .map(|watcher| RemoteDiscoveryStatus {
+            connected: watcher.connected,
+            last_connected: watcher.last_connected.map(time),
+            last_disconnect: watcher.last_disconnect.map(time),
+            last_event: watcher.last_event.map(time),
+            last_full_sync: watcher.last_full_sync.map(time),
+            source: watcher.source.clone(),
+        })
+        .collect();
+    remotes.sort_by(|a, b| a.source.cmp(&b.source));
+    let watch = WatchStatus {
+        connected: is_connected(remote, decided.world.now),
+        last_connected: remote.watch.last_connected.map(time),
+        last_disconnect: remote.watch.last_disconnect.map(time),
+        last_disconnect_status: remote.watch.last_disconnect_status.clone(),
+        last_event: remote.watch.last_event.map(time),
+        last_full_sync: remote.last_full_sync.map(time),
+    };
+    let active = watch.connected || remotes.iter().any(|r| r.connected);
+    let instance = PodDiscoveryStatus {
+        pod: decided.ruling.instance.clone(),
+        remotes,
+        watch,
+    };
+    if active {
+        DiscoveryStatus {
+            active: vec![instance],
+            inactive: Vec::new(),
+        }
+    } else {
+        DiscoveryStatus {
+            active: Vec::new(),
+            inactive: vec![instance],
+        }
+    }
+}
+
+/// Why a set that belongs to this peer is without effect.
+pub(super) fn set_problem(decided: &Decided<'_, '_>, key: &ObjectKey) -> Option<Verdict> {
+    let system = &decided.world.mesh.system_namespace;
+    if key.namespace != *system {
+        let message = format!("this mesh's control plane is in {system}; the set belongs there");
+        return Some(Verdict::fails(READY, "NotInSystemNamespace", message));
+    }
+    match decided.peers.get(key) {
+        None => {
+            let message = format!("there is no ServiceMeshPeer {} in {system}", key.name);
+            Some(Verdict::fails(READY, "NoPeer", message))
+        }
+        Some(Err(problem)) => Some(peer_not_connected(problem)),
+        Some(Ok(_)) => None,
+    }
+}
+
+fn peer_not_connected(problem: &PeerProblem) -> Verdict {
+    let message = format!("the ServiceMeshPeer is not connected: {problem}");
+    Verdict::fails(READY, "PeerNotConnected", message)
+}

@@ -1,0 +1,175 @@
+//! Statuses of ExportedServiceSet and ImportedServiceSet.
+
+use meshfed_api::exported::{ExportedServiceSetStatus, ExportedServiceStatus};
+use meshfed_api::imported::{ImportedServiceSetStatus, ImportedServiceStatus};
+use meshfed_api::selector::LocalService;
+use meshfed_api::{ExportedServiceSet, ImportedServiceSet};
+
+use super::condition::{READY, Verdict, conditions};
+use super::peer::set_problem;
+use crate::plan::configs::Decided;
+use crate::plan::exports::PeerExports;
+use crate::plan::imports::{ImportProblem, Offer, PeerImports};
+use crate::rules::{ExportRules, RuleError};
+use crate::world::ObjectKey;
+
+/// Bytes of entries in one status; what is beyond is counted in a condition. An object of the API is
+/// limited to about 1 MiB.
+const MAX_ENTRIES_LEN: usize = 700 * 1024;
+/// Faults that a message names; more are counted.
+const MAX_NAMED: usize = 10;
+/// About what an entry takes beside its names.
+const ENTRY_LEN: usize = 96;
+const LISTED: &str = "AllListed";
+
+pub(super) fn exported(
+    decided: &Decided<'_, '_>,
+    key: &ObjectKey,
+    set: &ExportedServiceSet,
+) -> ExportedServiceSetStatus {
+    let present = set.status.as_ref().map(|s| s.conditions.as_slice());
+    let none = PeerExports::default();
+    let exports = decided
+        .exports
+        .get(key.name.as_str())
+        .filter(|_| key.namespace == decided.world.mesh.system_namespace)
+        .unwrap_or(&none);
+    let ready = set_problem(decided, key).unwrap_or_else(|| {
+        let gap = decided
+            .peers
+            .get(key)
+            .and_then(|p| p.as_ref().ok()?.ingress.as_ref().err());
+        let broken = ExportRules::parse(&set.spec).broken().cloned();
+        let lost = exports.lost.iter().map(ToString::to_string);
+        match gap {
+            Some(gap) => Verdict::fails(READY, gap.reason(), gap.to_string()),
+            None => ready(broken.as_ref(), "NameTaken", lost.collect(), || {
+                format!("{} services are exported", exports.exported.len())
+            }),
+        }
+    });
+    let entries = exports
+        .exported
+        .iter()
+        .map(|(host, exported)| ExportedServiceStatus {
+            exported_name: host.to_string(),
+            local_service: LocalService {
+                hostname: exported.local.host.clone(),
+                name: exported.local.key.name.to_string(),
+                namespace: exported.local.key.namespace.to_string(),
+            },
+        });
+    let length = |e: &ExportedServiceStatus| e.exported_name.len() + local_len(&e.local_service);
+    let (exported_services, listed) = bounded(entries, length);
+    ExportedServiceSetStatus {
+        exported_services,
+        conditions: conditions(present, [ready, listed], &set.metadata, decided.world.now),
+    }
+}
+
+pub(super) fn imported(
+    decided: &Decided<'_, '_>,
+    key: &ObjectKey,
+    set: &ImportedServiceSet,
+) -> ImportedServiceSetStatus {
+    let present = set.status.as_ref().map(|s| s.conditions.as_slice());
+    let none = PeerImports::default();
+    let imports = decided
+        .imports
+        .get(key.name.as_str())
+        .filter(|_| key.namespace == decided.world.mesh.system_namespace)
+        .unwrap_or(&none);
+    let ready = set_problem(decided, key).unwrap_or_else(|| {
+        let peer = decided.peers.get(key).and_then(|p| p.as_ref().ok());
+        let gap = peer.and_then(|peer| peer.egress.as_ref().err());
+        let broken = peer.and_then(|peer| {
+            decided
+                .import_rules(&set.spec, &peer.name)
+                .broken()
+                .cloned()
+        });
+        let problems = imports.offers.iter().filter_map(problem);
+        match gap {
+            Some(gap) => Verdict::fails(READY, gap.reason(), gap.to_string()),
+            None => ready(broken.as_ref(), "NotImported", problems.collect(), || {
+                let imported = imports.imported().count();
+                format!(
+                    "{imported} of {} services are imported",
+                    imports.offers.len()
+                )
+            }),
+        }
+    });
+    let mut offers: Vec<&Offer> = imports.offers.iter().collect();
+    offers.sort_by(|a, b| a.remote.host.cmp(&b.remote.host));
+    let entries = offers.into_iter().map(|offer| ImportedServiceStatus {
+        exported_name: offer.remote.host.to_string(),
+        local_service: match &offer.import {
+            Some(Ok(import)) => LocalService {
+                hostname: import.host.to_string(),
+                name: import.key.name.to_string(),
+                namespace: import.key.namespace.to_string(),
+            },
+            _ => LocalService::default(),
+        },
+    });
+    let length = |e: &ImportedServiceStatus| e.exported_name.len() + local_len(&e.local_service);
+    let (imported_services, listed) = bounded(entries, length);
+    ImportedServiceSetStatus {
+        imported_services,
+        conditions: conditions(present, [ready, listed], &set.metadata, decided.world.now),
+    }
+}
+
+fn problem(offer: &Offer) -> Option<String> {
+    let problem: &ImportProblem = offer.import.as_ref()?.as_ref().err()?;
+    Some(format!("{}: {problem}", offer.remote.key))
+}
+
+fn ready(
+    broken: Option<&RuleError>,
+    reason: &'static str,
+    mut faults: Vec<String>,
+    good: impl FnOnce() -> String,
+) -> Verdict {
+    if let Some(error) = broken {
+        let message = format!("{error}; this rule and those after it are not used");
+        return Verdict::fails(READY, "InvalidRule", message);
+    }
+    if faults.is_empty() {
+        return Verdict::holds(READY, "RulesApplied", good());
+    }
+    let more = faults.len().saturating_sub(MAX_NAMED);
+    faults.truncate(MAX_NAMED);
+    let mut message = faults.join("; ");
+    if more > 0 {
+        message.push_str(&format!("; and {more} more"));
+    }
+    Verdict::fails(READY, reason, message)
+}
+
+/// As many entries as the status may hold, and a condition on whether they are all.
+fn bounded<T>(entries: impl Iterator<Item = T>, length: impl Fn(&T) -> usize) -> (Vec<T>, Verdict) {
+    let mut listed = Vec::new();
+    let mut left_out = 0_usize;
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += ENTRY_LEN + length(&entry);
+        if bytes <= MAX_ENTRIES_LEN {
+            listed.push(entry);
+        } else {
+            left_out += 1;
+        }
+    }
+    let verdict = if left_out == 0 {
+        Verdict::holds(LISTED, "Complete", "every service is listed")
+    } else {
+        let message = format!("{left_out} more services do not fit into this status");
+        Verdict::fails(LISTED, "TooMany", message)
+    };
+    (listed, verdict)
+}
+
+fn local_len(local: &LocalService) -> usize {
+    local.hostname.len() + local.name.len() + local.namespace.len()
+}
