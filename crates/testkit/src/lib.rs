@@ -1,1 +1,30 @@
-//! stub
+//! What tests share: tools that are not Rust, addresses of their own, patience, and forged
+//! certificates.
+//!
+//! For tests only. A failure here is a failure of the test that asked, so these functions panic
+//! with what was attempted and why it did not work.
+
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test fails"
+)]
+
+mod eventually;
+pub mod forge;
+mod loopback;
+pub mod tools;
+
+pub use eventually::eventually;
+pub use loopback::LoopbackNet;
+/// A directory that is removed when dropped.
+pub use tempfile::TempDir;
+
+/// A new empty directory, removed when dropped.
+pub fn temp_dir() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("meshfed-test-")
+        .tempdir()
+        .expect("a temporary directory can be made")
+}
