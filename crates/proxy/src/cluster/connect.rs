@@ -21,8 +21,15 @@ use crate::trust::{Proof, Role};
 /// A connection to an endpoint, for the use of one client connection.
 pub(crate) struct Connected {
     pub(crate) stream: Stream,
-    pub(crate) load: Load,
+    pub(crate) address: SocketAddr,
     pub(crate) proof: Option<Arc<Proof>>,
+    pub(crate) held: Held,
+}
+
+/// To be kept as long as the connection: its share of the endpoint's load, and its place among
+/// those that are cut with the cluster.
+pub(crate) struct Held {
+    _load: Load,
     _use: CutGuard<Option<Arc<Proof>>>,
 }
 
@@ -48,10 +55,13 @@ pub(crate) async fn connect(
             Ok(dialed) => {
                 load.host().succeeded();
                 return Ok(Connected {
-                    _use: dialed.enter(tables, cluster, control),
+                    address: load.host().endpoint.address,
+                    held: Held {
+                        _use: dialed.enter(tables, cluster, control),
+                        _load: load,
+                    },
                     stream: dialed.stream,
                     proof: dialed.proof,
-                    load,
                 });
             }
             Err(end) => attempts.failed(&load, end),

@@ -30,7 +30,7 @@ pub(super) async fn open(
         Ok(upstream) => upstream,
         Err(failure) => return failed(record, failure),
     };
-    record.upstream = Some(upstream.load.host().endpoint.address);
+    record.upstream = Some(upstream.address);
     record.upstream_peer = upstream.proof.as_ref().map(|p| p.id.clone());
     if let Some(line) = &mut record.request {
         line.status = Some(200);
@@ -40,13 +40,14 @@ pub(super) async fn open(
         .listener
         .connections
         .enter(&control, connection.subject.clone());
+    let (stream, held) = (upstream.stream, upstream.held);
     tokio::spawn(async move {
-        let _entered = entered;
+        let _held = (held, entered);
         let end = match upgrade.await {
             Ok(client) => {
                 let client = TokioIo::new(client);
                 let traffic = record.traffic.clone();
-                Relay::new(client, upstream.stream, idle, &control, &traffic)
+                Relay::new(client, stream, idle, &control, &traffic)
                     .await
                     .into()
             }

@@ -53,9 +53,10 @@ async fn forward(
         record.upstream = failure.upstream;
         failure.end
     })?;
-    record.upstream = Some(upstream.load.host().endpoint.address);
+    record.upstream = Some(upstream.address);
     record.upstream_peer = upstream.proof.as_ref().map(|p| p.id.clone());
     let traffic = record.traffic.clone();
+    let _held = upstream.held;
     let relay = Relay::new(
         client,
         upstream.stream,

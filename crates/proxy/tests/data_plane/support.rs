@@ -1,5 +1,4 @@
 //! Meshes, forged clients and backends for the tests of the data plane, with real sockets.
-#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::future::Future;
 use std::net::SocketAddr;

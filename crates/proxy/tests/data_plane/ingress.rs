@@ -1,13 +1,13 @@
 //! The ingress of a mesh: who gets through to what, and who does not.
 
-mod support;
-
 use std::time::{Duration, SystemTime};
 
 use meshfed_proxy_config::*;
-use support::*;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::support::*;
 
 const SNI: &str = "outbound_.9080_._.ratings.bookinfo.svc.green-mesh-exports.local";
 

@@ -1,0 +1,12 @@
+//! The data plane with real sockets, real certificates and forged ones.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests fail as tests do"
+)]
+
+mod changes;
+mod http;
+mod ingress;
+mod support;
+mod upstream;
