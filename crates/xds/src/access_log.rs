@@ -24,7 +24,7 @@ const CONNECTION: &str = "time=%START_TIME% kind=connection \
 
 const REQUEST: &str = "time=%START_TIME% kind=request \
     client=%DOWNSTREAM_REMOTE_ADDRESS% peer=\"%DOWNSTREAM_PEER_URI_SAN%\" method=%REQ(:METHOD)% \
-    authority=\"%REQ(:AUTHORITY)%\" path=\"%REQ_WITHOUT_QUERY(:PATH)%\" protocol=%PROTOCOL% \
+    authority=\"%REQ(:AUTHORITY)%\" path=\"%PATH(NQ)%\" protocol=%PROTOCOL% \
     status=%RESPONSE_CODE% details=\"%RESPONSE_CODE_DETAILS%\" route=\"%ROUTE_NAME%\" \
     cluster=\"%UPSTREAM_CLUSTER%\" upstream=%UPSTREAM_HOST% received=%BYTES_RECEIVED% \
     sent=%BYTES_SENT% duration_ms=%DURATION% flags=%RESPONSE_FLAGS%\n";

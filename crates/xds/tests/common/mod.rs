@@ -1,5 +1,13 @@
 //! Generated configurations: everything that the types can say and Envoy can be told.
 
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "a panic is how a test fails; no test uses all of this"
+)]
+
+pub mod ads;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -9,6 +17,19 @@ use meshfed_proxy_config::*;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+/// How many of each kind are shown to Envoy.
+pub const SAMPLES: usize = 60;
+
+/// Values that differ, but are the same in each run.
+pub fn samples<S: Strategy>(strategy: S) -> Vec<S::Value> {
+    let mut runner = TestRunner::deterministic();
+    (0..SAMPLES)
+        .map(|_| strategy.new_tree(&mut runner).unwrap().current())
+        .collect()
+}
 
 fn word() -> impl Strategy<Value = String> {
     "[a-z][a-z0-9-]{0,10}"
