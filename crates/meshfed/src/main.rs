@@ -1,1 +1,41 @@
-fn main() {}
+//! meshfed: a federation of service meshes that do not trust each other.
+//!
+//! This crate is the command line and the wiring of the roles, nothing else.
+
+mod agent;
+mod cli;
+mod demo;
+mod join;
+mod proxies;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line with all causes: what was attempted, on what, and why it failed.
+            eprintln!("meshfed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let logging = cli.logging();
+    match cli.command {
+        Command::Up(options) => up::run(options.resolve()?, &logging),
+        Command::Gateway(options) => proxies::gateway(options, &logging),
+        Command::Sidecar(options) => proxies::sidecar(options, &logging),
+        Command::Agent(options) => agent::run(options, &logging),
+        Command::Demo(options) => demo::run(options, &logging),
+        Command::Crds => cli::print_crds(),
+        Command::Completions { shell } => cli::print_completions(shell),
+    }
+}

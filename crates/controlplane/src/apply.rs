@@ -1,0 +1,147 @@
+//! Makes the API what the plan says: each part follows the plan in a task of its own, compares
+//! with what is there, and writes only differences.
+
+mod endpoint_slices;
+mod gateways;
+mod roots;
+mod statuses;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use crate::hub::Outcome;
+use crate::subnet::Subnet;
+
+/// After a failed write the difference is looked at again after this.
+const RETRY: Duration = Duration::from_secs(1);
+/// Statuses are written at most this often.
+const STATUS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Outcomes as they come.
+pub type Outcomes = watch::Receiver<Option<Arc<Outcome>>>;
+
+/// Starts all appliers.
+pub fn start(client: &Client, subnet: Subnet, outcomes: &Outcomes, tasks: &mut JoinSet<()>) {
+    let (c, o) = (client.clone(), outcomes.clone());
+    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+        gateways::apply(&c, subnet, outcome).await
+    }));
+    let (c, o) = (client.clone(), outcomes.clone());
+    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+        endpoint_slices::apply(&c, outcome).await
+    }));
+    let (c, o) = (client.clone(), outcomes.clone());
+    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+        roots::apply(&c, outcome).await
+    }));
+    let (c, o) = (client.clone(), outcomes.clone());
+    tasks.spawn(follow(o, STATUS_INTERVAL, async move |outcome| {
+        statuses::apply(&c, outcome).await
+    }));
+}
+
+/// Calls `apply` with the newest outcome whenever there is one, with a pause after each; again
+/// after [`RETRY`] when it says that something failed.
+async fn follow(
+    mut outcomes: Outcomes,
+    pause: Duration,
+    mut apply: impl AsyncFnMut(&Outcome) -> Done,
+) {
+    loop {
+        let newest = outcomes.borrow_and_update().clone();
+        let done = match &newest {
+            Some(outcome) => apply(outcome).await,
+            None => Done::Yes,
+        };
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        let changed = outcomes.changed();
+        let ended = match done {
+            Done::Yes => changed.await.is_err(),
+            Done::TryAgain => tokio::select! {
+                ended = changed => ended.is_err(),
+                () = tokio::time::sleep(RETRY) => false,
+            },
+        };
+        if ended {
+            return;
+        }
+    }
+}
+
+/// Whether everything that should be written was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Yes,
+    TryAgain,
+}
+
+impl Done {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Yes, Self::Yes) => Self::Yes,
+            _ => Self::TryAgain,
+        }
+    }
+}
+
+/// Creates an object, or replaces the present one.
+async fn put<K>(client: &Client, namespace: &str, object: &K, present: bool) -> Done
+where
+    K: Resource<Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let name = object.meta().name.clone().unwrap_or_default();
+    let params = PostParams::default();
+    let result = if present {
+        api.replace(&name, &params, object).await
+    } else {
+        api.create(&params, object).await
+    };
+    match result {
+        Ok(_) => Done::Yes,
+        Err(error) => failed::<K>("write", namespace, &name, &error),
+    }
+}
+
+/// Deletes an object; one that is not there is what was wanted.
+async fn delete<K>(client: &Client, namespace: &str, name: &str) -> Done
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    match api.delete(name, &DeleteParams::default()).await {
+        Ok(_) => Done::Yes,
+        Err(kube::Error::Api(status)) if status.code == 404 => Done::Yes,
+        Err(error) => failed::<K>("delete", namespace, name, &error),
+    }
+}
+
+/// A conflict means that something newer is on its way to us, so only others are worth a line.
+fn failed<K>(what: &str, namespace: &str, name: &str, error: &kube::Error) -> Done
+where
+    K: Resource,
+    K::DynamicType: Default,
+{
+    if !matches!(error, kube::Error::Api(status) if status.code == 409) {
+        let kind = K::kind(&K::DynamicType::default()).into_owned();
+        warn!(kind, namespace, name, %error, "cannot {what} an object, trying again");
+    }
+    Done::TryAgain
+}

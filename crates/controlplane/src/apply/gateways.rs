@@ -1,0 +1,273 @@
+//! Keeps the Services and ServiceAccounts of gateways, and gives the Services their addresses.
+//!
+//! An address stays its Service's for life. On Kubernetes the cluster gives addresses; here we are
+//! the cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use k8s_openapi::api::core::v1::{
+    LoadBalancerIngress, LoadBalancerStatus, Service, ServiceAccount, ServiceStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use meshfed_federation::plan::GatewayPlan;
+use meshfed_federation::world::{GATEWAY_LABEL, ObjectKey};
+use tracing::warn;
+
+use super::{Done, delete, failed, put};
+use crate::hub::Outcome;
+use crate::subnet::Subnet;
+
+/// Annotation with the keys of labels and annotations that we set, so that those that are no longer
+/// asked for can be taken away and those of others stay.
+const OURS_ANNOTATION: &str = "meshfed.io/metadata-keys";
+
+pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) -> Done {
+    let resources = &outcome.world.resources;
+    let namespace = &outcome.world.mesh.system_namespace;
+    let mut taken = taken_addresses(outcome);
+    let mut done = Done::Yes;
+    for (name, gateway) in &outcome.plan.gateways {
+        let key = ObjectKey::new(namespace.clone(), name.clone());
+        done = done.and(ensure_account(client, namespace, gateway).await);
+        let present = resources.services.get(&key).map(AsRef::as_ref);
+        done = done.and(ensure_service(client, subnet, &mut taken, gateway, present).await);
+    }
+    for (key, service) in resources.services.iter() {
+        let labels = service.metadata.labels.as_ref();
+        let is_gateway = labels.is_some_and(|l| l.contains_key(GATEWAY_LABEL));
+        if is_gateway
+            && key.namespace == *namespace
+            && !outcome.plan.gateways.contains_key(&key.name)
+        {
+            let account = format!("{}-service-account", key.name);
+            done = done
+                .and(delete::<Service>(client, namespace, &key.name).await)
+                .and(delete::<ServiceAccount>(client, namespace, &account).await);
+        }
+    }
+    done
+}
+
+fn taken_addresses(outcome: &Outcome) -> BTreeSet<Ipv4Addr> {
+    let services = outcome.world.resources.services.values();
+    let of_services = services.flat_map(|service| {
+        let spec = service.spec.as_ref();
+        let cluster_ip = spec.and_then(|s| s.cluster_ip.clone());
+        let asked = spec.and_then(|s| s.load_balancer_ip.clone());
+        cluster_ip
+            .into_iter()
+            .chain(asked)
+            .chain(balancer_ips(service))
+    });
+    let asked = outcome.plan.gateways.values().filter_map(|gateway| {
+        let spec = gateway.service.spec.as_ref()?;
+        spec.load_balancer_ip.clone()
+    });
+    of_services
+        .chain(asked)
+        .filter_map(|ip| ip.parse().ok())
+        .collect()
+}
+
+fn balancer_ips(service: &Service) -> Vec<String> {
+    let status = service.status.as_ref();
+    let ingress = status
+        .and_then(|s| s.load_balancer.as_ref())
+        .and_then(|l| l.ingress.as_deref())
+        .unwrap_or_default();
+    ingress.iter().filter_map(|i| i.ip.clone()).collect()
+}
+
+async fn ensure_account(client: &Client, namespace: &str, gateway: &GatewayPlan) -> Done {
+    let api: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    match api.get_opt(&gateway.service_account).await {
+        Ok(Some(_)) => Done::Yes,
+        Ok(None) => {
+            let account = ServiceAccount {
+                metadata: ObjectMeta {
+                    name: Some(gateway.service_account.clone()),
+                    namespace: Some(namespace.to_owned()),
+                    owner_references: gateway.service.metadata.owner_references.clone(),
+                    ..ObjectMeta::default()
+                },
+                ..ServiceAccount::default()
+            };
+            put(client, namespace, &account, false).await
+        }
+        Err(error) => failed::<ServiceAccount>("read", namespace, &gateway.service_account, &error),
+    }
+}
+
+async fn ensure_service(
+    client: &Client,
+    subnet: Subnet,
+    taken: &mut BTreeSet<Ipv4Addr>,
+    gateway: &GatewayPlan,
+    present: Option<&Service>,
+) -> Done {
+    let namespace = gateway.service.metadata.namespace.as_deref().unwrap_or("");
+    let mut wanted = merged(&gateway.service, present);
+    let Some(spec) = wanted.spec.as_mut() else {
+        return Done::Yes;
+    };
+    let balanced = spec.type_.as_deref() == Some("LoadBalancer");
+    if !balanced && spec.cluster_ip.is_none() {
+        spec.cluster_ip = allocate(subnet.free_cluster_ip(taken), taken, &wanted.metadata);
+        spec.cluster_ips = spec.cluster_ip.clone().map(|ip| vec![ip]);
+    }
+    let differs = present.is_none_or(|p| {
+        p.spec != wanted.spec
+            || p.metadata.labels != wanted.metadata.labels
+            || p.metadata.annotations != wanted.metadata.annotations
+            || p.metadata.owner_references != wanted.metadata.owner_references
+    });
+    if differs {
+        let done = put(client, namespace, &wanted, present.is_some()).await;
+        // Its address is given when it comes back through the watch.
+        return done;
+    }
+    let addresses = present.map(balancer_ips).unwrap_or_default();
+    let asked = wanted
+        .spec
+        .as_ref()
+        .and_then(|s| s.load_balancer_ip.clone());
+    let wanted_addresses = match (balanced, asked, addresses.first()) {
+        (false, _, _) => Vec::new(),
+        (true, Some(asked), _) => vec![asked],
+        (true, None, Some(kept)) => vec![kept.clone()],
+        (true, None, None) => allocate(subnet.free_load_balancer(taken), taken, &wanted.metadata)
+            .into_iter()
+            .collect(),
+    };
+    if wanted_addresses == addresses {
+        return Done::Yes;
+    }
+    wanted.status = Some(ServiceStatus {
+        load_balancer: Some(LoadBalancerStatus {
+            ingress: Some(
+                wanted_addresses
+                    .into_iter()
+                    .map(|ip| LoadBalancerIngress {
+                        ip: Some(ip),
+                        ..LoadBalancerIngress::default()
+                    })
+                    .collect(),
+            ),
+        }),
+        ..ServiceStatus::default()
+    });
+    let api: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let name = wanted.metadata.name.clone().unwrap_or_default();
+    match api
+        .replace_status(&name, &PostParams::default(), &wanted)
+        .await
+    {
+        Ok(_) => Done::Yes,
+        Err(error) => failed::<Service>("write the address of", namespace, &name, &error),
+    }
+}
+
+fn allocate(
+    free: Option<Ipv4Addr>,
+    taken: &mut BTreeSet<Ipv4Addr>,
+    of: &ObjectMeta,
+) -> Option<String> {
+    let Some(address) = free else {
+        warn!(service = of.name, "no address is left for this service");
+        return None;
+    };
+    taken.insert(address);
+    Some(address.to_string())
+}
+
+/// What the gateway's Service shall be: our part as planned, what others added kept.
+fn merged(planned: &Service, present: Option<&Service>) -> Service {
+    let mut wanted = planned.clone();
+    let labels = planned.metadata.labels.clone().unwrap_or_default();
+    let annotations = planned.metadata.annotations.clone().unwrap_or_default();
+    let ours = [&labels, &annotations].map(|map| map.keys().cloned().collect::<Vec<_>>().join(","));
+    let ours = ours.join(";");
+    let empty = BTreeMap::new();
+    let old = present.map(|p| &p.metadata);
+    let old_labels = old.and_then(|m| m.labels.as_ref()).unwrap_or(&empty);
+    let old_annotations = old.and_then(|m| m.annotations.as_ref()).unwrap_or(&empty);
+    let before = old_annotations
+        .get(OURS_ANNOTATION)
+        .cloned()
+        .unwrap_or_default();
+    let (labels_before, annotations_before) = before.split_once(';').unwrap_or(("", ""));
+    let mut annotations = with_others(annotations, old_annotations, annotations_before);
+    annotations.insert(OURS_ANNOTATION.to_owned(), ours);
+    wanted.metadata.annotations = Some(annotations);
+    wanted.metadata.labels = Some(with_others(labels, old_labels, labels_before));
+    if let (Some(present), Some(spec)) = (present, wanted.spec.as_mut()) {
+        wanted.metadata.resource_version = present.metadata.resource_version.clone();
+        wanted.metadata.uid = present.metadata.uid.clone();
+        wanted.status = present.status.clone();
+        if let Some(old) = &present.spec {
+            spec.cluster_ip = old.cluster_ip.clone();
+            spec.cluster_ips = old.cluster_ips.clone();
+            // Set by the API server where we leave it open.
+            spec.session_affinity = old.session_affinity.clone();
+            spec.internal_traffic_policy = old.internal_traffic_policy.clone();
+            spec.ip_families = old.ip_families.clone();
+            spec.ip_family_policy = old.ip_family_policy.clone();
+            spec.external_traffic_policy = old.external_traffic_policy.clone();
+            spec.allocate_load_balancer_node_ports = old.allocate_load_balancer_node_ports;
+        }
+    }
+    wanted
+}
+
+/// Planned entries, and present ones that we never set.
+fn with_others(
+    mut planned: BTreeMap<String, String>,
+    present: &BTreeMap<String, String>,
+    set_before: &str,
+) -> BTreeMap<String, String> {
+    let set_before: BTreeSet<&str> = set_before.split(',').collect();
+    for (key, value) in present {
+        if !set_before.contains(key.as_str()) && key != OURS_ANNOTATION {
+            planned.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    planned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn mk_service(labels: serde_json::Value) -> Service {
+        serde_json::from_value(json!({
+            "metadata": {"name": "ingress", "namespace": "s", "labels": labels},
+            "spec": {"type": "ClusterIP", "ports": [{"port": 15443}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_label_that_is_no_longer_asked_for_goes_and_those_of_others_stay() {
+        let first = merged(&mk_service(json!({"a": "1", "b": "2"})), None);
+        let mut present = first;
+        let labels = present.metadata.labels.as_mut().unwrap();
+        labels.insert("theirs".to_owned(), "3".to_owned());
+        let second = merged(&mk_service(json!({"a": "1"})), Some(&present));
+        let keys: Vec<String> = second.metadata.labels.unwrap().into_keys().collect();
+        assert_eq!(keys, ["a", "theirs"]);
+    }
+
+    #[test]
+    fn what_is_as_planned_is_not_written_again() {
+        let planned = mk_service(json!({"a": "1"}));
+        let first = merged(&planned, None);
+        let second = merged(&planned, Some(&first));
+        assert_eq!(first.metadata.annotations, second.metadata.annotations);
+        assert_eq!(first.metadata.labels, second.metadata.labels);
+        assert_eq!(first.spec, second.spec);
+    }
+}

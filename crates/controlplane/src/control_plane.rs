@@ -1,0 +1,166 @@
+//! The assembly of the control plane.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use meshfed_federation::plan::plan;
+use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
+use meshfed_pki::{TlsConfigError, TrustDomain};
+use meshfed_runtime::{DrainWatch, Metrics};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::ads::{AdsMetrics, AdsServer, Nodes};
+use crate::apply::{self, Outcomes};
+use crate::ca_service::{CaMetrics, CaService, TokenAuthenticator};
+use crate::discovery::{self, DiscoveryServer};
+use crate::grpc::{GrpcMetrics, GrpcServer, serve_grpc};
+use crate::hub::{Ends, Hub};
+use crate::identity::{OwnIdentity, OwnIdentityError};
+use crate::observe;
+use crate::proxies::Proxies;
+use crate::registration;
+use crate::subnet::Subnet;
+
+/// The domain of the mesh's own services.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// What the control plane of one mesh is given.
+pub struct ControlPlane {
+    /// An administrator's client of the API.
+    pub client: Client,
+    pub namespace: String,
+    pub subnet: Subnet,
+    pub node_address: IpAddr,
+    /// Stable end of the name of this instance.
+    pub instance_suffix: String,
+    pub identity: Arc<OwnIdentity>,
+    /// Port 15012: certificates and ADS.
+    pub grpc: TcpListener,
+    /// Port 8188: discovery.
+    pub discovery: TcpListener,
+    pub tokens: Arc<dyn TokenAuthenticator>,
+    pub metrics: Metrics,
+    pub drain: DrainWatch,
+}
+
+/// Why the control plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot create the namespace {0}")]
+    Namespace(String, #[source] kube::Error),
+    #[error(transparent)]
+    Identity(#[from] OwnIdentityError),
+    #[error(transparent)]
+    Tls(#[from] TlsConfigError),
+    #[error("a listener has no address")]
+    Listener(#[source] std::io::Error),
+}
+
+/// A running control plane; its tasks end with it.
+#[derive(Debug)]
+pub struct Running {
+    pub outcomes: Outcomes,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    /// Resolves when a task ends, which none should before the drain.
+    pub async fn ended(&mut self) {
+        self.tasks.join_next().await;
+    }
+}
+
+/// Creates the control plane's namespace if it is not there.
+pub async fn ensure_namespace(client: &Client, namespace: &str) -> Result<(), StartError> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let object = Namespace {
+        metadata: ObjectMeta {
+            name: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    };
+    match api.create(&PostParams::default(), &object).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(StartError::Namespace(namespace.to_owned(), error)),
+    }
+}
+
+impl ControlPlane {
+    /// Starts everything.
+    pub fn start(self) -> Result<Running, StartError> {
+        let discovery_address = address(&self.discovery)?;
+        let default_trust_domain: TrustDomain = CLUSTER_DOMAIN
+            .parse()
+            .map_err(meshfed_pki::IssueError::from)
+            .map_err(OwnIdentityError::from)?;
+        let world = World {
+            now: Timestamp::now(),
+            mesh: MeshSettings {
+                system_namespace: self.namespace.clone(),
+                cluster_domain: CLUSTER_DOMAIN.to_owned(),
+                default_trust_domain,
+                instance_suffix: self.instance_suffix,
+                discovery_address,
+                node_address: self.node_address,
+            },
+            resources: Resources::default(),
+            observed: Observed::default(),
+        };
+        let (
+            hub,
+            Ends {
+                observations,
+                seen,
+                outcomes,
+            },
+        ) = Hub::new(world, plan);
+        seen.own_roots(self.identity.authority.load().root_pem().into());
+        let mut tasks = JoinSet::new();
+        let kinds = observe::start(&self.client, &self.namespace, &observations, &mut tasks);
+        drop(observations);
+        tasks.spawn(hub.run(kinds));
+        apply::start(&self.client, self.subnet, &outcomes, &mut tasks);
+        tasks.spawn(self.identity.clone().keep(outcomes.clone()));
+
+        let nodes = Nodes::new();
+        tasks.spawn(registration::run(
+            self.client.clone(),
+            nodes.subscribe(),
+            outcomes.clone(),
+        ));
+        let proxies = Arc::new(Proxies::new(
+            outcomes.clone(),
+            seen.clone(),
+            self.namespace.clone(),
+        ));
+        tasks.spawn(proxies.clone().follow_plans());
+        tasks.spawn(proxies.clone().follow_nodes(nodes.subscribe()));
+
+        let server = DiscoveryServer::new(seen.clone());
+        tasks.spawn(server.clone().follow(outcomes.clone()));
+        tasks.spawn(server.serve(
+            self.discovery,
+            self.identity.clone(),
+            outcomes.clone(),
+            self.drain.clone(),
+        ));
+        tasks.spawn(discovery::follow_peers(
+            self.identity.clone(),
+            seen,
+            outcomes.clone(),
+        ));
+        Ok(Running { outcomes, tasks })
+    }
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(StartError::Listener)
+}

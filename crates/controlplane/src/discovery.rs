@@ -1,0 +1,9 @@
+//! Discovery between control planes: sockets around the machines of `meshfed-federation`.
+
+mod client;
+mod clock;
+mod server;
+
+pub use client::follow as follow_peers;
+pub use clock::Clock;
+pub use server::{DiscoveryServer, ServeError};

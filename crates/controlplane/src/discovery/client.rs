@@ -1,0 +1,330 @@
+//! Asks every peer for its exports, through our own egress gateway.
+//!
+//! One task per peer drives a [`Client`] machine; each request that the machine asks for is a task
+//! of its own with a connection of its own.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioIo;
+use meshfed_federation::discovery::client::{Action, Client, ClientSettings, Failure, RequestId};
+use meshfed_federation::names::PeerName;
+use meshfed_federation::plan::DiscoveryTarget;
+use meshfed_pki::{ClientTls, HandshakeRefusal, ServerIds};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsConnector;
+use tracing::{debug, info};
+
+use super::Clock;
+use crate::apply::Outcomes;
+use crate::hub::Seen;
+use crate::identity::OwnIdentity;
+
+/// Chunks of answers that wait for the machine.
+const BACKLOG: usize = 64;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A dead path is noticed within about a minute even when nothing is sent.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Keeps one task for each peer that the plan names.
+pub async fn follow(identity: Arc<OwnIdentity>, seen: Seen, mut outcomes: Outcomes) {
+    let mut running: BTreeMap<PeerName, Running> = BTreeMap::new();
+    loop {
+        let newest = outcomes.borrow_and_update().clone();
+        if let Some(outcome) = newest {
+            let wanted = &outcome.plan.discovery;
+            let gone: Vec<PeerName> = running
+                .keys()
+                .filter(|name| !wanted.contains_key(*name))
+                .cloned()
+                .collect();
+            for name in gone {
+                running.remove(&name);
+                seen.forget_peer(name.as_str());
+            }
+            for (name, target) in wanted {
+                match running.get(name) {
+                    Some(task) if task.target == *target => {}
+                    Some(_) | None => {
+                        let task =
+                            Running::start(name, target, &identity, &seen, running.remove(name));
+                        running.insert(name.clone(), task);
+                    }
+                }
+            }
+        }
+        if outcomes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The task of one peer; it ends with this value.
+struct Running {
+    target: Arc<DiscoveryTarget>,
+    targets: tokio::sync::watch::Sender<Arc<DiscoveryTarget>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Running {
+    /// A task that already runs is told the new way to its peer, and keeps what it knows.
+    fn start(
+        name: &PeerName,
+        target: &Arc<DiscoveryTarget>,
+        identity: &Arc<OwnIdentity>,
+        seen: &Seen,
+        before: Option<Self>,
+    ) -> Self {
+        if let Some(mut running) = before {
+            running.target = target.clone();
+            running.targets.send_replace(target.clone());
+            return running;
+        }
+        let (targets, receiver) = tokio::sync::watch::channel(target.clone());
+        let mut tasks = JoinSet::new();
+        let driver = Driver::new(name.clone(), receiver, identity.clone(), seen.clone());
+        tasks.spawn(driver.run());
+        Self {
+            target: target.clone(),
+            targets,
+            _tasks: tasks,
+        }
+    }
+}
+
+/// What a request has to tell.
+#[derive(Debug)]
+enum Progress {
+    Opened,
+    Data(Bytes),
+    Ended(Option<Failure>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Watch,
+    List,
+}
+
+struct Driver {
+    name: PeerName,
+    targets: tokio::sync::watch::Receiver<Arc<DiscoveryTarget>>,
+    identity: Arc<OwnIdentity>,
+    seen: Seen,
+    clock: Clock,
+    machine: Client,
+    requests: BTreeMap<RequestId, (Kind, AbortHandle)>,
+    tasks: JoinSet<()>,
+    progress_in: mpsc::Sender<(RequestId, Progress)>,
+    progress: mpsc::Receiver<(RequestId, Progress)>,
+}
+
+impl Driver {
+    fn new(
+        name: PeerName,
+        targets: tokio::sync::watch::Receiver<Arc<DiscoveryTarget>>,
+        identity: Arc<OwnIdentity>,
+        seen: Seen,
+    ) -> Self {
+        let (progress_in, progress) = mpsc::channel(BACKLOG);
+        let seed = RandomState::new().hash_one(name.as_str());
+        Self {
+            name,
+            targets,
+            identity,
+            seen,
+            clock: Clock::default(),
+            machine: Client::new(ClientSettings::default(), seed, Arc::default()),
+            requests: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            progress_in,
+            progress,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let actions = self.machine.tick(self.clock.now());
+            self.act(actions);
+            let wake_in = self
+                .machine
+                .wake_at()
+                .saturating_sub(self.clock.now().elapsed);
+            let actions = tokio::select! {
+                Some((id, progress)) = self.progress.recv() => self.take(id, progress),
+                changed = self.targets.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.machine.restart(self.clock.now())
+                }
+                Some(_) = self.tasks.join_next() => Vec::new(),
+                // Capped, as the timer does not take every duration.
+                () = tokio::time::sleep(wake_in.min(Duration::from_secs(3600))) => Vec::new(),
+            };
+            self.act(actions);
+        }
+    }
+
+    fn take(&mut self, id: RequestId, progress: Progress) -> Vec<Action> {
+        let now = self.clock.now();
+        let Some((kind, _)) = self.requests.get(&id) else {
+            return Vec::new();
+        };
+        match (*kind, progress) {
+            (Kind::Watch, Progress::Opened) => {
+                info!(peer = %self.name, "watching the exports of the peer");
+                self.machine.watch_opened(id, now)
+            }
+            (Kind::List, Progress::Opened) => Vec::new(),
+            (Kind::Watch, Progress::Data(chunk)) => self.machine.watch_data(id, &chunk, now),
+            (Kind::List, Progress::Data(chunk)) => self.machine.list_data(id, &chunk, now),
+            (kind, Progress::Ended(failure)) => {
+                self.requests.remove(&id);
+                if let Some(failure) = &failure {
+                    info!(peer = %self.name, request = ?kind, ?failure, "a discovery request ended");
+                }
+                match kind {
+                    Kind::Watch => self.machine.watch_closed(id, failure.as_ref(), now),
+                    Kind::List => self.machine.list_done(id, failure.as_ref(), now),
+                }
+            }
+        }
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::OpenWatch(id) => self.request(id, Kind::Watch),
+                Action::GetList(id) => self.request(id, Kind::List),
+                Action::Cancel(id) => {
+                    if let Some((_, task)) = self.requests.remove(&id) {
+                        task.abort();
+                    }
+                }
+                Action::Changed { services } => {
+                    debug!(peer = %self.name, services, "what is known of the peer changed");
+                    let state = self.machine.state().clone();
+                    self.seen.remote(self.name.as_str(), state);
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, id: RequestId, kind: Kind) {
+        let target = self.targets.borrow().clone();
+        let identity = self.identity.clone();
+        let progress = self.progress_in.clone();
+        let task = self.tasks.spawn(async move {
+            let failure = exchange(&target, &identity, kind, id, &progress)
+                .await
+                .err();
+            // Nobody listens when the peer was removed meanwhile.
+            let _gone = progress.send((id, Progress::Ended(failure))).await;
+        });
+        self.requests.insert(id, (kind, task));
+    }
+}
+
+/// One request from connect to the end of its body.
+async fn exchange(
+    target: &DiscoveryTarget,
+    identity: &OwnIdentity,
+    kind: Kind,
+    id: RequestId,
+    progress: &mpsc::Sender<(RequestId, Progress)>,
+) -> Result<(), Failure> {
+    let failed =
+        |what: &str, error: &dyn std::fmt::Display| Failure::Transport(format!("{what}: {error}"));
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target.address))
+        .await
+        .map_err(|e| failed("egress gateway", &e))?
+        .map_err(|e| failed("egress gateway", &e))?;
+    keep_alive(&stream).map_err(|e| failed("egress gateway", &e))?;
+    let domain = target.server_id.trust_domain();
+    let tls = meshfed_pki::client_config(ClientTls {
+        identity: identity.cell.clone(),
+        trust: identity
+            .trust(domain)
+            .map_err(|e| failed("own trust", &e))?,
+        server: ServerIds::OneOf(vec![target.server_id.clone()]),
+        alpn: vec!["http/1.1".to_owned()],
+    })
+    .map_err(|e| failed("TLS", &e))?;
+    let host = target.authority.split(':').next().unwrap_or_default();
+    let name = rustls::pki_types::ServerName::try_from(host.to_owned())
+        .map_err(|e| failed("egress gateway", &e))?;
+    let stream = TlsConnector::from(tls)
+        .connect(name, stream)
+        .await
+        .map_err(|error| {
+            let refusal = HandshakeRefusal::find(&error);
+            refusal.map_or_else(
+                || failed("TLS with the egress gateway", &error),
+                |refusal| failed("TLS with the egress gateway", &refusal.label()),
+            )
+        })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| failed("HTTP", &e))?;
+    let mut driver = JoinSet::new();
+    driver.spawn(async move {
+        // What goes wrong here comes back from the request or its body as well.
+        let _ = connection.await;
+    });
+    let path = match kind {
+        Kind::Watch => "/v1/watch",
+        Kind::List => "/v1/services/",
+    };
+    let mut request = Request::builder()
+        .method(Method::GET)
+        .uri(path)
+        .header(header::HOST, &target.authority)
+        .header(
+            header::USER_AGENT,
+            concat!("meshfed/", env!("CARGO_PKG_VERSION")),
+        );
+    for (name, value) in &target.headers {
+        request = request.header(name, value);
+    }
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| failed("HTTP", &e))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| failed("HTTP", &e))?;
+    let status = response.status();
+    if status != StatusCode::OK {
+        let reason = status.canonical_reason().unwrap_or_default().to_owned();
+        return Err(Failure::Status(status.as_u16(), reason));
+    }
+    let mut body = response.into_body();
+    let tell = async |what| {
+        let told = progress.send((id, what)).await;
+        told.map_err(|_| Failure::Transport("not wanted any more".to_owned()))
+    };
+    tell(Progress::Opened).await?;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| failed("HTTP", &e))?;
+        if let Ok(chunk) = frame.into_data() {
+            tell(Progress::Data(chunk)).await?;
+        }
+    }
+    Ok(())
+}
+
+fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}

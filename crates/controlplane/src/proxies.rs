@@ -1,0 +1,183 @@
+//! Which configuration a connected proxy gets, and what it made of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use meshfed_federation::plan::ProxyKey;
+use meshfed_federation::world::{GatewayState, ObjectKey};
+use meshfed_proxy_config::ProxyConfig;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::ads::{AuthenticatedNode, ConfigSource, Configs, ConnectionId, NodeSet, Refusal, Report};
+use crate::apply::Outcomes;
+use crate::hub::{Outcome, Seen};
+
+/// End of the name of a gateway's service account.
+const GATEWAY_ACCOUNT: &str = "-service-account";
+
+/// Gives each proxy what the plan has for it.
+#[derive(Debug)]
+pub struct Proxies {
+    outcomes: Outcomes,
+    seen: Seen,
+    system_namespace: String,
+    configs: Mutex<HashMap<ProxyKey, watch::Sender<Option<Arc<ProxyConfig>>>>>,
+    /// What the gateways of the present connections told.
+    gateways: Mutex<HashMap<ConnectionId, (String, GatewayState)>>,
+}
+
+impl Proxies {
+    pub fn new(outcomes: Outcomes, seen: Seen, system_namespace: String) -> Self {
+        Self {
+            outcomes,
+            seen,
+            system_namespace,
+            configs: Mutex::default(),
+            gateways: Mutex::default(),
+        }
+    }
+
+    /// Hands on the configurations of every plan.
+    pub async fn follow_plans(self: Arc<Self>) {
+        let mut outcomes = self.outcomes.clone();
+        loop {
+            let newest = outcomes.borrow_and_update().clone();
+            if let Some(outcome) = newest {
+                self.hand_on(&outcome);
+            }
+            if outcomes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Notices gateways that go.
+    pub async fn follow_nodes(self: Arc<Self>, mut nodes: watch::Receiver<NodeSet>) {
+        while nodes.changed().await.is_ok() {
+            let connected = nodes.borrow_and_update().clone();
+            let mut gateways = lock(&self.gateways);
+            let gone: Vec<ConnectionId> = gateways
+                .keys()
+                .filter(|id| !connected.contains_key(id))
+                .copied()
+                .collect();
+            for id in gone {
+                let Some((name, _)) = gateways.remove(&id) else {
+                    continue;
+                };
+                // Another connection of the same gateway may be there already.
+                let other = gateways.values().find(|(n, _)| *n == name);
+                self.seen.gateway(&name, other.map(|(_, s)| s.clone()));
+                info!(gateway = name, "a gateway has disconnected");
+            }
+        }
+    }
+
+    fn hand_on(&self, outcome: &Outcome) {
+        let proxies = &outcome.plan.proxies;
+        lock(&self.configs).retain(|key, sender| {
+            if sender.receiver_count() == 0 {
+                return false;
+            }
+            match (proxies.get(key), key) {
+                (Some(config), _) => {
+                    sender.send_if_modified(|present| {
+                        let same = present.as_ref().is_some_and(|present| {
+                            Arc::ptr_eq(present, config) || present == config
+                        });
+                        if !same {
+                            *present = Some(config.clone());
+                        }
+                        !same
+                    });
+                    true
+                }
+                // A gateway that is gone from the plan has nothing to wait for; a sidecar's
+                // registration may be on its way.
+                (None, ProxyKey::Gateway(_)) => false,
+                (None, ProxyKey::Sidecar(_)) => true,
+            }
+        });
+    }
+
+    fn key(&self, node: &AuthenticatedNode) -> Result<ProxyKey, Refusal> {
+        if node.namespace() == self.system_namespace
+            && let Some(name) = node.service_account().strip_suffix(GATEWAY_ACCOUNT)
+        {
+            return Ok(ProxyKey::Gateway(name.to_owned()));
+        }
+        let name = node.name.as_ref().ok_or_else(|| {
+            Refusal::Forbidden("a sidecar must say the name of its Pod (metadata NAME)".to_owned())
+        })?;
+        Ok(ProxyKey::Sidecar(ObjectKey::new(node.namespace(), name.clone())))
+    }
+}
+
+impl ConfigSource for Proxies {
+    fn subscribe(&self, node: &AuthenticatedNode) -> Result<Configs, Refusal> {
+        let key = self.key(node)?;
+        let newest = self.outcomes.borrow().clone();
+        let present = newest
+            .as_ref()
+            .and_then(|outcome| outcome.plan.proxies.get(&key).cloned());
+        match &key {
+            ProxyKey::Gateway(name) => {
+                if newest.is_some() && present.is_none() {
+                    return Err(Refusal::Unknown(format!("there is no gateway {name}")));
+                }
+                let state = GatewayState {
+                    ready: false,
+                    refused: None,
+                };
+                lock(&self.gateways).insert(node.connection, (name.clone(), state.clone()));
+                self.seen.gateway(name, Some(state));
+            }
+            ProxyKey::Sidecar(pod) => {
+                let pods = newest.as_ref().map(|o| &o.world.resources.pods);
+                let account = pods
+                    .and_then(|pods| pods.get(pod))
+                    .and_then(|pod| pod.spec.as_ref()?.service_account_name.clone());
+                if account.is_some_and(|account| account != node.service_account()) {
+                    return Err(Refusal::Forbidden(format!(
+                        "the Pod {pod} runs under another ServiceAccount"
+                    )));
+                }
+            }
+        }
+        let mut configs = lock(&self.configs);
+        let sender = configs
+            .entry(key)
+            .or_insert_with(|| watch::Sender::new(None));
+        if let Some(config) = present {
+            sender.send_replace(Some(config));
+        }
+        Ok(sender.subscribe())
+    }
+
+    fn report(&self, node: &AuthenticatedNode, report: Report) {
+        if let Report::Nacked { kind, message, .. } = &report {
+            warn!(proxy = node.id, ?kind, message, "a proxy refused its configuration");
+        }
+        let mut gateways = lock(&self.gateways);
+        let Some((name, state)) = gateways.get_mut(&node.connection) else {
+            return;
+        };
+        match report {
+            Report::Acked { .. } => return,
+            Report::Nacked { message, .. } => state.refused = Some(message),
+            Report::Synced(_) => {
+                *state = GatewayState {
+                    ready: true,
+                    refused: None,
+                };
+            }
+        }
+        self.seen.gateway(name, Some(state.clone()));
+    }
+}
+
+/// The maps are whole after every statement, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,208 @@
+//! A connected sidecar is its workload's registration: while it is connected it has a Pod.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{
+    Container, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
+use meshfed_federation::world::{
+    APP_ANNOTATION, OUTBOUND_ANNOTATION, ObjectKey, TLS_MODE_ISTIO, TLS_MODE_LABEL,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::ads::{AuthenticatedNode, NodeSet};
+use crate::apply::Outcomes;
+
+/// Label of the Pods that are kept here.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+const MANAGER: &str = "meshfed-registration";
+/// After a restart of the control plane, sidecars have this long to come back.
+const GRACE: Duration = Duration::from_secs(30);
+/// After a failed write the difference is looked at again after this.
+const RETRY: Duration = Duration::from_millis(500);
+/// Metadata of our sidecars beyond Istio's.
+const OUTBOUND_KEY: &str = "MESHFED_OUTBOUND";
+const APP_KEY: &str = "MESHFED_APP";
+
+/// Keeps the Pods until the nodes' sender goes.
+pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcomes: Outcomes) {
+    let grace_ends = Instant::now() + GRACE;
+    let mut seen: BTreeSet<ObjectKey> = BTreeSet::new();
+    loop {
+        let connected = nodes.borrow_and_update().clone();
+        let newest = outcomes.borrow_and_update().clone();
+        let mut failed = false;
+        if let Some(outcome) = newest {
+            let present = &outcome.world.resources.pods;
+            let wanted = wanted_pods(&connected, &outcome.world.mesh.system_namespace);
+            for (key, pod) in &wanted {
+                seen.insert(key.clone());
+                let old = present.get(key).map(AsRef::as_ref);
+                if let Err(error) = ensure(&client, key, pod, old).await {
+                    failed |= report(key, &error);
+                }
+            }
+            let in_grace = Instant::now() < grace_ends;
+            for (key, pod) in present.iter() {
+                if !is_ours(pod) || wanted.contains_key(key) || (in_grace && !seen.contains(key)) {
+                    continue;
+                }
+                info!(pod = %key, "the workload has left the mesh");
+                if let Err(error) = delete(&client, key).await {
+                    failed |= report(key, &error);
+                }
+            }
+        }
+        tokio::select! {
+            changed = nodes.changed() => if changed.is_err() { return },
+            changed = outcomes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if failed => {}
+            () = tokio::time::sleep_until(grace_ends), if Instant::now() < grace_ends => {}
+        }
+    }
+}
+
+/// The newest connection of a name wins; one without a usable address or name has no Pod.
+fn wanted_pods(nodes: &NodeSet, system_namespace: &str) -> BTreeMap<ObjectKey, Pod> {
+    let mut pods = BTreeMap::new();
+    let mut addresses = BTreeMap::new();
+    for node in nodes.values() {
+        let (Some(name), Some(ip)) = (&node.name, node.addresses.first()) else {
+            continue;
+        };
+        if node.namespace() == system_namespace {
+            continue;
+        }
+        let key = ObjectKey::new(node.namespace(), name.clone());
+        if let Some(other) = addresses.insert(*ip, key.clone())
+            && other != key
+        {
+            warn!(address = %ip, pod = %key, %other, "two workloads claim the same address");
+            pods.remove(&other);
+        }
+        pods.insert(key, pod(node, name));
+    }
+    pods
+}
+
+fn pod(node: &AuthenticatedNode, name: &str) -> Pod {
+    let ip = node.addresses.first().map(ToString::to_string);
+    let ready = node.ready.unwrap_or(true);
+    let mut labels = node.labels.clone();
+    labels.insert(TLS_MODE_LABEL.to_owned(), TLS_MODE_ISTIO.to_owned());
+    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    let annotations = [(OUTBOUND_KEY, OUTBOUND_ANNOTATION), (APP_KEY, APP_ANNOTATION)];
+    let annotations = annotations
+        .iter()
+        .filter_map(|(key, annotation)| {
+            let address = node.metadata.get(*key)?.as_str()?;
+            // Only what is an address may get into the plan.
+            let address: SocketAddr = address.parse().ok()?;
+            Some(((*annotation).to_owned(), address.to_string()))
+        })
+        .collect();
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(node.namespace().to_owned()),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            service_account_name: Some(node.service_account().to_owned()),
+            containers: vec![Container {
+                name: "workload".to_owned(),
+                image: Some("workload".to_owned()),
+                ..Container::default()
+            }],
+            ..PodSpec::default()
+        }),
+        status: Some(PodStatus {
+            phase: Some("Running".to_owned()),
+            pod_ip: ip.clone(),
+            pod_ips: ip.map(|ip| vec![PodIP { ip }]),
+            conditions: Some(vec![PodCondition {
+                type_: "Ready".to_owned(),
+                status: if ready { "True" } else { "False" }.to_owned(),
+                ..PodCondition::default()
+            }]),
+            ..PodStatus::default()
+        }),
+    }
+}
+
+fn is_ours(pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    labels.and_then(|l| l.get(MANAGED_BY)).map(String::as_str) == Some(MANAGER)
+}
+
+async fn ensure(
+    client: &Client,
+    key: &ObjectKey,
+    wanted: &Pod,
+    present: Option<&Pod>,
+) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
+    let params = PostParams::default();
+    let current = match present {
+        None => api.create(&params, wanted).await?,
+        Some(present) if !is_ours(present) => return Ok(()),
+        Some(present)
+            if present.metadata.labels == wanted.metadata.labels
+                && present.metadata.annotations == wanted.metadata.annotations =>
+        {
+            present.clone()
+        }
+        Some(present) => {
+            let mut pod = present.clone();
+            pod.metadata.labels = wanted.metadata.labels.clone();
+            pod.metadata.annotations = wanted.metadata.annotations.clone();
+            api.replace(&key.name, &params, &pod).await?
+        }
+    };
+    if same_status(current.status.as_ref(), wanted.status.as_ref()) {
+        return Ok(());
+    }
+    let mut pod = current;
+    pod.status = wanted.status.clone();
+    api.replace_status(&key.name, &params, &pod).await?;
+    Ok(())
+}
+
+fn same_status(present: Option<&PodStatus>, wanted: Option<&PodStatus>) -> bool {
+    let view = |status: Option<&PodStatus>| {
+        status.map(|s| {
+            let ready = s.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+            (s.pod_ip.clone(), s.phase.clone(), ready.map(|c| c.status.clone()))
+        })
+    };
+    view(present) == view(wanted)
+}
+
+async fn delete(client: &Client, key: &ObjectKey) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
+    match api
+        .delete(&key.name, &DeleteParams::default().grace_period(0))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Conflicts are normal: something newer is on its way to us. True: look again soon.
+fn report(key: &ObjectKey, error: &kube::Error) -> bool {
+    if !matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409)) {
+        warn!(pod = %key, %error, "cannot register a workload, trying again");
+    }
+    true
+}

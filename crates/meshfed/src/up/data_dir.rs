@@ -1,0 +1,114 @@
+//! What is where in a mesh's data directory.
+//!
+//! | path | content |
+//! | --- | --- |
+//! | `api.redb`, `api.lock`, `sa-signer.pem` | the API server's |
+//! | `kubeconfig` | the administrator's credentials, mode 0600 |
+//! | `root-cert.pem` | the mesh's root, for proxies that join |
+//! | `subnet`, `instance` | kept from the first start on |
+//! | `tokens/` | ServiceAccount tokens of gateways that run in this process |
+//! | `logs/` | one access log per component |
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use meshfed_controlplane::subnet::Subnet;
+
+/// A directory that is there and writable.
+#[derive(Debug, Clone)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        meshfed_runtime::create_private_dir(path)
+            .with_context(|| format!("cannot create the data directory {}", path.display()))?;
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("cannot use the data directory {}", path.display()))?;
+        let dir = Self(path);
+        meshfed_runtime::create_private_dir(&dir.logs())
+            .with_context(|| format!("cannot create {}", dir.logs().display()))?;
+        Ok(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.0.join("kubeconfig")
+    }
+
+    pub fn root_cert(&self) -> PathBuf {
+        self.0.join("root-cert.pem")
+    }
+
+    pub fn tokens(&self) -> PathBuf {
+        self.0.join("tokens")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.0.join("logs")
+    }
+
+    pub fn log(&self, component: &str) -> PathBuf {
+        self.logs().join(component)
+    }
+
+    /// The subnet of the last time.
+    pub fn subnet(&self) -> anyhow::Result<Option<Subnet>> {
+        let file = self.0.join("subnet");
+        match std::fs::read_to_string(&file) {
+            Ok(text) => {
+                let subnet = text.trim().parse();
+                let subnet = subnet.with_context(|| format!("{} is damaged", file.display()))?;
+                Ok(Some(subnet))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot read {}", file.display()))
+            }
+        }
+    }
+
+    pub fn keep_subnet(&self, subnet: Subnet) -> anyhow::Result<()> {
+        let file = self.0.join("subnet");
+        meshfed_runtime::write_public(&file, subnet.to_string().as_bytes())
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// The end of this instance's name in statuses, made once: `istiod-<smcp>-<this>`.
+    pub fn instance(&self) -> anyhow::Result<String> {
+        let file = self.0.join("instance");
+        if let Ok(text) = std::fs::read_to_string(&file)
+            && is_suffix(text.trim())
+        {
+            return Ok(text.trim().to_owned());
+        }
+        let suffix = new_suffix();
+        meshfed_runtime::write_public(&file, suffix.as_bytes())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(suffix)
+    }
+}
+
+fn is_suffix(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// In the form of a Deployment's Pod: `b65457658-9wq5j`.
+fn new_suffix() -> String {
+    use std::hash::{BuildHasher as _, RandomState};
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut random = RandomState::new().hash_one(std::process::id());
+    let mut take = |n: usize| -> String {
+        (0..n)
+            .map(|_| {
+                let letter = LETTERS[(random % LETTERS.len() as u64) as usize];
+                random /= LETTERS.len() as u64;
+                char::from(letter)
+            })
+            .collect()
+    };
+    format!("{}-{}", take(8), take(5))
+}

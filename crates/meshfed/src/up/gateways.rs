@@ -1,0 +1,97 @@
+//! Runs the gateways that the plan names, each as a proxy that joins over gRPC like any other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kube::Client;
+use meshfed_controlplane::apply::Outcomes;
+use meshfed_runtime::{DrainWatch, Metrics};
+use tracing::{info, warn};
+
+use crate::join::{Join, new_token, write_token};
+use crate::proxies::{Gateway, Running};
+
+/// After a failed start it is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What is needed to run gateways in this process.
+pub struct Gateways {
+    pub client: Client,
+    pub namespace: String,
+    /// Those that run elsewhere.
+    pub external: BTreeSet<String>,
+    /// With the directory for tokens in the place of the token file.
+    pub join: Join,
+    pub logs: PathBuf,
+    pub metrics: Metrics,
+    pub outcomes: Outcomes,
+    pub drain: DrainWatch,
+}
+
+impl Gateways {
+    /// Follows the plan until the drain begins; then waits for nothing more.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut running: BTreeMap<String, Running> = BTreeMap::new();
+        loop {
+            let newest = self.outcomes.borrow_and_update().clone();
+            let wanted: BTreeSet<String> = newest
+                .iter()
+                .flat_map(|outcome| outcome.plan.gateways.keys())
+                .filter(|name| !self.external.contains(*name))
+                .cloned()
+                .collect();
+            let gone: Vec<String> = running
+                .keys()
+                .filter(|name| !wanted.contains(*name))
+                .cloned()
+                .collect();
+            for name in gone {
+                if let Some(gateway) = running.remove(&name) {
+                    info!(gateway = name, "a gateway is not wanted any more");
+                    gateway.stop().await;
+                }
+            }
+            let mut failed = false;
+            for name in wanted {
+                if running.contains_key(&name) {
+                    continue;
+                }
+                match self.start(&name).await {
+                    Ok(gateway) => {
+                        running.insert(name, gateway);
+                    }
+                    Err(error) => {
+                        failed = true;
+                        warn!(gateway = name, error = format!("{error:#}"), "a gateway did not start, trying again");
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.drain.signaled() => break,
+                changed = self.outcomes.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
+        }
+        futures::future::join_all(running.into_values().map(Running::stop)).await;
+        Ok(())
+    }
+
+    async fn start(&self, name: &str) -> anyhow::Result<Running> {
+        let service_account = format!("{name}-service-account");
+        let token_file = self.join.token_file.join(name);
+        let token = new_token(&self.client, &self.namespace, &service_account).await?;
+        write_token(&token_file, &token)?;
+        Gateway {
+            join: Join {
+                token_file,
+                ..self.join.clone()
+            },
+            name: name.to_owned(),
+            namespace: self.namespace.clone(),
+            access_log: Some(self.logs.join(name)),
+        }
+        .start(&self.metrics)
+        .await
+    }
+}
