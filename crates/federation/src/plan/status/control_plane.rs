@@ -9,7 +9,6 @@ use meshfed_api::control_plane::{
 };
 
 use super::condition::{READY, Verdict, conditions};
-use crate::plan::GatewayKind;
 use crate::plan::configs::Decided;
 use crate::plan::control_plane::{ControlPlaneProblem, GatewayView};
 use crate::world::ObjectKey;
@@ -176,6 +175,6 @@ fn unknown_networks(name: &str, gateway: &Gateway, known: &BTreeSet<String>) -> 
     let asked = gateway.requested_network_view.iter().flatten();
     asked
         .filter(|network| !known.contains(*network))
-        .map(|network| format!("{network} ({:?} {name})", GatewayKind::Egress).to_lowercase())
+        .map(|network| format!("{network} (egress {name})"))
         .collect()
 }

@@ -1,0 +1,15 @@
+//! `plan()` from the outside: worlds made of manifests in, plans out.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a fixture that is not as it should be fails the test"
+)]
+
+mod documents;
+mod lab;
+mod names;
+mod peers;
+mod properties;
+mod snapshots;
+mod statuses;
+mod withdrawal;

@@ -1,0 +1,252 @@
+//! Statuses say the same until something changes.
+
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use meshfed_federation::discovery::client::{RemoteError, RemoteState};
+use meshfed_federation::world::{ObjectKey, PeerState};
+use serde_json::json;
+
+use crate::lab::{Lab, now, red_and_green};
+
+fn edit_remote(lab: &mut Lab, peer: &str, edit: impl FnOnce(&mut RemoteState)) {
+    let peers = Arc::make_mut(&mut lab.world.observed.peers);
+    let state: &mut PeerState = Arc::make_mut(peers.get_mut(peer).unwrap());
+    edit(Arc::make_mut(&mut state.remote));
+}
+
+fn reason(lab: &Lab) -> String {
+    let plan = lab.plan();
+    let status = plan.statuses.peers.values().next().unwrap();
+    status.conditions[0].reason.clone().unwrap()
+}
+
+/// Stores the statuses of the plan as the API would.
+fn store(lab: &mut Lab) {
+    let plan = lab.plan();
+    let resources = &mut lab.world.resources;
+    macro_rules! store {
+        ($($field:ident),+) => {$(
+            for (key, status) in &plan.statuses.$field {
+                let text = serde_json::to_string(status).unwrap();
+                let all = Arc::make_mut(&mut resources.$field);
+                let object = Arc::make_mut(all.get_mut(key).unwrap());
+                object.status = Some(serde_json::from_str(&text).unwrap());
+            }
+        )+};
+    }
+    store!(
+        control_planes,
+        member_rolls,
+        members,
+        peers,
+        exports,
+        imports
+    );
+}
+
+#[test]
+fn a_stored_status_is_not_written_again() {
+    for mut lab in <[Lab; 2]>::from(red_and_green()) {
+        let first = lab.plan().statuses;
+        store(&mut lab);
+        lab.world.now = now() + SignedDuration::from_secs(1);
+        let again = lab.plan().statuses;
+        assert_eq!(
+            serde_json::to_string(&first.peers.values().collect::<Vec<_>>()).unwrap(),
+            serde_json::to_string(&again.peers.values().collect::<Vec<_>>()).unwrap()
+        );
+        assert_eq!(again, first);
+    }
+}
+
+#[test]
+fn a_condition_keeps_its_time_until_it_turns_and_those_of_others_stay() {
+    let (mut red, _) = red_and_green();
+    red.edit_peer("green-mesh", |peer| {
+        peer.status = serde_json::from_value(json!({"conditions": [
+            {"type": "Ready", "status": "True", "reason": "Other",
+             "lastTransitionTime": "2020-01-01T00:00:00Z"},
+            {"type": "Audited", "status": "True"},
+        ]}))
+        .unwrap();
+    });
+    let ready = |lab: &Lab| {
+        let conditions = lab
+            .plan()
+            .statuses
+            .peers
+            .values()
+            .next()
+            .unwrap()
+            .conditions
+            .clone();
+        assert_eq!(conditions[1].type_, "Audited");
+        (
+            conditions[0].status.clone(),
+            conditions[0]
+                .last_transition_time
+                .clone()
+                .unwrap()
+                .0
+                .to_string(),
+        )
+    };
+    assert_eq!(ready(&red), ("True".into(), "2020-01-01T00:00:00Z".into()));
+    red.edit_peer("green-mesh", |peer| peer.spec.security.client_id = None);
+    assert_eq!(ready(&red), ("False".into(), now().to_string()));
+}
+
+#[test]
+fn a_watch_without_contact_for_two_resync_periods_is_not_connected() {
+    let (mut red, _) = red_and_green();
+    assert_eq!(reason(&red), "Connected");
+    let wake_at = red.plan().wake_at.unwrap();
+    assert_eq!(wake_at, "2027-10-05T13:07:43.5Z".parse().unwrap());
+    red.world.now = wake_at;
+    assert_eq!(reason(&red), "NotConnected");
+    let status = red.plan().statuses.peers.values().next().unwrap().clone();
+    assert!(!status.discovery_status.active[0].watch.connected);
+}
+
+#[test]
+fn what_is_wrong_with_a_peer_is_said() {
+    let (mut red, _) = red_and_green();
+    edit_remote(&mut red, "green-mesh", |r| {
+        r.error = Some(RemoteError::SuddenlyEmpty)
+    });
+    assert_eq!(reason(&red), "BadList");
+    edit_remote(&mut red, "green-mesh", |r| r.withdrawn = true);
+    assert_eq!(reason(&red), "UnknownToPeer");
+    let (mut red, _) = red_and_green();
+    let gateways = Arc::make_mut(&mut red.world.observed.gateways);
+    gateways.remove("egress-green-mesh");
+    assert_eq!(reason(&red), "GatewayNotReady");
+    let plan = red.plan();
+    let smcp = plan.statuses.control_planes.values().next().unwrap();
+    assert_eq!(smcp.annotations["readyComponentCount"], "5/6");
+    assert_eq!(smcp.readiness.components.pending, ["egress-green-mesh"]);
+}
+
+#[test]
+fn a_rule_that_cannot_be_read_is_named_in_the_set() {
+    let (mut red, mut green) = red_and_green();
+    red.apply_json(json!({
+        "kind": "ExportedServiceSet",
+        "metadata": {"name": "green-mesh", "namespace": "red-mesh-system"},
+        "spec": {"exportRules": [{"type": "Everything"}]},
+    }));
+    let plan = red.plan();
+    let ready = &plan.statuses.exports.values().next().unwrap().conditions[0];
+    assert_eq!(ready.reason.as_deref(), Some("InvalidRule"));
+    assert!(
+        ready
+            .message
+            .as_ref()
+            .unwrap()
+            .starts_with("spec.exportRules[0].type: ")
+    );
+    green.apply_json(json!({
+        "kind": "ImportedServiceSet",
+        "metadata": {"name": "red-mesh", "namespace": "green-mesh-system"},
+        "spec": {"importRules": [{"type": "NameSelector", "importAsLocal": true, "nameSelector": {}}]},
+    }));
+    let plan = green.plan();
+    let status = plan.statuses.imports.values().next().unwrap();
+    assert_eq!(status.conditions[0].reason.as_deref(), Some("InvalidRule"));
+    assert_eq!(status.imported_services.len(), 2);
+    assert!(
+        status
+            .imported_services
+            .iter()
+            .all(|s| s.local_service.hostname.is_empty())
+    );
+}
+
+#[test]
+fn a_status_stays_below_the_size_of_an_object() {
+    let mut red = Lab::of_examples("red");
+    for i in 0..6000 {
+        red.service(
+            "red-mesh-bookinfo",
+            &format!("{}-{i}", "s".repeat(50)),
+            json!({}),
+        );
+    }
+    red.apply_json(json!({
+        "kind": "ExportedServiceSet",
+        "metadata": {"name": "green-mesh", "namespace": "red-mesh-system"},
+        "spec": {"exportRules": [{"type": "NameSelector", "nameSelector": {}}]},
+    }));
+    let plan = red.plan();
+    let status = plan.statuses.exports.values().next().unwrap();
+    assert_eq!(plan.exports["green-mesh"].len(), 6004);
+    assert!(serde_json::to_string(status).unwrap().len() < 1 << 20);
+    let listed = &status.conditions[1];
+    assert_eq!(listed.reason.as_deref(), Some("TooMany"));
+    let left_out = 6004 - status.exported_services.len();
+    assert!(
+        listed
+            .message
+            .as_ref()
+            .unwrap()
+            .starts_with(&left_out.to_string())
+    );
+}
+
+#[test]
+fn members_that_do_not_exist_yet_are_pending() {
+    let mut red = Lab::of_examples("red");
+    red.apply_json(json!({
+        "kind": "ServiceMeshMemberRoll",
+        "metadata": {"name": "default", "namespace": "red-mesh-system"},
+        "spec": {"members": ["red-mesh-bookinfo", "later"]},
+    }));
+    let roll = |lab: &Lab| {
+        lab.plan()
+            .statuses
+            .member_rolls
+            .values()
+            .next()
+            .unwrap()
+            .clone()
+    };
+    let before = roll(&red);
+    assert_eq!(before.annotations["configuredMemberCount"], "1/2");
+    assert_eq!(before.pending_members, ["later"]);
+    assert_eq!(before.conditions[0].status, "False");
+    red.namespace("later");
+    let after = roll(&red);
+    assert_eq!(after.configured_members, ["later", "red-mesh-bookinfo"]);
+    assert_eq!(after.conditions[0].status, "True");
+}
+
+#[test]
+fn only_the_oldest_control_plane_of_the_system_namespace_rules() {
+    let mut red = Lab::of_examples("red");
+    for (name, namespace) in [
+        ("later", "red-mesh-system"),
+        ("elsewhere", "red-mesh-bookinfo"),
+    ] {
+        red.apply_json(json!({
+            "kind": "ServiceMeshControlPlane",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"security": {"trust": {"domain": "other.local"}}},
+        }));
+    }
+    let plan = red.plan();
+    assert_eq!(
+        plan.control_plane,
+        Some(ObjectKey::new("red-mesh-system", "red-mesh"))
+    );
+    assert_eq!(plan.trust_domain.as_str(), "red-mesh.local");
+    let reason = |namespace: &str, name: &str| {
+        let status = &plan.statuses.control_planes[&ObjectKey::new(namespace, name)];
+        status.conditions[0].reason.clone().unwrap()
+    };
+    assert_eq!(reason("red-mesh-system", "later"), "NotTheOldest");
+    assert_eq!(
+        reason("red-mesh-bookinfo", "elsewhere"),
+        "NotInSystemNamespace"
+    );
+}
