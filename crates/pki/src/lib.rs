@@ -61,4 +61,4 @@ pub use tls::{
 };
 pub use trust::{MAX_BUNDLE_LEN, MAX_ROOTS, RootCert, TrustError, TrustStore};
 pub use verify::MAX_PEER_CHAIN;
-pub use x509::{MAX_CERTIFICATE_LEN, PeerIdError, peer_id};
+pub use x509::{MAX_CERTIFICATE_LEN, PeerCertificate, PeerIdError, peer_certificate, peer_id};

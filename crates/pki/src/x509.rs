@@ -29,12 +29,28 @@ pub enum PeerIdError {
     NotSpiffe(#[source] IdError),
 }
 
-/// The SPIFFE identity in the first certificate of a chain. Nothing is verified here: use it on
-/// chains that a handshake has accepted.
-pub fn peer_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerIdError> {
+/// What a peer's certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate {
+    pub id: SpiffeId,
+    /// A connection should not outlive this.
+    pub not_after: SystemTime,
+}
+
+/// Reads the first certificate of a chain. Nothing is verified here: use it on chains that a
+/// handshake has accepted.
+pub fn peer_certificate(certs: &[CertificateDer<'_>]) -> Result<PeerCertificate, PeerIdError> {
     let leaf = certs.first().ok_or(PeerIdError::NoCertificate)?;
     let leaf = parse(leaf).ok_or(PeerIdError::Unreadable)?;
-    spiffe_id(&leaf)
+    Ok(PeerCertificate {
+        id: spiffe_id(&leaf)?,
+        not_after: system_time(leaf.validity().not_after),
+    })
+}
+
+/// The SPIFFE identity in the first certificate of a chain, as [`peer_certificate`].
+pub fn peer_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerIdError> {
+    peer_certificate(certs).map(|peer| peer.id)
 }
 
 /// A certificate without trailing bytes, of at most [`MAX_CERTIFICATE_LEN`].

@@ -1,0 +1,594 @@
+use std::time::Duration;
+
+use meshfed_proxy_config::{
+    Cluster, Discovery, Endpoints, FilterChain, Listener, Network, ProxyConfig, RouteTable, Tcp,
+    TcpTarget, TrustBundle, UpstreamProtocol,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::ads::encoder::Encoder;
+
+const KINDS: [TypeUrl; 5] = TypeUrl::ADS_ORDER;
+
+/// A configuration with one listener, cluster and endpoints for each name; `seconds` is a detail
+/// of the cluster that can change.
+fn mk_config(services: &[(&str, u64)]) -> Arc<EncodedConfig> {
+    let mut config = ProxyConfig::default();
+    for (name, seconds) in services {
+        let name = name.to_string();
+        config
+            .listeners
+            .insert(name.clone(), Arc::new(mk_listener(&name)));
+        config
+            .clusters
+            .insert(name.clone(), Arc::new(mk_cluster(&name, *seconds)));
+        config.endpoints.insert(
+            name.clone(),
+            Arc::new(Endpoints {
+                name: name.clone(),
+                localities: Vec::new(),
+            }),
+        );
+        config.routes.insert(
+            name.clone(),
+            Arc::new(RouteTable {
+                name: name.clone(),
+                hosts: Vec::new(),
+            }),
+        );
+        config.trust.insert(name, Arc::new(TrustBundle::default()));
+    }
+    Encoder::default().encode(&Arc::new(config))
+}
+
+fn mk_cluster(name: &str, seconds: u64) -> Cluster {
+    Cluster {
+        name: name.to_string(),
+        discovery: Discovery::Eds(name.to_string()),
+        connect_timeout: Duration::from_secs(seconds),
+        tls: None,
+        protocol: UpstreamProtocol::Http1,
+        outlier: None,
+    }
+}
+
+fn mk_listener(name: &str) -> Listener {
+    Listener {
+        name: name.to_string(),
+        address: "127.0.0.1:15443".parse().unwrap(),
+        chains: vec![FilterChain {
+            name: name.to_string(),
+            server_names: Vec::new(),
+            tls: None,
+            network: Network::Tcp(Tcp {
+                target: TcpTarget::Cluster(name.to_string()),
+                allow: None,
+                idle_timeout: Duration::from_secs(1),
+            }),
+        }],
+        handshake_timeout: Duration::from_secs(1),
+    }
+}
+
+fn mk_session(mode: Mode, services: &[(&str, u64)]) -> Session {
+    let mut session = Session::new(mode);
+    session.set_config(mk_config(services));
+    session
+}
+
+fn names_of(response: &Response) -> Vec<&str> {
+    response.resources.iter().map(|r| &*r.name).collect()
+}
+
+fn removed_of(response: &Response) -> Vec<&str> {
+    response.removed.iter().map(|n| &**n).collect()
+}
+
+fn subscribe(session: &mut Session, kind: TypeUrl, names: &[&str]) {
+    let request = DeltaSubscription {
+        subscribe: names.iter().map(|n| n.to_string()).collect(),
+        ..DeltaSubscription::default()
+    };
+    let answer = session.delta(kind, request, Reply::default()).unwrap();
+    assert_eq!(answer, None);
+}
+
+fn answer(session: &mut Session, response: &Response, error: Option<&str>) -> Option<Answer> {
+    let reply = Reply {
+        nonce: response.nonce.clone(),
+        error: error.map(str::to_string),
+    };
+    session
+        .delta(response.kind, DeltaSubscription::default(), reply)
+        .unwrap()
+}
+
+fn ack(session: &mut Session, response: &Response) {
+    let answer = answer(session, response, None).unwrap();
+    assert_eq!(answer.refused, None);
+    assert_eq!(answer.version, response.version);
+}
+
+/// Takes and accepts everything; gives the order of kinds.
+fn settle(session: &mut Session) -> Vec<TypeUrl> {
+    let mut order = Vec::new();
+    while let Some(response) = session.next() {
+        order.push(response.kind);
+        ack(session, &response);
+    }
+    order
+}
+
+/// A client that subscribed to everything of these services and has it.
+fn mk_settled(services: &[(&str, u64)]) -> Session {
+    let mut session = mk_session(Mode::Delta, services);
+    let names: Vec<&str> = services.iter().map(|(name, _)| *name).collect();
+    for kind in KINDS {
+        let names = if is_wildcard_by_default(kind) {
+            &[][..]
+        } else {
+            &names
+        };
+        subscribe(&mut session, kind, names);
+    }
+    settle(&mut session);
+    assert!(session.is_synced());
+    session
+}
+
+#[test]
+fn nothing_is_said_before_there_is_a_configuration() {
+    let mut session = Session::new(Mode::Delta);
+    subscribe(&mut session, TypeUrl::Cluster, &[]);
+    assert!(session.next().is_none());
+    session.set_config(mk_config(&[]));
+    let first = session.next().unwrap();
+    assert_eq!((first.kind, names_of(&first)), (TypeUrl::Cluster, vec![]));
+    assert!(session.next().is_none());
+}
+
+#[test]
+fn listeners_wait_until_clusters_and_their_endpoints_are_accepted() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1)]);
+    subscribe(&mut session, TypeUrl::Cluster, &[]);
+    subscribe(&mut session, TypeUrl::Listener, &[]);
+    let clusters = session.next().unwrap();
+    assert_eq!(clusters.kind, TypeUrl::Cluster);
+    assert!(session.next().is_none());
+
+    // Envoy answers for the cluster only when it is warm, so endpoints do not wait for that.
+    subscribe(&mut session, TypeUrl::Endpoints, &["a"]);
+    let endpoints = session.next().unwrap();
+    assert_eq!(endpoints.kind, TypeUrl::Endpoints);
+    ack(&mut session, &endpoints);
+    assert!(session.next().is_none());
+    ack(&mut session, &clusters);
+
+    let listeners = session.next().unwrap();
+    assert_eq!(listeners.kind, TypeUrl::Listener);
+    assert!(!session.is_synced());
+    ack(&mut session, &listeners);
+    assert!(session.next().is_none());
+    assert!(session.is_synced());
+}
+
+#[test]
+fn what_is_gone_goes_after_what_referred_to_it() {
+    let mut session = mk_settled(&[("a", 1), ("b", 1)]);
+    session.set_config(mk_config(&[("b", 1), ("c", 1)]));
+    subscribe(&mut session, TypeUrl::Endpoints, &["c"]);
+
+    let clusters = session.next().unwrap();
+    assert_eq!(
+        (clusters.kind, names_of(&clusters)),
+        (TypeUrl::Cluster, vec!["c"])
+    );
+    assert!(clusters.removed.is_empty());
+    ack(&mut session, &clusters);
+    let endpoints = session.next().unwrap();
+    assert_eq!(names_of(&endpoints), ["c"]);
+    ack(&mut session, &endpoints);
+    let listeners = session.next().unwrap();
+    assert_eq!(
+        (names_of(&listeners), removed_of(&listeners)),
+        (vec!["c"], vec!["a"])
+    );
+    assert!(session.next().is_none());
+    ack(&mut session, &listeners);
+
+    for kind in REMOVALS {
+        let gone = session.next().unwrap();
+        assert_eq!((gone.kind, removed_of(&gone)), (kind, vec!["a"]));
+        assert!(gone.resources.is_empty());
+        ack(&mut session, &gone);
+    }
+    assert!(session.next().is_none());
+}
+
+#[test]
+fn only_what_changed_is_sent() {
+    let mut session = mk_settled(&[("a", 1), ("b", 1)]);
+    session.set_config(mk_config(&[("a", 2), ("b", 1)]));
+    let changed = session.next().unwrap();
+    assert_eq!(
+        (changed.kind, names_of(&changed)),
+        (TypeUrl::Cluster, vec!["a"])
+    );
+    ack(&mut session, &changed);
+    assert!(session.next().is_none());
+}
+
+#[test]
+fn a_slow_client_skips_what_was_replaced_meanwhile() {
+    let mut session = mk_settled(&[("a", 1)]);
+    session.set_config(mk_config(&[("a", 2)]));
+    let second = session.next().unwrap();
+    session.set_config(mk_config(&[("a", 3)]));
+    session.set_config(mk_config(&[("a", 4)]));
+    assert!(session.next().is_none());
+    ack(&mut session, &second);
+    let newest = session.next().unwrap();
+    ack(&mut session, &newest);
+    assert!(session.next().is_none());
+    let expected = mk_config(&[("a", 4)]);
+    assert_eq!(
+        newest.resources[0].version,
+        expected.of(TypeUrl::Cluster)["a"].version
+    );
+}
+
+#[test]
+fn a_client_that_comes_back_gets_the_difference_only() {
+    let config = mk_config(&[("a", 1), ("b", 2), ("c", 1)]);
+    let version = |name: &str| config.of(TypeUrl::Cluster)[name].version.to_string();
+    let mut session = Session::new(Mode::Delta);
+    session.set_config(config.clone());
+    let request = DeltaSubscription {
+        initial_versions: HashMap::from([
+            ("a".to_string(), version("a")),
+            ("b".to_string(), "of another control plane".to_string()),
+            ("gone".to_string(), version("c")),
+        ]),
+        ..DeltaSubscription::default()
+    };
+    session
+        .delta(TypeUrl::Cluster, request, Reply::default())
+        .unwrap();
+    let response = session.next().unwrap();
+    assert_eq!(names_of(&response), ["b", "c"]);
+    ack(&mut session, &response);
+    let response = session.next().unwrap();
+    assert_eq!(removed_of(&response), ["gone"]);
+}
+
+#[test]
+fn a_refused_change_is_not_sent_again_until_it_changes() {
+    let mut session = mk_settled(&[("a", 1)]);
+    session.set_config(mk_config(&[("a", 2)]));
+    let refused = session.next().unwrap();
+    let told = answer(&mut session, &refused, Some("bad cluster")).unwrap();
+    assert_eq!(told.refused.as_deref(), Some("bad cluster"));
+    assert_eq!(told.kind, TypeUrl::Cluster);
+    assert!(session.next().is_none());
+    assert!(!session.is_synced());
+
+    session.set_config(mk_config(&[("a", 1)]));
+    let back = session.next().unwrap();
+    assert_eq!(names_of(&back), ["a"]);
+    ack(&mut session, &back);
+    assert!(session.is_synced());
+}
+
+#[test]
+fn a_refusal_is_clipped_and_stale_nonces_mean_nothing() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1)]);
+    subscribe(&mut session, TypeUrl::Cluster, &[]);
+    let response = session.next().unwrap();
+    let stale = Response {
+        nonce: "ff".to_string(),
+        ..session_copy(&response)
+    };
+    assert_eq!(answer(&mut session, &stale, Some("x")), None);
+    let long = "x".repeat(10 * MAX_MESSAGE);
+    let told = answer(&mut session, &response, Some(&long)).unwrap();
+    assert_eq!(told.refused.unwrap().len(), MAX_MESSAGE);
+    assert_eq!(answer(&mut session, &response, None), None);
+}
+
+fn session_copy(response: &Response) -> Response {
+    Response {
+        kind: response.kind,
+        nonce: response.nonce.clone(),
+        version: response.version,
+        resources: response.resources.clone(),
+        removed: response.removed.clone(),
+    }
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_told_at_once_and_sent_when_it_does() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1)]);
+    subscribe(&mut session, TypeUrl::Cluster, &[]);
+    let clusters = session.next().unwrap();
+    subscribe(&mut session, TypeUrl::Endpoints, &["b"]);
+    // Not held up by the unanswered clusters, which in Envoy wait for this.
+    let absent = session.next().unwrap();
+    assert_eq!(
+        (absent.kind, removed_of(&absent)),
+        (TypeUrl::Endpoints, vec!["b"])
+    );
+    ack(&mut session, &absent);
+    ack(&mut session, &clusters);
+    assert!(session.next().is_none());
+
+    session.set_config(mk_config(&[("a", 1), ("b", 1)]));
+    assert_eq!(settle(&mut session), [TypeUrl::Cluster, TypeUrl::Endpoints]);
+}
+
+#[test]
+fn asking_again_for_a_resource_sends_it_again_and_unsubscribing_ends_it() {
+    let mut session = mk_settled(&[("a", 1), ("b", 1)]);
+    subscribe(&mut session, TypeUrl::Endpoints, &["a"]);
+    let again = session.next().unwrap();
+    assert_eq!(names_of(&again), ["a"]);
+    ack(&mut session, &again);
+
+    let request = DeltaSubscription {
+        unsubscribe: vec!["a".to_string()],
+        ..DeltaSubscription::default()
+    };
+    session
+        .delta(TypeUrl::Endpoints, request, Reply::default())
+        .unwrap();
+    session.set_config(mk_config(&[]));
+    while let Some(response) = session.next() {
+        if response.kind == TypeUrl::Endpoints {
+            assert_eq!(removed_of(&response), ["b"]);
+        }
+        ack(&mut session, &response);
+    }
+}
+
+#[test]
+fn a_wildcard_can_be_said_and_taken_back() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1), ("b", 1)]);
+    subscribe(&mut session, TypeUrl::Endpoints, &["*", "b"]);
+    let all = session.next().unwrap();
+    assert_eq!(names_of(&all), ["a", "b"]);
+    ack(&mut session, &all);
+    let request = DeltaSubscription {
+        unsubscribe: vec!["*".to_string()],
+        ..DeltaSubscription::default()
+    };
+    session
+        .delta(TypeUrl::Endpoints, request, Reply::default())
+        .unwrap();
+    session.set_config(mk_config(&[]));
+    let gone = session.next().unwrap();
+    assert_eq!(removed_of(&gone), ["b"]);
+}
+
+#[test]
+fn a_client_cannot_grow_our_memory() {
+    let mut session = mk_session(Mode::Delta, &[]);
+    let many = |from: usize| (from..from + MAX_NAMES).map(|n| n.to_string()).collect();
+    let mut ask = |subscribe| {
+        let request = DeltaSubscription {
+            subscribe,
+            ..DeltaSubscription::default()
+        };
+        session.delta(TypeUrl::Endpoints, request, Reply::default())
+    };
+    assert!(ask(many(0)).is_ok());
+    assert_eq!(ask(many(MAX_NAMES)), Err(LimitError::TooManyNames));
+    assert_eq!(
+        ask(vec!["x".repeat(MAX_NAME_LEN + 1)]),
+        Err(LimitError::NameTooLong)
+    );
+    let mut session = mk_session(Mode::StateOfTheWorld, &[]);
+    let names = (0..3 * MAX_NAMES).map(|n| n.to_string()).collect();
+    let asked = session.state_of_the_world(TypeUrl::Routes, names, Reply::default());
+    assert_eq!(asked, Err(LimitError::TooManyNames));
+}
+
+fn ask(session: &mut Session, kind: TypeUrl, names: &[&str], nonce: &str) -> Option<Answer> {
+    let reply = Reply {
+        nonce: nonce.to_string(),
+        error: None,
+    };
+    let names = names.iter().map(|n| n.to_string()).collect();
+    session.state_of_the_world(kind, names, reply).unwrap()
+}
+
+#[test]
+fn state_of_the_world_says_everything_and_lets_clusters_go_last() {
+    let mut session = mk_session(Mode::StateOfTheWorld, &[("a", 1), ("b", 1)]);
+    ask(&mut session, TypeUrl::Cluster, &[], "");
+    let clusters = session.next().unwrap();
+    assert_eq!(names_of(&clusters), ["a", "b"]);
+    ask(&mut session, TypeUrl::Cluster, &[], &clusters.nonce).unwrap();
+    ask(&mut session, TypeUrl::Listener, &[], "");
+    let listeners = session.next().unwrap();
+    assert_eq!(names_of(&listeners), ["a", "b"]);
+    ask(&mut session, TypeUrl::Listener, &[], &listeners.nonce).unwrap();
+    assert!(session.next().is_none());
+    assert!(session.is_synced());
+
+    session.set_config(mk_config(&[("b", 1), ("c", 1)]));
+    let clusters = session.next().unwrap();
+    assert_eq!(names_of(&clusters), ["a", "b", "c"]);
+    ask(&mut session, TypeUrl::Cluster, &[], &clusters.nonce).unwrap();
+    let listeners = session.next().unwrap();
+    assert_eq!(names_of(&listeners), ["b", "c"]);
+    ask(&mut session, TypeUrl::Listener, &[], &listeners.nonce).unwrap();
+    let clusters = session.next().unwrap();
+    assert_eq!(
+        (clusters.kind, names_of(&clusters)),
+        (TypeUrl::Cluster, vec!["b", "c"])
+    );
+    ask(&mut session, TypeUrl::Cluster, &[], &clusters.nonce).unwrap();
+    assert!(session.next().is_none());
+}
+
+#[test]
+fn state_of_the_world_follows_names_and_ignores_stale_nonces() {
+    let mut session = mk_session(Mode::StateOfTheWorld, &[("a", 1), ("b", 1)]);
+    ask(&mut session, TypeUrl::Endpoints, &["a"], "");
+    let first = session.next().unwrap();
+    assert_eq!(names_of(&first), ["a"]);
+    // It asked for more before it saw our response: said again with the newer nonce.
+    assert_eq!(ask(&mut session, TypeUrl::Endpoints, &["a", "b"], ""), None);
+    assert!(session.next().is_none());
+    ask(&mut session, TypeUrl::Endpoints, &["a", "b"], &first.nonce).unwrap();
+    let second = session.next().unwrap();
+    assert_eq!(names_of(&second), ["a", "b"]);
+    ask(&mut session, TypeUrl::Endpoints, &["a", "b"], &second.nonce).unwrap();
+    assert!(session.next().is_none());
+
+    // With the nonce of what it has accepted, fewer names are no reason to answer.
+    assert_eq!(
+        ask(&mut session, TypeUrl::Endpoints, &["b"], &second.nonce),
+        None
+    );
+    assert!(session.next().is_none());
+    session.set_config(mk_config(&[("a", 9), ("b", 1)]));
+    assert!(session.next().is_none());
+}
+
+/// A client as the protocol describes it, for the property below.
+#[derive(Default)]
+struct Client {
+    has: BTreeMap<TypeUrl, BTreeMap<Arc<str>, Version>>,
+    unanswered: Vec<Response>,
+}
+
+impl Client {
+    fn take(&mut self, mode: Mode, response: Response) {
+        let has = self.has.entry(response.kind).or_default();
+        let full = mode == Mode::StateOfTheWorld
+            && matches!(response.kind, TypeUrl::Cluster | TypeUrl::Listener);
+        if full {
+            has.clear();
+        }
+        for name in &response.removed {
+            has.remove(name);
+        }
+        for resource in &response.resources {
+            has.insert(resource.name.clone(), resource.version);
+        }
+        self.unanswered.push(response);
+    }
+
+    fn answer(&mut self, session: &mut Session, n: usize) {
+        if self.unanswered.is_empty() {
+            return;
+        }
+        let response = self.unanswered.remove(n % self.unanswered.len());
+        match session.mode {
+            Mode::Delta => ack(session, &response),
+            Mode::StateOfTheWorld => {
+                let names = if is_wildcard_by_default(response.kind) {
+                    &[][..]
+                } else {
+                    &NAMES
+                };
+                ask(session, response.kind, names, &response.nonce).unwrap();
+            }
+        }
+    }
+
+    /// Every listener's cluster is there, and so are the cluster's endpoints.
+    fn is_whole(&self) -> bool {
+        let has = |kind, name: &Arc<str>| {
+            self.has
+                .get(&kind)
+                .is_some_and(|has| has.contains_key(name))
+        };
+        let listeners = self.has.get(&TypeUrl::Listener);
+        listeners
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .all(|name| has(TypeUrl::Cluster, name) && has(TypeUrl::Endpoints, name))
+    }
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Config(Vec<(usize, u64)>),
+    Send,
+    Answer(usize),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        1 => proptest::collection::vec((0..NAMES.len(), 1..4u64), 0..4).prop_map(Step::Config),
+        3 => Just(Step::Send),
+        3 => any::<usize>().prop_map(Step::Answer),
+    ]
+}
+
+proptest! {
+    /// Whatever changes and however slowly the client answers: it never has a listener without its
+    /// cluster and endpoints, and in the end it has exactly the newest configuration.
+    #[test]
+    fn a_client_is_always_whole_and_ends_with_the_newest(
+        delta in any::<bool>(),
+        steps in proptest::collection::vec(any_step(), 1..60),
+    ) {
+        let mode = if delta { Mode::Delta } else { Mode::StateOfTheWorld };
+        let mut session = mk_session(mode, &[]);
+        let mut newest = mk_config(&[]);
+        let mut client = Client::default();
+        for kind in KINDS {
+            let names = if is_wildcard_by_default(kind) { &[][..] } else { &NAMES };
+            match mode {
+                Mode::Delta => subscribe(&mut session, kind, names),
+                Mode::StateOfTheWorld => {
+                    ask(&mut session, kind, names, "");
+                }
+            }
+        }
+        for step in steps {
+            match step {
+                Step::Config(services) => {
+                    let services: Vec<_> =
+                        services.into_iter().map(|(n, s)| (NAMES[n], s)).collect();
+                    newest = mk_config(&services);
+                    session.set_config(newest.clone());
+                }
+                Step::Send => {
+                    if let Some(response) = session.next() {
+                        client.take(mode, response);
+                    }
+                }
+                Step::Answer(n) => client.answer(&mut session, n),
+            }
+            prop_assert!(client.is_whole());
+        }
+        loop {
+            match session.next() {
+                Some(response) => client.take(mode, response),
+                None if client.unanswered.is_empty() => break,
+                None => client.answer(&mut session, 0),
+            }
+            prop_assert!(client.is_whole());
+        }
+        prop_assert!(session.is_synced());
+        for kind in KINDS {
+            if mode == Mode::StateOfTheWorld && !is_wildcard_by_default(kind) {
+                // Here the client drops what nothing refers to by itself.
+                continue;
+            }
+            let expected: BTreeMap<_, _> = newest
+                .of(kind)
+                .iter()
+                .map(|(name, resource)| (name.clone(), resource.version))
+                .collect();
+            let has = client.has.remove(&kind).unwrap_or_default();
+            prop_assert_eq!(has, expected);
+        }
+    }
+}
