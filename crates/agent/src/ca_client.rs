@@ -1,0 +1,166 @@
+//! Asking the control plane for a certificate.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use meshfed_pki::{
+    CsrError, Identity, IdentityCell, IdentityError, KeyError, KeyPair, MAX_IDENTITY_CHAIN,
+    SpiffeId, new_csr,
+};
+use meshfed_xds::ca::client::IstioCertificateServiceClient;
+use meshfed_xds::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Code, Request, Status};
+
+use crate::control_plane::{ConnectError, ControlPlane};
+use crate::token::{TokenError, TokenSource};
+
+/// How long the control plane may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER_LEN: usize = 256 * 1024;
+
+/// Gets certificates for one identity.
+#[derive(Debug, Clone)]
+pub struct CaClient {
+    control_plane: ControlPlane,
+    token: TokenSource,
+    id: SpiffeId,
+    ttl: Option<Duration>,
+}
+
+/// Why there is no certificate. All but [`Key`](Self::Key) and [`Csr`](Self::Csr) may pass with
+/// time: tokens are replaced and control planes come back.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("cannot make a key")]
+    Key(#[source] KeyError),
+    #[error("cannot make a signing request")]
+    Csr(#[source] CsrError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the control plane gave no certificate for {id}")]
+    Refused {
+        id: SpiffeId,
+        #[source]
+        status: Box<Status>,
+    },
+    #[error("the control plane sent a certificate that cannot be used")]
+    Unusable(#[source] IdentityError),
+    /// The token is of another ServiceAccount than the one that this process is meant to be.
+    #[error("the control plane sent a certificate for {got:?} instead of {wanted}")]
+    WrongIdentity {
+        wanted: SpiffeId,
+        got: Option<SpiffeId>,
+    },
+    /// The clocks of the two machines differ by more than a certificate's life.
+    #[error("the control plane sent a certificate that has expired; compare the clocks")]
+    Expired,
+}
+
+impl CaClient {
+    /// `id`: who the token's ServiceAccount is, and so whom the certificate will name.
+    pub fn new(control_plane: ControlPlane, token: TokenSource, id: SpiffeId) -> Self {
+        Self {
+            control_plane,
+            token,
+            id,
+            ttl: None,
+        }
+    }
+
+    /// Wishes for certificates of this life; the control plane may give another.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// A new key with a new certificate. `current` is shown to the control plane, and is proof
+    /// enough by itself where there is no good token.
+    pub async fn certificate(
+        &self,
+        current: &Arc<IdentityCell>,
+    ) -> Result<Identity, CertificateError> {
+        let key = KeyPair::generate().map_err(CertificateError::Key)?;
+        let csr = new_csr(&key, &self.id).map_err(CertificateError::Csr)?;
+        let known = current.get().is_some();
+        let token = match self.token.token().await {
+            Err(_) if known => None,
+            token => Some(token?),
+        };
+
+        let channel = self.control_plane.connect(current.clone()).await?;
+        let mut client =
+            IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_LEN);
+        let had_token = token.is_some();
+        let mut answer = client.create_certificate(self.request(&csr, token)).await;
+        if known && had_token && answer.as_ref().is_err_and(is_bad_token) {
+            answer = client.create_certificate(self.request(&csr, None)).await;
+        }
+        let answer = answer.map_err(|status| CertificateError::Refused {
+            id: self.id.clone(),
+            status: Box::new(status),
+        })?;
+        self.check(answer.into_inner(), &key)
+    }
+
+    fn request(&self, csr: &str, token: Option<String>) -> Request<IstioCertificateRequest> {
+        let seconds = self.ttl.unwrap_or_default().as_secs();
+        let mut request = Request::new(IstioCertificateRequest {
+            csr: csr.to_string(),
+            validity_duration: i64::try_from(seconds).unwrap_or(i64::MAX),
+            metadata: None,
+        });
+        request.set_timeout(ANSWER_TIMEOUT);
+        // A token is visible ASCII, so it is always good for a header.
+        let bearer =
+            token.and_then(|t| MetadataValue::<Ascii>::try_from(format!("Bearer {t}")).ok());
+        if let Some(mut bearer) = bearer {
+            bearer.set_sensitive(true);
+            request.metadata_mut().insert("authorization", bearer);
+        }
+        request
+    }
+
+    fn check(
+        &self,
+        mut answer: IstioCertificateResponse,
+        key: &KeyPair,
+    ) -> Result<Identity, CertificateError> {
+        let chain = &mut answer.cert_chain;
+        // The last one is the root, which the other end of a handshake has or does not believe.
+        if chain.len() > 1 {
+            chain.pop();
+        }
+        if chain.len() > MAX_IDENTITY_CHAIN {
+            return Err(CertificateError::Unusable(IdentityError::ChainTooLong));
+        }
+        let identity = Identity::from_pem(&chain.join("\n"), &key.to_pkcs8_pem())
+            .map_err(CertificateError::Unusable)?;
+        if identity.id.as_ref() != Some(&self.id) {
+            return Err(CertificateError::WrongIdentity {
+                wanted: self.id.clone(),
+                got: identity.id,
+            });
+        }
+        if identity.not_after <= SystemTime::now() {
+            return Err(CertificateError::Expired);
+        }
+        Ok(identity)
+    }
+}
+
+fn is_bad_token(status: &Status) -> bool {
+    status.code() == Code::Unauthenticated
+}

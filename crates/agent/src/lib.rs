@@ -1,0 +1,22 @@
+//! What stands between a workload and its control plane: certificates.
+//!
+//! A key is made here and never leaves; the control plane signs it for whoever can show a
+//! ServiceAccount token; and before the certificate ends, the next one is there.
+//!
+//! ```text
+//! token, CSR --CaClient--> control plane --certificate--> IdentityKeeper --> IdentityCell
+//!                                                              |
+//!                                                 (beside an Envoy) SDS on a Unix socket
+//! ```
+//!
+//! Our own proxy uses [`IdentityKeeper`] directly.
+
+mod ca_client;
+mod control_plane;
+mod keeper;
+mod token;
+
+pub use ca_client::{CaClient, CertificateError};
+pub use control_plane::{ConnectError, ControlPlane, ControlPlaneOptions, RootSource};
+pub use keeper::{IdentityKeeper, IdentityMetrics};
+pub use token::{TokenError, TokenSource};
