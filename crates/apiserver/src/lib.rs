@@ -1,1 +1,44 @@
-//! stub
+//! An embedded Kubernetes-style API server: the store and the user interface of a mesh on one
+//! machine.
+//!
+//! ```text
+//! kubectl ── HTTPS ──▶ http::serve ─┐
+//!                                   ├─▶ http ─▶ verbs ─▶ store ─▶ api.redb
+//! kube::Client ─ in process ────────┘     │        │        │
+//!                                       auth    schema,   watch ◀─ history
+//!                                               patch
+//! ```
+//!
+//! A kind is data: a row of a table for the builtin ones, a CustomResourceDefinition for others.
+//! Server-side apply is refused; everything else of what kubectl does with these kinds works
+//! without a special flag.
+
+mod api;
+mod auth;
+mod error;
+mod http;
+mod janitor;
+mod json;
+mod jsonpath;
+mod kubeconfig;
+mod names;
+mod patch;
+mod registry;
+mod schema;
+mod selector;
+mod server;
+mod store;
+mod tls;
+mod token;
+mod verbs;
+mod watch;
+
+pub use self::{
+    api::Clock,
+    error::OpenError,
+    http::{InProcess, LARGEST_BODY, Limits, ResponseBody, ServeError},
+    kubeconfig::{Kubeconfig, kubeconfig},
+    server::{ApiServer, Options},
+    tls::{TlsConfigError, tls_config},
+    token::{ServiceAccountRef, TokenError, TokenVerifier},
+};
