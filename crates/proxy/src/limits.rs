@@ -36,11 +36,11 @@ pub(crate) const COPY_BUFFER: usize = 64 * 1024;
 pub(crate) const KEPT_BUFFERS: usize = 16;
 
 /// Bytes of an HTTP request's or response's head.
-pub(crate) const HTTP_HEAD_BYTES: usize = 64 * 1024;
+pub(crate) const HTTP_HEAD_BYTES: usize = meshfed_xds::MAX_REQUEST_HEADERS_KIB as usize * 1024;
 /// Header fields of an HTTP/1.1 message.
 pub(crate) const HTTP_HEADERS: usize = 100;
 /// From the first byte of a request to the end of its head.
-pub(crate) const HTTP_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const HTTP_HEAD_TIMEOUT: Duration = meshfed_xds::REQUEST_HEADERS_TIMEOUT;
 /// Concurrent HTTP/2 streams of one downstream connection.
 pub(crate) const HTTP2_STREAMS: u32 = 256;
 /// Flow-control windows of HTTP/2, the most that a stream and a connection can make us buffer.

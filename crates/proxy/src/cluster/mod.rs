@@ -51,6 +51,19 @@ struct MadeTls {
 }
 
 impl Cluster {
+    /// Says whether the settings make sense; gives the SNI to send.
+    pub(crate) fn check(config: &Config) -> Result<Option<ServerName<'static>>, ClusterError> {
+        if config.connect_timeout.is_zero() {
+            return Err(ClusterError::ConnectTimeout);
+        }
+        match config.tls.as_ref().and_then(|t| t.sni.as_ref()) {
+            Some(sni) => ServerName::try_from(sni.clone())
+                .map(Some)
+                .map_err(|_| ClusterError::Sni(sni.clone())),
+            None => Ok(None),
+        }
+    }
+
     /// Makes a cluster that takes over from `old` what is still true: hosts with their load and
     /// health, idle connections, and the connections in use that the new settings still accept.
     ///
@@ -60,15 +73,7 @@ impl Cluster {
         endpoints: Option<&Endpoints>,
         old: Option<&Self>,
     ) -> Result<Arc<Self>, ClusterError> {
-        if config.connect_timeout.is_zero() {
-            return Err(ClusterError::ConnectTimeout);
-        }
-        let sni = match config.tls.as_ref().and_then(|t| t.sni.as_ref()) {
-            Some(sni) => Some(
-                ServerName::try_from(sni.clone()).map_err(|_| ClusterError::Sni(sni.clone()))?,
-            ),
-            None => None,
-        };
+        let sni = Self::check(&config)?;
         let same_wire =
             |o: &&Self| o.config.tls == config.tls && o.config.protocol == config.protocol;
         let known = old.filter(same_wire);

@@ -1,7 +1,7 @@
 //! Applying changes, one piece at a time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use meshfed_proxy_config::{
     UpstreamTls,
 };
 use meshfed_runtime::AccessLog;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::cut::Cut;
 use crate::http::{RouteError, RouteIndex};
 use crate::limits::ConnectionLimits;
-use crate::listener::{BindError, Shared, accept, bind};
+use crate::listener::{BindError, Reserved, Shared, accept, reserve};
 use crate::metrics::Metrics;
 use crate::record::Reporter;
 use crate::shards::Shards;
@@ -87,6 +88,8 @@ pub struct Engine {
     tables: Arc<Tables>,
     slots: Arc<Semaphore>,
     listeners: BTreeMap<String, Running>,
+    /// Addresses of listeners that were checked and are not in force yet.
+    reserved: HashMap<String, Reserved>,
     endpoints: HashMap<String, Arc<Endpoints>>,
     /// Cluster names by the EDS resource, and by the trust bundle, that they use.
     by_endpoints: HashMap<String, HashSet<String>>,
@@ -98,12 +101,16 @@ struct Running {
     address: SocketAddr,
     bound: SocketAddr,
     shared: Arc<Shared>,
+    socket: Arc<TcpListener>,
     stop: CancellationToken,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop.cancel();
+        // The task that accepts may hold the socket a moment longer; the address is free now. If
+        // this fails, it is free a moment later.
+        let _ = SockRef::from(&*self.socket).shutdown(Shutdown::Both);
     }
 }
 
@@ -119,6 +126,7 @@ impl Engine {
             }),
             slots: Arc::new(Semaphore::new(total)),
             listeners: BTreeMap::new(),
+            reserved: HashMap::new(),
             endpoints: HashMap::new(),
             by_endpoints: HashMap::new(),
             by_trust: HashMap::new(),
@@ -155,6 +163,29 @@ impl Engine {
             .into_iter()
             .filter_map(|change| self.apply_one(change).err())
             .collect()
+    }
+
+    /// Says whether a change would be rejected, without putting it in force. The address of a new
+    /// listener is taken, so that it is still free when the listener is applied.
+    pub fn check(&mut self, change: &Change) -> Result<(), Rejection> {
+        match change {
+            Change::Cluster(config) => named(config.name.clone(), |_| {
+                Cluster::check(config)?;
+                Ok(())
+            }),
+            Change::Listener(config) => named(config.name.clone(), |name| {
+                Chains::new(config.clone(), None)?;
+                let address = config.address;
+                let running = self.listeners.get(name).map(|r| r.address);
+                let reserved = self.reserved.get(name).map(|r| r.address);
+                if running != Some(address) && reserved != Some(address) {
+                    let reserved = reserve(address)?;
+                    self.reserved.insert(name.to_owned(), reserved);
+                }
+                Ok(())
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Applies one change.
@@ -195,6 +226,7 @@ impl Engine {
                 Ok(())
             }
             Change::RemoveListener(name) => {
+                self.reserved.remove(&name);
                 if let Some(running) = self.listeners.remove(&name) {
                     drain(running, self.options.drain);
                 }
@@ -320,6 +352,7 @@ impl Engine {
     }
 
     fn set_listener(&mut self, name: &str, config: Arc<Listener>) -> Result<(), RejectionCause> {
+        let reserved = self.reserved.remove(name);
         if let Some(running) = self.listeners.get(name)
             && running.address == config.address
         {
@@ -334,8 +367,11 @@ impl Engine {
         }
         // Another address: the new one must be there before the old one goes.
         let chains = Chains::new(config.clone(), None)?;
-        let socket = bind(config.address)?;
-        let running = self.run(name, &config, chains, socket)?;
+        let reserved = match reserved {
+            Some(reserved) if reserved.address == config.address => reserved,
+            _ => reserve(config.address)?,
+        };
+        let running = self.run(name, &config, chains, reserved.listen()?)?;
         if let Some(old) = self.listeners.insert(name.to_owned(), running) {
             drain(old, self.options.drain);
         }
@@ -349,10 +385,9 @@ impl Engine {
         chains: Chains,
         socket: TcpListener,
     ) -> Result<Running, BindError> {
-        let bound = socket.local_addr().map_err(|cause| BindError::Other {
-            address: config.address,
-            cause,
-        })?;
+        let bound = socket
+            .local_addr()
+            .map_err(|cause| BindError::new(config.address, cause))?;
         let reporter = Arc::new(Reporter {
             listener: name.into(),
             log: self.options.access_log.clone(),
@@ -361,8 +396,9 @@ impl Engine {
         let limit = self.options.limits.per_listener;
         let shared = Shared::new(chains, reporter, limit, self.slots.clone());
         let stop = CancellationToken::new();
+        let socket = Arc::new(socket);
         tokio::spawn(accept(
-            socket,
+            socket.clone(),
             shared.clone(),
             self.tables.clone(),
             stop.clone(),
@@ -372,6 +408,7 @@ impl Engine {
             address: config.address,
             bound,
             shared,
+            socket,
             stop,
         })
     }
@@ -434,14 +471,15 @@ fn difference(old: &ProxyConfig, new: &ProxyConfig) -> Vec<Change> {
     changed(&old.endpoints, &new.endpoints, own, &mut changes);
     let own = |_: &String, r: &Arc<RouteTable>| Change::Routes(r.clone());
     changed(&old.routes, &new.routes, own, &mut changes);
-    let own = |_: &String, l: &Arc<Listener>| Change::Listener(l.clone());
-    changed(&old.listeners, &new.listeners, own, &mut changes);
+    // Before the new ones, which may have the same addresses.
     removed(
         &old.listeners,
         &new.listeners,
         Change::RemoveListener,
         &mut changes,
     );
+    let own = |_: &String, l: &Arc<Listener>| Change::Listener(l.clone());
+    changed(&old.listeners, &new.listeners, own, &mut changes);
     removed(&old.routes, &new.routes, Change::RemoveRoutes, &mut changes);
     removed(
         &old.clusters,

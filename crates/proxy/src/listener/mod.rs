@@ -150,10 +150,16 @@ fn judge(subject: &Subject, chains: &Chains, tables: &Tables, known: &mut Judge)
     }
 }
 
-/// Listens on an address. An address that was in use a moment ago by connections that are closing
-/// is no hindrance, one that somebody listens on is.
-pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    let listen = || {
+/// An address that is ours, on which nobody is heard yet.
+pub(crate) struct Reserved {
+    pub(crate) address: SocketAddr,
+    socket: Socket,
+}
+
+/// Takes an address. One that was in use a moment ago by connections that are closing is no
+/// hindrance, one that somebody listens on is.
+pub(crate) fn reserve(address: SocketAddr) -> Result<Reserved, BindError> {
+    let bind = || {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM,
@@ -162,18 +168,36 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
-        socket.listen(ACCEPT_BACKLOG)?;
-        TcpListener::from_std(socket.into())
+        Ok(socket)
     };
-    listen().map_err(|cause| match cause.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse(address),
-        _ => BindError::Other { address, cause },
-    })
+    match bind() {
+        Ok(socket) => Ok(Reserved { address, socket }),
+        Err(cause) => Err(BindError::new(address, cause)),
+    }
+}
+
+impl Reserved {
+    pub(crate) fn listen(self) -> Result<TcpListener, BindError> {
+        let address = self.address;
+        self.socket
+            .listen(ACCEPT_BACKLOG)
+            .and_then(|()| TcpListener::from_std(self.socket.into()))
+            .map_err(|cause| BindError::new(address, cause))
+    }
+}
+
+impl BindError {
+    pub(crate) fn new(address: SocketAddr, cause: io::Error) -> Self {
+        match cause.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(address),
+            _ => Self::Other { address, cause },
+        }
+    }
 }
 
 /// Accepts connections until told to stop, each in a task of its own.
 pub(crate) async fn accept(
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
     shared: Arc<Shared>,
     tables: Arc<Tables>,
     stop: CancellationToken,

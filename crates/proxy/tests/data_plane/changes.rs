@@ -247,6 +247,23 @@ async fn a_port_in_use_is_rejected_by_name_and_the_other_changes_apply() {
 }
 
 #[tokio::test]
+async fn another_listener_takes_the_address_of_one_that_goes_in_the_same_change() {
+    let mut scene = Scene::new().await;
+    let address = scene.gateway.address("in");
+    let chains = vec![exports(&scene.green, &["egress"])];
+    for name in ["second", "third", "in"] {
+        let mut next = listener(name, chains.clone());
+        next.address = address;
+        scene.gateway.change(|c| {
+            c.listeners.clear();
+            add_listener(c, next);
+        });
+        assert_eq!(scene.gateway.address(name), address);
+    }
+    assert!(scene.open().await.works().await);
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_rejected_and_what_was_there_stays() {
     let mut scene = Scene::new().await;
     let mut open = scene.open().await;

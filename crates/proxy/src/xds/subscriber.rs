@@ -1,0 +1,340 @@
+//! The protocol without its stream: responses come in, requests go out, changes are applied.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use meshfed_xds::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
+use meshfed_xds::{DecodeError, TypeUrl, decode};
+
+use super::warming::{Name, Wants, Warming};
+use crate::engine::{Change, Engine, Rejection};
+
+/// Longest text of a refusal that is sent to the control plane, in bytes.
+const MAX_DETAIL: usize = 16 * 1024;
+/// gRPC's INVALID_ARGUMENT.
+const INVALID_ARGUMENT: i32 = 3;
+
+/// Where changes take effect.
+pub(super) trait Apply {
+    fn check(&mut self, change: &Change) -> Result<(), Rejection>;
+    fn apply(&mut self, change: Change) -> Result<(), Rejection>;
+}
+
+impl Apply for Engine {
+    fn check(&mut self, change: &Change) -> Result<(), Rejection> {
+        Engine::check(self, change)
+    }
+
+    fn apply(&mut self, change: Change) -> Result<(), Rejection> {
+        self.apply_one(change)
+    }
+}
+
+/// Why one resource of a response was not taken.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error("the resource sent as {sent:?} calls itself {own:?}")]
+    Name { sent: String, own: String },
+    #[error("the resource {0:?} has no content")]
+    Empty(String),
+}
+
+/// What is subscribed, known and warming; outlives streams.
+#[derive(Default)]
+pub(super) struct Subscriber {
+    warming: Warming,
+    /// Versions of what is known, by kind and name.
+    versions: HashMap<TypeUrl, BTreeMap<String, String>>,
+    /// Kinds that a request of this stream has named.
+    opened: Vec<TypeUrl>,
+    answered_clusters: bool,
+    answered_listeners: bool,
+    ready: bool,
+}
+
+impl Subscriber {
+    /// The first requests of a new stream. They say what is known, so that only differences are
+    /// sent; what has gone meanwhile comes back as removed.
+    pub(super) fn begin(&mut self, node: Node) -> Vec<DeltaDiscoveryRequest> {
+        self.opened.clear();
+        let mut requests = Vec::new();
+        for kind in [TypeUrl::Cluster, TypeUrl::Listener] {
+            self.opened.push(kind);
+            requests.push(self.first_request(kind, Vec::new()));
+        }
+        for kind in [TypeUrl::Trust, TypeUrl::Endpoints, TypeUrl::Routes] {
+            let mut names: Vec<String> = self.warming.wanted(kind).cloned().collect();
+            if !names.is_empty() {
+                names.sort_unstable();
+                self.opened.push(kind);
+                requests.push(self.first_request(kind, names));
+            }
+        }
+        if let Some(first) = requests.first_mut() {
+            first.node = Some(node);
+        }
+        requests
+    }
+
+    fn first_request(&self, kind: TypeUrl, names: Vec<String>) -> DeltaDiscoveryRequest {
+        let known = self.versions.get(&kind).into_iter().flatten();
+        DeltaDiscoveryRequest {
+            type_url: kind.as_str().to_owned(),
+            resource_names_subscribe: names,
+            initial_resource_versions: known.map(|(n, v)| (n.clone(), v.clone())).collect(),
+            ..Default::default()
+        }
+    }
+
+    /// A request that only says what has changed of the node.
+    pub(super) fn node_update(node: Node) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: TypeUrl::Cluster.as_str().to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Takes a response: each resource is put in force, kept until it is complete, or refused by
+    /// name. Gives the acknowledgement and the subscriptions that follow.
+    pub(super) fn receive(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+        engine: &mut impl Apply,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let mut refused = Vec::new();
+        let mut wants = Wants::default();
+        let kind = TypeUrl::parse(&response.type_url);
+        match kind {
+            Some(kind) => {
+                // Removals first: a listener may go and another one take its address.
+                for name in response.removed_resources {
+                    self.remove((kind, name), engine, &mut wants);
+                }
+                for resource in response.resources {
+                    if let Err(why) = self.take(kind, resource, engine, &mut wants) {
+                        refused.push(why.to_string());
+                    }
+                }
+                self.answered_clusters |= kind == TypeUrl::Cluster;
+                self.answered_listeners |= kind == TypeUrl::Listener;
+            }
+            None => refused.push("resources of a kind that is not supported here".to_owned()),
+        }
+        let mut requests = vec![DeltaDiscoveryRequest {
+            type_url: response.type_url,
+            response_nonce: response.nonce,
+            error_detail: detail(&refused),
+            ..Default::default()
+        }];
+        self.subscribe(wants, &mut requests, engine);
+        self.ready |=
+            self.answered_clusters && self.answered_listeners && self.warming.is_complete();
+        requests
+    }
+
+    /// Whether everything that was asked for has arrived once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// What is still waited for, as text.
+    pub(super) fn missing(&self) -> String {
+        let names = self.warming.missing();
+        let mut text = String::new();
+        for (kind, name) in names.iter().take(10) {
+            let _ = write!(text, "{} {name:?}, ", kind.label());
+        }
+        if names.len() > 10 {
+            let _ = write!(text, "and {} more", names.len() - 10);
+        }
+        text
+    }
+
+    fn take(
+        &mut self,
+        kind: TypeUrl,
+        resource: Resource,
+        engine: &mut impl Apply,
+        wants: &mut Wants,
+    ) -> Result<(), Refused> {
+        let Some(content) = resource.resource else {
+            return Err(Refused::Empty(resource.name));
+        };
+        let (own, change) = read(kind, &content.value)?;
+        if own != resource.name {
+            let sent = resource.name;
+            return Err(Refused::Name { sent, own });
+        }
+        let name = (kind, own);
+        match kind {
+            TypeUrl::Cluster | TypeUrl::Listener => {
+                engine.check(&change)?;
+                self.warming.set(&name, change, wants);
+                self.learn(&name, resource.version);
+                self.try_complete(&name, engine, wants)?;
+            }
+            // Nobody asked, or nobody wants it any more.
+            _ if !self.warming.is_wanted(&name) => {}
+            _ => {
+                engine.apply(change)?;
+                self.learn(&name, resource.version);
+                self.arrive(&name, engine, wants);
+            }
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, (kind, name): &Name, version: String) {
+        let versions = self.versions.entry(*kind).or_default();
+        versions.insert(name.clone(), version);
+    }
+
+    fn unlearn(&mut self, (kind, name): &Name) {
+        if let Some(versions) = self.versions.get_mut(kind) {
+            versions.remove(name);
+        }
+    }
+
+    fn remove(&mut self, name: Name, engine: &mut impl Apply, wants: &mut Wants) {
+        self.unlearn(&name);
+        let (kind, text) = name.clone();
+        let change = match kind {
+            TypeUrl::Cluster => Change::RemoveCluster(text),
+            TypeUrl::Listener => Change::RemoveListener(text),
+            TypeUrl::Trust => Change::RemoveTrust(text),
+            TypeUrl::Endpoints => Change::RemoveEndpoints(text),
+            TypeUrl::Routes => Change::RemoveRoutes(text),
+        };
+        remove_from(engine, change);
+        match kind {
+            TypeUrl::Cluster | TypeUrl::Listener => self.warming.remove(&name, wants),
+            // It does not exist: that is an answer as well.
+            _ => self.arrive(&name, engine, wants),
+        }
+    }
+
+    /// Those who waited for this may be complete now.
+    fn arrive(&mut self, name: &Name, engine: &mut impl Apply, wants: &mut Wants) {
+        for owner in self.warming.arrived(name) {
+            if let Err(rejection) = self.try_complete(&owner, engine, wants) {
+                // The response that brought it was accepted long ago.
+                tracing::error!(kind = owner.0.label(), %rejection, "cannot be applied");
+            }
+        }
+    }
+
+    fn try_complete(
+        &mut self,
+        owner: &Name,
+        engine: &mut impl Apply,
+        wants: &mut Wants,
+    ) -> Result<(), Rejection> {
+        match self.warming.complete(owner, wants) {
+            Some(change) => engine.apply(change),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds the changed subscriptions to the requests, and drops what is no longer wanted.
+    fn subscribe(
+        &mut self,
+        wants: Wants,
+        requests: &mut Vec<DeltaDiscoveryRequest>,
+        engine: &mut impl Apply,
+    ) {
+        let mut by_kind: BTreeMap<TypeUrl, (Vec<String>, Vec<String>)> = BTreeMap::new();
+        for (kind, name) in wants.subscribe {
+            by_kind.entry(kind).or_default().0.push(name);
+        }
+        for name in wants.unsubscribe {
+            self.warming.forget(&name);
+            self.unlearn(&name);
+            let (kind, text) = name;
+            by_kind.entry(kind).or_default().1.push(text.clone());
+            match kind {
+                TypeUrl::Trust => remove_from(engine, Change::RemoveTrust(text)),
+                TypeUrl::Endpoints => remove_from(engine, Change::RemoveEndpoints(text)),
+                TypeUrl::Routes => remove_from(engine, Change::RemoveRoutes(text)),
+                TypeUrl::Cluster | TypeUrl::Listener => {}
+            }
+        }
+        for (kind, (subscribe, unsubscribe)) in by_kind {
+            if !self.opened.contains(&kind) {
+                // Without a name, the first request of a kind would ask for all of it.
+                if subscribe.is_empty() {
+                    continue;
+                }
+                self.opened.push(kind);
+            }
+            requests.push(DeltaDiscoveryRequest {
+                type_url: kind.as_str().to_owned(),
+                resource_names_subscribe: subscribe,
+                resource_names_unsubscribe: unsubscribe,
+                ..Default::default()
+            });
+        }
+    }
+}
+
+fn remove_from(engine: &mut impl Apply, change: Change) {
+    if let Err(rejection) = engine.apply(change) {
+        tracing::error!(%rejection, "cannot be removed");
+    }
+}
+
+fn read(kind: TypeUrl, bytes: &[u8]) -> Result<(String, Change), DecodeError> {
+    Ok(match kind {
+        TypeUrl::Cluster => {
+            let cluster = decode::cluster(bytes)?;
+            (cluster.name.clone(), Change::Cluster(Arc::new(cluster)))
+        }
+        TypeUrl::Listener => {
+            let listener = decode::listener(bytes)?;
+            (listener.name.clone(), Change::Listener(Arc::new(listener)))
+        }
+        TypeUrl::Endpoints => {
+            let endpoints = decode::endpoints(bytes)?;
+            (
+                endpoints.name.clone(),
+                Change::Endpoints(Arc::new(endpoints)),
+            )
+        }
+        TypeUrl::Routes => {
+            let table = decode::routes(bytes)?;
+            (table.name.clone(), Change::Routes(Arc::new(table)))
+        }
+        TypeUrl::Trust => {
+            let (name, bundle) = decode::trust(bytes)?;
+            (name.clone(), Change::Trust(name, Arc::new(bundle)))
+        }
+    })
+}
+
+/// One line for each refused resource.
+fn detail(refused: &[String]) -> Option<Status> {
+    if refused.is_empty() {
+        return None;
+    }
+    let mut message = refused.join("\n");
+    if message.len() > MAX_DETAIL {
+        let end = (0..=MAX_DETAIL)
+            .rev()
+            .find(|i| message.is_char_boundary(*i));
+        message.truncate(end.unwrap_or(0));
+    }
+    tracing::warn!(%message, "configuration refused");
+    Some(Status {
+        code: INVALID_ARGUMENT,
+        message,
+        details: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,316 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use meshfed_proxy_config::*;
+use meshfed_xds::encode;
+use meshfed_xds::proto::Any;
+
+use super::*;
+use crate::engine::RejectionCause;
+
+/// Remembers what took effect, in order.
+#[derive(Default)]
+struct Fake {
+    applied: Vec<String>,
+    /// A name that is rejected.
+    bad: Option<&'static str>,
+}
+
+impl Apply for Fake {
+    fn check(&mut self, change: &Change) -> Result<(), Rejection> {
+        let name = match change {
+            Change::Listener(l) => &l.name,
+            Change::Cluster(c) => &c.name,
+            _ => return Ok(()),
+        };
+        if self.bad == Some(name) {
+            return Err(Rejection {
+                name: name.clone(),
+                cause: Box::new(RejectionCause::Cluster(
+                    crate::cluster::ClusterError::ConnectTimeout,
+                )),
+            });
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, change: Change) -> Result<(), Rejection> {
+        self.applied.push(match change {
+            Change::Trust(name, _) => format!("+trust {name}"),
+            Change::Cluster(c) => format!("+cluster {}", c.name),
+            Change::Endpoints(e) => format!("+endpoints {}", e.name),
+            Change::Listener(l) => format!("+listener {}", l.name),
+            Change::Routes(r) => format!("+routes {}", r.name),
+            Change::RemoveTrust(name) => format!("-trust {name}"),
+            Change::RemoveCluster(name) => format!("-cluster {name}"),
+            Change::RemoveEndpoints(name) => format!("-endpoints {name}"),
+            Change::RemoveListener(name) => format!("-listener {name}"),
+            Change::RemoveRoutes(name) => format!("-routes {name}"),
+        });
+        Ok(())
+    }
+}
+
+struct Scene {
+    subscriber: Subscriber,
+    fake: Fake,
+    requests: Vec<DeltaDiscoveryRequest>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut subscriber = Subscriber::default();
+        subscriber.begin(Node::default());
+        Self {
+            subscriber,
+            fake: Fake::default(),
+            requests: Vec::new(),
+        }
+    }
+
+    /// Receives a response; gives what took effect by it.
+    fn receive(&mut self, kind: TypeUrl, added: Vec<(&str, Any)>, removed: &[&str]) -> Vec<String> {
+        let resource = |(name, any): (&str, Any)| Resource {
+            name: name.to_owned(),
+            version: "1".to_owned(),
+            resource: Some(any),
+            ..Default::default()
+        };
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.as_str().to_owned(),
+            nonce: format!("nonce-{}", kind.label()),
+            resources: added.into_iter().map(resource).collect(),
+            removed_resources: removed.iter().map(|n| (*n).to_owned()).collect(),
+            ..Default::default()
+        };
+        self.requests = self.subscriber.receive(response, &mut self.fake);
+        let ack = &self.requests[0];
+        assert_eq!(ack.type_url, kind.as_str());
+        assert_eq!(ack.response_nonce, format!("nonce-{}", kind.label()));
+        std::mem::take(&mut self.fake.applied)
+    }
+
+    fn refusal(&self) -> &str {
+        self.requests[0]
+            .error_detail
+            .as_ref()
+            .map_or("", |s| &s.message)
+    }
+
+    /// What the requests after the last response subscribe to (`+`) and no longer (`-`).
+    fn wants(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for request in &self.requests {
+            let kind = TypeUrl::parse(&request.type_url).unwrap().label();
+            let on = request.resource_names_subscribe.iter();
+            names.extend(on.map(|n| format!("+{kind} {n}")));
+            let off = request.resource_names_unsubscribe.iter();
+            names.extend(off.map(|n| format!("-{kind} {n}")));
+        }
+        names
+    }
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+fn cluster(name: &'static str, eds: &str, trust: Option<&str>) -> (&'static str, Any) {
+    let any = encode::cluster(&Cluster {
+        name: name.into(),
+        discovery: Discovery::Eds(eds.into()),
+        connect_timeout: Duration::from_secs(1),
+        tls: trust.map(|trust| UpstreamTls {
+            trust: trust.into(),
+            server: ServerIds::AnyOf("a.local".parse().unwrap()),
+            sni: Some("outbound_.1_._.a".into()),
+            alpn: vec![],
+        }),
+        protocol: UpstreamProtocol::Http1,
+        outlier: None,
+    });
+    (name, any)
+}
+
+fn listener(name: &'static str, trust: &str) -> (&'static str, Any) {
+    let any = encode::listener(&Listener {
+        name: name.into(),
+        address: "127.0.0.1:15443".parse().unwrap(),
+        chains: vec![FilterChain {
+            name: "c".into(),
+            server_names: vec![ServerName::Suffix("a.local".into())],
+            tls: Some(DownstreamTls {
+                trust: trust.into(),
+                client_ids: vec![],
+                alpn: vec![],
+            }),
+            network: Network::Tcp(Tcp {
+                target: TcpTarget::SniCluster,
+                allow: None,
+                idle_timeout: Duration::from_secs(60),
+            }),
+        }],
+        handshake_timeout: Duration::from_secs(5),
+    });
+    (name, any)
+}
+
+fn endpoints(name: &'static str) -> (&'static str, Any) {
+    let any = encode::endpoints(&Endpoints {
+        name: name.into(),
+        localities: vec![],
+    });
+    (name, any)
+}
+
+fn trust(name: &'static str) -> (&'static str, Any) {
+    let domains = [("a.local".parse().unwrap(), "pem".into())].into();
+    (name, encode::trust(name, &TrustBundle { domains }))
+}
+
+#[test]
+fn a_cluster_is_used_when_its_endpoints_and_trust_are_there() {
+    let mut scene = Scene::new();
+    let cluster = cluster("c", "e", Some("t"));
+    assert!(
+        scene
+            .receive(TypeUrl::Cluster, vec![cluster], &[])
+            .is_empty()
+    );
+    assert_eq!(scene.refusal(), "");
+    assert_eq!(scene.wants(), set(&["+endpoints e", "+trust t"]));
+    let applied = scene.receive(TypeUrl::Endpoints, vec![endpoints("e")], &[]);
+    assert_eq!(applied, ["+endpoints e"]);
+    let applied = scene.receive(TypeUrl::Trust, vec![trust("t")], &[]);
+    assert_eq!(applied, ["+trust t", "+cluster c"]);
+    assert!(scene.wants().is_empty());
+}
+
+#[test]
+fn the_old_version_stays_until_the_new_one_is_complete_and_then_its_references_are_left() {
+    let mut scene = Scene::new();
+    scene.receive(TypeUrl::Cluster, vec![cluster("c", "old", None)], &[]);
+    scene.receive(TypeUrl::Endpoints, vec![endpoints("old")], &[]);
+    let applied = scene.receive(TypeUrl::Cluster, vec![cluster("c", "new", None)], &[]);
+    assert!(applied.is_empty(), "{applied:?}");
+    assert_eq!(scene.wants(), set(&["+endpoints new"]));
+    let applied = scene.receive(TypeUrl::Endpoints, vec![endpoints("new")], &[]);
+    assert_eq!(applied, ["+endpoints new", "+cluster c", "-endpoints old"]);
+    assert_eq!(scene.wants(), set(&["-endpoints old"]));
+}
+
+#[test]
+fn what_does_not_exist_is_an_answer_too() {
+    let mut scene = Scene::new();
+    scene.receive(TypeUrl::Cluster, vec![cluster("c", "e", None)], &[]);
+    let applied = scene.receive(TypeUrl::Endpoints, vec![], &["e"]);
+    assert_eq!(applied, ["-endpoints e", "+cluster c"]);
+}
+
+#[test]
+fn a_reference_of_two_is_fetched_once_and_left_with_the_last() {
+    let mut scene = Scene::new();
+    let both = vec![cluster("c1", "e", None), cluster("c2", "e", None)];
+    scene.receive(TypeUrl::Cluster, both, &[]);
+    assert_eq!(scene.wants(), set(&["+endpoints e"]));
+    scene.receive(TypeUrl::Endpoints, vec![endpoints("e")], &[]);
+    let applied = scene.receive(TypeUrl::Cluster, vec![], &["c1"]);
+    assert_eq!(applied, ["-cluster c1"]);
+    assert!(scene.wants().is_empty());
+    let applied = scene.receive(TypeUrl::Cluster, vec![], &["c2"]);
+    assert_eq!(applied, ["-cluster c2", "-endpoints e"]);
+    assert_eq!(scene.wants(), set(&["-endpoints e"]));
+}
+
+#[test]
+fn a_bad_resource_is_refused_by_name_and_the_others_apply() {
+    let mut scene = Scene::new();
+    scene.fake.bad = Some("rejected");
+    let garbage = Any {
+        type_url: TypeUrl::Cluster.as_str().into(),
+        value: vec![0xff; 3],
+    };
+    let resources = vec![
+        ("garbage", garbage),
+        cluster("rejected", "e", None),
+        ("misnamed", cluster("other", "e", None).1),
+        cluster("good", "e", None),
+    ];
+    scene.receive(TypeUrl::Cluster, resources, &[]);
+    let lines: Vec<_> = scene.refusal().lines().collect();
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines[1].contains("rejected"), "{lines:#?}");
+    assert!(lines[2].contains("misnamed"), "{lines:#?}");
+    let applied = scene.receive(TypeUrl::Endpoints, vec![endpoints("e")], &[]);
+    assert_eq!(applied, ["+endpoints e", "+cluster good"]);
+}
+
+#[test]
+fn ready_comes_with_the_first_complete_clusters_and_listeners_and_stays() {
+    let mut scene = Scene::new();
+    scene.receive(TypeUrl::Cluster, vec![cluster("c", "e", None)], &[]);
+    scene.receive(TypeUrl::Endpoints, vec![endpoints("e")], &[]);
+    assert!(!scene.subscriber.is_ready());
+    scene.receive(TypeUrl::Listener, vec![listener("l", "t")], &[]);
+    assert!(!scene.subscriber.is_ready());
+    assert!(scene.subscriber.missing().contains("trust \"t\""));
+    let applied = scene.receive(TypeUrl::Trust, vec![trust("t")], &[]);
+    assert_eq!(applied, ["+trust t", "+listener l"]);
+    assert!(scene.subscriber.is_ready());
+    scene.receive(TypeUrl::Cluster, vec![cluster("c2", "e2", None)], &[]);
+    assert!(scene.subscriber.is_ready());
+}
+
+#[test]
+fn an_empty_configuration_is_complete() {
+    let mut scene = Scene::new();
+    scene.receive(TypeUrl::Cluster, vec![], &[]);
+    scene.receive(TypeUrl::Listener, vec![], &[]);
+    assert!(scene.subscriber.is_ready());
+}
+
+#[test]
+fn a_new_stream_tells_what_is_known_and_asks_for_what_is_wanted() {
+    let mut scene = Scene::new();
+    scene.receive(TypeUrl::Cluster, vec![cluster("c", "e", Some("t"))], &[]);
+    scene.receive(TypeUrl::Endpoints, vec![endpoints("e")], &[]);
+    let node = Node {
+        id: "me".into(),
+        ..Default::default()
+    };
+    let requests = scene.subscriber.begin(node);
+    let summary: Vec<_> = requests
+        .iter()
+        .map(|r| {
+            let known: Vec<_> = r.initial_resource_versions.keys().cloned().collect();
+            let kind = TypeUrl::parse(&r.type_url).unwrap().label();
+            (kind, r.resource_names_subscribe.join(","), known.join(","))
+        })
+        .collect();
+    let expected = [
+        ("cluster", "", "c"),
+        ("listener", "", ""),
+        ("trust", "t", ""),
+        ("endpoints", "e", "e"),
+    ];
+    let expected = expected.map(|(k, n, v)| (k, n.to_owned(), v.to_owned()));
+    assert_eq!(summary, expected);
+    let nodes: Vec<_> = requests.iter().filter(|r| r.node.is_some()).collect();
+    assert_eq!(nodes.len(), 1);
+    assert_eq!(nodes[0], &requests[0]);
+}
+
+#[test]
+fn what_nobody_asked_for_is_passed_over_and_an_unknown_kind_is_refused() {
+    let mut scene = Scene::new();
+    let applied = scene.receive(TypeUrl::Endpoints, vec![endpoints("surprise")], &[]);
+    assert!(applied.is_empty());
+    let response = DeltaDiscoveryResponse {
+        type_url: "type.googleapis.com/unknown".into(),
+        nonce: "n".into(),
+        ..Default::default()
+    };
+    let requests = scene.subscriber.receive(response, &mut scene.fake);
+    assert_eq!(requests.len(), 1);
+    assert!(requests[0].error_detail.is_some());
+}
