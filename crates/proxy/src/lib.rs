@@ -40,4 +40,3 @@ pub use metrics::Metrics;
 pub use node::{Node, NodeKind, READY, WorkloadPort};
 pub use probe::Probe;
 pub use proxy::{Proxy, ProxyHandle, ProxyOptions};
-pub use xds::{ControlPlane, ControlPlaneError};

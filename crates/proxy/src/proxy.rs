@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use meshfed_pki::IdentityCell;
-use meshfed_runtime::AccessLog;
+use meshfed_agent::{CaClient, ControlPlane, IdentityKeeper, IdentityMetrics, TokenSource};
+use meshfed_pki::IdError;
+use meshfed_runtime::{AccessLog, Drain};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -16,17 +16,19 @@ use crate::limits::ConnectionLimits;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::probe::{self, Probe};
-use crate::xds::{Client, ControlPlane, ControlPlaneError, Status};
+use crate::xds::{Client, Status};
 
 /// What a proxy is started with.
 pub struct ProxyOptions {
+    /// Its namespace and service account are those of the token.
     pub node: Node,
+    /// Where certificates and configuration come from.
     pub control_plane: ControlPlane,
-    /// The proxy's own certificate, kept fresh by whoever owns it. Until there is one, nothing is
-    /// configured.
-    pub identity: Arc<IdentityCell>,
+    /// Buys the certificate.
+    pub token: TokenSource,
     pub access_log: AccessLog,
     pub metrics: Metrics,
+    pub identity_metrics: IdentityMetrics,
     pub limits: ConnectionLimits,
     /// How long connections may go on after their listener has gone or the proxy was told to stop.
     pub drain: Duration,
@@ -35,50 +37,60 @@ pub struct ProxyOptions {
     pub probe: Option<Probe>,
 }
 
-/// A proxy, to be started.
-pub struct Proxy;
-
 /// A running proxy. Dropping it ends it without ceremony; see [`stop`](Self::stop).
 pub struct ProxyHandle {
     status: watch::Receiver<Status>,
     stop: CancellationToken,
     client: AbortOnDropHandle<Engine>,
     drain: Duration,
+    _keeper: Drain,
     _probe: Option<AbortOnDropHandle<()>>,
 }
 
+/// A proxy, to be started.
+pub struct Proxy;
+
 impl Proxy {
-    /// Starts a proxy in this tokio runtime. It connects in the background, for as long as it
-    /// takes; only settings that can never work are an error.
-    pub fn start(options: ProxyOptions) -> Result<ProxyHandle, ControlPlaneError> {
-        let (ready, ready_watch) = watch::channel(options.probe.as_ref().map(|_| false));
+    /// Starts a proxy in this tokio runtime. It gets its certificate and connects in the
+    /// background, for as long as it takes; an error is only a node that can have no identity.
+    pub fn start(options: ProxyOptions) -> Result<ProxyHandle, IdError> {
+        let node = options.node;
+        let domain = options.control_plane.options().server.trust_domain();
+        let id = domain.service_account(&node.namespace, &node.service_account)?;
+        let ca = CaClient::new(options.control_plane.clone(), options.token, id);
+        let keeper = IdentityKeeper::new(ca, options.identity_metrics);
+        let (app_ready, app_ready_watch) = watch::channel(options.probe.as_ref().map(|_| false));
         let (status_sender, status) = watch::channel(Status::default());
-        let stop = CancellationToken::new();
         let engine = Engine::new(EngineOptions {
-            proxy: options.node.name.clone(),
-            identity: options.identity.clone(),
+            proxy: node.name.clone(),
+            identity: keeper.cell(),
             access_log: options.access_log,
             metrics: options.metrics,
             limits: options.limits,
             drain: options.drain,
         });
-        let client = Client::new(
-            &options.control_plane,
-            options.identity,
-            options.node,
-            ready_watch,
-            status_sender,
-        )?;
-        // Without a probe, what is told never changes.
+        let client = Client {
+            control_plane: options.control_plane,
+            identity: keeper.cell(),
+            identities: keeper.changes(),
+            node,
+            app_ready: app_ready_watch,
+            status: status_sender,
+        };
+        let (keeper_drain, keeper_watch) = Drain::new();
+        tokio::spawn(keeper.run(keeper_watch));
+        // Without a probe the sender goes, and what is told never changes.
         let probe = options
             .probe
-            .map(|p| AbortOnDropHandle::new(tokio::spawn(probe::watch(p, ready))));
+            .map(|p| AbortOnDropHandle::new(tokio::spawn(probe::watch(p, app_ready))));
+        let stop = CancellationToken::new();
         let client = tokio::spawn(client.run(engine, stop.clone()));
         Ok(ProxyHandle {
             status,
             stop,
             client: AbortOnDropHandle::new(client),
             drain: options.drain,
+            _keeper: keeper_drain,
             _probe: probe,
         })
     }

@@ -12,4 +12,3 @@ mod subscriber;
 mod warming;
 
 pub(crate) use stream::{Client, Status};
-pub use stream::{ControlPlane, ControlPlaneError};

@@ -1,27 +1,21 @@
 //! The stream to the control plane: connected again and again, for as long as the proxy lives.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use meshfed_pki::{
-    ClientTls, HandshakeRefusal, IdentityCell, ServerIds, SpiffeId, TlsConfigError, TrustError,
-    TrustStore, client_config,
-};
+use meshfed_agent::{ConnectError, ControlPlane};
+use meshfed_pki::{HandshakeRefusal, Identity, IdentityCell};
 use meshfed_xds::proto::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use meshfed_xds::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::Streaming;
+use tonic::transport::Channel;
 
 use super::subscriber::Subscriber;
 use crate::engine::Engine;
@@ -30,38 +24,12 @@ use crate::random;
 
 /// Longest response that is read, in bytes: ten thousand services with room to spare.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A control plane that does not answer a ping for this long is gone.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(3);
 /// A stream that lived this long was not refused: the next retry is a quick one again.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// How long the control plane may take to hear that the proxy goes.
 const GOODBYE: Duration = Duration::from_millis(500);
-
-/// Where the configuration comes from and how that end is known.
-#[derive(Debug, Clone)]
-pub struct ControlPlane {
-    /// `host:port` of its gRPC over TLS; the host may be a name or an address.
-    pub address: String,
-    /// PEM of the roots that may vouch for it.
-    pub root_pem: String,
-    /// The only identity that it may have.
-    pub server_id: SpiffeId,
-}
-
-/// The control plane cannot be dialled with these settings.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlPlaneError {
-    #[error("{0:?} is no host and port of a control plane")]
-    Address(String),
-    #[error("the root certificate of the control plane cannot be used")]
-    Root(#[from] TrustError),
-    #[error(transparent)]
-    Tls(#[from] TlsConfigError),
-}
 
 /// How far the configuration has come.
 #[derive(Debug, Clone, Default)]
@@ -74,79 +42,46 @@ pub(crate) struct Status {
 
 /// Keeps an engine configured.
 pub(crate) struct Client {
-    connector: Connector,
-    endpoint: Endpoint,
-    identity: Arc<IdentityCell>,
-    node: Node,
-    app_ready: watch::Receiver<Option<bool>>,
-    status: watch::Sender<Status>,
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) identity: Arc<IdentityCell>,
+    /// Tells when there is an identity.
+    pub(crate) identities: watch::Receiver<Option<Arc<Identity>>>,
+    pub(crate) node: Node,
+    /// Told to the control plane with the node, at the beginning and whenever it changes.
+    pub(crate) app_ready: watch::Receiver<Option<bool>>,
+    pub(crate) status: watch::Sender<Status>,
 }
 
-#[derive(Clone)]
-struct Connector {
-    address: Arc<str>,
-    name: ServerName<'static>,
-    tls: TlsConnector,
+/// Why there is no stream.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the control plane ended the stream: {}", .0.message())]
+    Refused(#[source] Box<tonic::Status>),
+    #[error("the stream is closed")]
+    Closed,
+    #[error("nobody keeps the certificate of this proxy any more")]
+    NoIdentity,
 }
 
-impl Connector {
-    async fn connect(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-        let connect = async {
-            let socket = TcpStream::connect(&*self.address).await?;
-            socket.set_nodelay(true)?;
-            Ok(TokioIo::new(self.tls.connect(self.name, socket).await?))
-        };
-        tokio::time::timeout(CONNECT_TIMEOUT, connect)
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+impl From<tonic::Status> for StreamError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+/// The sending half. Each request answers something that was received or is a rare event, so the
+/// queue needs no bound of its own.
+struct Requests(UnboundedSender<DeltaDiscoveryRequest>);
+
+impl Requests {
+    fn send(&self, request: DeltaDiscoveryRequest) -> Result<(), StreamError> {
+        self.0.send(request).map_err(|_| StreamError::Closed)
     }
 }
 
 impl Client {
-    /// `app_ready`: told to the control plane with the node, at the beginning and whenever it
-    /// changes.
-    pub(crate) fn new(
-        control_plane: &ControlPlane,
-        identity: Arc<IdentityCell>,
-        node: Node,
-        app_ready: watch::Receiver<Option<bool>>,
-        status: watch::Sender<Status>,
-    ) -> Result<Self, ControlPlaneError> {
-        let wrong = || ControlPlaneError::Address(control_plane.address.clone());
-        let uri: Uri = format!("http://{}", control_plane.address)
-            .parse()
-            .map_err(|_| wrong())?;
-        let host = uri.host().ok_or_else(wrong)?;
-        uri.port().ok_or_else(wrong)?;
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
-        let id = &control_plane.server_id;
-        let trust = TrustStore::single(id.trust_domain().clone(), &control_plane.root_pem)?;
-        let config = client_config(ClientTls {
-            identity: identity.clone(),
-            trust: Arc::new(trust),
-            server: ServerIds::OneOf(vec![id.clone()]),
-            alpn: vec!["h2".to_owned()],
-        })?;
-        Ok(Self {
-            connector: Connector {
-                address: control_plane.address.as_str().into(),
-                name: ServerName::try_from(host).map_err(|_| wrong())?,
-                tls: TlsConnector::from(config),
-            },
-            endpoint: Endpoint::from(uri)
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .keep_alive_while_idle(true),
-            identity,
-            node,
-            app_ready,
-            status,
-        })
-    }
-
     /// Runs until `stop`, then says goodbye. Gives the engine back, in the state that the last
     /// configuration has put it in: nothing that happens here takes that away.
     pub(crate) async fn run(mut self, mut engine: Engine, stop: CancellationToken) -> Engine {
@@ -172,13 +107,13 @@ impl Client {
         engine
     }
 
-    fn report(&self, error: &tonic::Status) {
+    fn report(&self, error: &StreamError) {
         let cause = match HandshakeRefusal::find(error) {
             Some(refusal) => refusal.to_string(),
-            None => error.message().to_owned(),
+            None => error.to_string(),
         };
         tracing::warn!(
-            address = &*self.connector.address,
+            node = self.node.id(),
             cause,
             "no stream to the control plane; the last configuration stays in force"
         );
@@ -190,39 +125,14 @@ impl Client {
         subscriber: &mut Subscriber,
         engine: &mut Engine,
         stop: &CancellationToken,
-    ) -> Result<(), tonic::Status> {
-        if self.identity.get().is_none() {
-            return Err(tonic::Status::unauthenticated(
-                "no certificate of our own yet",
-            ));
-        }
-        let channel = tokio::select! {
-            channel = self.connect() => channel?,
+    ) -> Result<(), StreamError> {
+        let opened = tokio::select! {
+            opened = self.open(subscriber) => opened,
             () = stop.cancelled() => return Ok(()),
         };
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        // What is sent answers what was received, so the queue is bounded by the other side's.
-        let (requests, queue) = mpsc::unbounded_channel();
-        let send = |request: DeltaDiscoveryRequest| {
-            requests
-                .send(request)
-                .map_err(|_| tonic::Status::unavailable("the stream is closed"))
-        };
-        let ready = *self.app_ready.borrow_and_update();
-        for request in subscriber.begin(self.node.to_wire(ready)) {
-            send(request)?;
-        }
-        let opening = client.delta_aggregated_resources(UnboundedReceiverStream::new(queue));
-        let mut responses = tokio::select! {
-            opened = opening => opened?.into_inner(),
-            () = stop.cancelled() => return Ok(()),
-        };
+        let (requests, mut responses) = opened?;
         self.status.send_modify(|s| s.connected = true);
-        tracing::info!(
-            address = &*self.connector.address,
-            "connected to the control plane"
-        );
+        tracing::info!(node = self.node.id(), "connected to the control plane");
         // Without a probe the sender is gone, and there is nothing to wait for.
         let mut may_change = true;
         loop {
@@ -230,7 +140,7 @@ impl Client {
                 response = responses.message() => match response? {
                     Some(response) => {
                         for request in self.receive(response, subscriber, engine) {
-                            send(request)?;
+                            requests.send(request)?;
                         }
                     }
                     None => return Ok(()),
@@ -238,7 +148,7 @@ impl Client {
                 changed = self.app_ready.changed(), if may_change => match changed {
                     Ok(()) => {
                         let ready = *self.app_ready.borrow_and_update();
-                        send(Subscriber::node_update(self.node.to_wire(ready)))?;
+                        requests.send(Subscriber::node_update(self.node.to_wire(ready)))?;
                     }
                     Err(_) => may_change = false,
                 },
@@ -246,19 +156,35 @@ impl Client {
             }
         }
         // The end of our requests after this tells that we did not just break down.
-        send(Subscriber::node_update(self.node.to_wire(Some(false))))?;
+        requests.send(Subscriber::node_update(self.node.to_wire(Some(false))))?;
         drop(requests);
         let end = async { while let Ok(Some(_)) = responses.message().await {} };
         let _ = tokio::time::timeout(GOODBYE, end).await;
         Ok(())
     }
 
-    async fn connect(&self) -> Result<Channel, tonic::Status> {
-        let connector = self.connector.clone();
-        self.endpoint
-            .connect_with_connector(tower::service_fn(move |_: Uri| connector.clone().connect()))
-            .await
-            .map_err(|e| tonic::Status::from_error(Box::new(e)))
+    /// Connects and asks for everything.
+    async fn open(
+        &mut self,
+        subscriber: &mut Subscriber,
+    ) -> Result<(Requests, Streaming<DeltaDiscoveryResponse>), StreamError> {
+        // Without a certificate the control plane would not talk to us.
+        let known = self.identities.wait_for(Option::is_some).await;
+        drop(known.map_err(|_| StreamError::NoIdentity)?);
+        let channel: Channel = self.control_plane.connect(self.identity.clone()).await?;
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        let (sender, queue) = mpsc::unbounded_channel();
+        let requests = Requests(sender);
+        let ready = *self.app_ready.borrow_and_update();
+        for request in subscriber.begin(self.node.to_wire(ready)) {
+            requests.send(request)?;
+        }
+        let responses = client
+            .delta_aggregated_resources(UnboundedReceiverStream::new(queue))
+            .await?
+            .into_inner();
+        Ok((requests, responses))
     }
 
     fn receive(

@@ -6,6 +6,7 @@
 )]
 
 mod changes;
+mod control_plane;
 mod http;
 mod ingress;
 mod support;
