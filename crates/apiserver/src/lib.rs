@@ -23,6 +23,7 @@ mod jsonpath;
 mod kubeconfig;
 mod names;
 mod patch;
+mod protobuf;
 mod registry;
 mod schema;
 mod selector;

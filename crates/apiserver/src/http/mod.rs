@@ -34,6 +34,7 @@ use crate::{
     auth::{Attributes, Caller, reviews},
     error::ApiError,
     json::{self, Document},
+    protobuf::{self, ProtobufError},
 };
 
 /// The largest body that is read.
@@ -248,15 +249,15 @@ fn warn(response: &mut Response<ResponseBody>, warnings: &[String]) {
 }
 
 /// Reads a body whole, within limits.
-async fn read<B>(body: B) -> Result<Bytes, ApiError>
+async fn read<B>(body: B, limit: usize) -> Result<Bytes, ApiError>
 where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let collected = Box::pin(Limited::new(body, LARGEST_BODY).collect());
+    let collected = Box::pin(Limited::new(body, limit).collect());
     match tokio::time::timeout(BODY_TIME, collected).await {
         Err(_) => Err(ApiError::timeout("the body did not arrive in time")),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(LARGEST_BODY)),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
         Ok(Err(error)) => Err(ApiError::bad_request(format!(
             "cannot read the body: {error}"
         ))),
@@ -269,6 +270,18 @@ fn parse(headers: &HeaderMap, bytes: &Bytes) -> Result<Document, ApiError> {
     let kind = media_type(headers);
     let parsed = match kind {
         "" | "application/json" => json::parse_json(bytes),
+        protobuf::MEDIA_TYPE => {
+            let parsed = protobuf::parse(bytes).map(|value| Document {
+                value,
+                duplicates: Vec::new(),
+            });
+            return parsed.map_err(|error| match error {
+                ProtobufError::Unknown { .. } => {
+                    ApiError::unsupported_media_type(error.to_string())
+                }
+                other => ApiError::bad_request(other.to_string()),
+            });
+        }
         "application/yaml" | "text/yaml" | "application/x-yaml" => json::parse_yaml(bytes),
         other => {
             return Err(ApiError::unsupported_media_type(format!(

@@ -1,6 +1,8 @@
 //! A server with a small resource definition, for tests.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod https;
+
 use std::{
     path::Path,
     sync::{
