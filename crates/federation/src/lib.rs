@@ -1,9 +1,56 @@
 //! The pure core of meshfed: no I/O, no clock, no randomness of its own.
 //!
+//! * [`world`]: everything that is known, and [`plan`]: everything that follows from it.
 //! * [`names`]: every name that crosses a border between meshes, parsed once into a checked type.
 //! * [`rules`]: which services a rule set exports or imports, under which name, and why.
 //! * [`discovery`]: the protocol between two control planes as state machines: bytes and ticks in,
 //!   actions out.
+//! * [`protocol`] and [`moment`]: what a port speaks, and time as a value.
+//!
+//! ```text
+//!  resources of the API --+
+//!  what peers export    --+--> World --plan()--> Plan --+--> Services of gateways, statuses
+//!  who watches          --+                             +--> configuration of every proxy
+//!        ^                                              +--> exports by peer ----> discovery::server
+//!        +---- discovery::client <-- whom to ask -------+
+//! ```
+//!
+//! What one mesh exports is what the other one hears:
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use meshfed_federation::discovery::client::{Action, Client, ClientSettings};
+//! use meshfed_federation::discovery::message::Service;
+//! use meshfed_federation::discovery::server::{Server, ServerSettings};
+//! use meshfed_federation::moment::Moment;
+//! use meshfed_federation::names::{ExportedHost, ServiceKey};
+//!
+//! let now = Moment::after("2026-01-01T00:00:00Z".parse()?, Duration::from_secs(1));
+//! let key = ServiceKey::parse("bookinfo", "ratings")?;
+//! let service = Service {
+//!     name: "ratings".into(),
+//!     namespace: "bookinfo".into(),
+//!     hostname: ExportedHost::ours(&key, &"green-mesh".parse()?).to_string(),
+//!     ..Service::default()
+//! };
+//! let mut server = Server::new(ServerSettings::default());
+//! server.set_exports(&Arc::new([(key.clone(), Arc::new(service))].into()), now);
+//!
+//! let mut client = Client::new(ClientSettings::default(), 1, Arc::default());
+//! let mut actions = client.tick(now);
+//! while let Some(action) = actions.pop() {
+//!     actions.extend(match action {
+//!         Action::OpenWatch(id) => client.watch_opened(id, now),
+//!         Action::GetList(id) => {
+//!             client.list_data(id, &server.list("10.0.0.1", now), now);
+//!             client.list_done(id, None, now)
+//!         }
+//!         Action::Cancel(_) | Action::Changed { .. } => Vec::new(),
+//!     });
+//! }
+//! assert!(client.state().services.get(&key).is_some());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod discovery;
 pub mod moment;

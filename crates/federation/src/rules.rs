@@ -56,18 +56,18 @@ impl RuleFault {
 
 /// One rule that was tried and did not match.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tried {
+pub struct Tried<'r> {
     /// Index in the resource's list.
     pub rule: usize,
-    pub miss: Miss,
+    pub miss: Miss<'r>,
 }
 
 /// A decision with everything that led to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explained<D> {
+pub struct Explained<'r, D> {
     pub decision: D,
     /// The rules before the one that decided, in order.
-    pub tried: Vec<Tried>,
+    pub tried: Vec<Tried<'r>>,
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::ingress::{self, IngressPeer};
 use super::local::LocalService;
 use super::peers::{Peers, Trusted};
 use super::proxy::Mesh;
-use super::sidecar::{self, SidecarImport, Workload};
+use super::sidecar::{self, Outbound, SidecarImport, Workload};
 use super::{GatewayKind, ProxyKey};
 use crate::names::{DomainSuffix, PeerName, ServiceKey};
 use crate::rules::ImportRules;
@@ -53,7 +53,12 @@ impl Decided<'_, '_> {
             };
             Some((ProxyKey::Gateway(name.clone()), Arc::new(config)))
         });
-        let outbound = sidecar::outbound(&mesh, self.services, &self.sidecar_imports());
+        // Made once for all sidecars, and not at all for none.
+        let outbound = if self.workloads.is_empty() {
+            Outbound::default()
+        } else {
+            sidecar::outbound(&mesh, self.services, &self.sidecar_imports())
+        };
         let sidecars = self.workloads.iter().map(|(pod, workload)| {
             let config = sidecar::config(&mesh, workload, &outbound);
             (ProxyKey::Sidecar(pod.clone()), Arc::new(config))

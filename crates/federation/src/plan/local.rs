@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster};
 
 use crate::names::ServiceKey;
-use crate::world::{ObjectKey, Resources, TLS_MODE_ISTIO, TLS_MODE_LABEL};
+use crate::world::{Resources, TLS_MODE_ISTIO, TLS_MODE_LABEL};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -49,7 +49,8 @@ pub fn services(
         let Ok(key) = ServiceKey::parse(&object.namespace, &object.name) else {
             continue;
         };
-        let slices = slices.get(object).map_or(&[][..], Vec::as_slice);
+        let at = (object.namespace.as_str(), object.name.as_str());
+        let slices = slices.get(&at).map_or(&[][..], Vec::as_slice);
         let host = format!("{}.{}.svc.{cluster_domain}", key.name, key.namespace);
         let ports = ports(service, &host, slices, &mutual_tls);
         if !ports.is_empty() {
@@ -68,13 +69,14 @@ pub fn has_mutual_tls(pod: &Pod) -> bool {
         == Some(TLS_MODE_ISTIO)
 }
 
-fn slices_by_service(resources: &Resources) -> HashMap<ObjectKey, Vec<&EndpointSlice>> {
-    let mut by_service: HashMap<ObjectKey, Vec<&EndpointSlice>> = HashMap::new();
+/// By namespace and name of the Service.
+fn slices_by_service(resources: &Resources) -> HashMap<(&str, &str), Vec<&EndpointSlice>> {
+    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
     for (key, slice) in resources.endpoint_slices.iter() {
         let labels = slice.metadata.labels.as_ref();
         if let Some(name) = labels.and_then(|l| l.get(SERVICE_NAME_LABEL)) {
             by_service
-                .entry(ObjectKey::new(key.namespace.clone(), name.clone()))
+                .entry((&key.namespace, name))
                 .or_default()
                 .push(slice);
         }
@@ -169,6 +171,7 @@ fn localities(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::ObjectKey;
     use serde_json::json;
 
     fn mk_resources() -> Resources {

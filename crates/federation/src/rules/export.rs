@@ -61,17 +61,17 @@ impl ExportRules {
         self.decide_noting(key, labels, |_| {})
     }
 
-    pub fn explain(&self, key: &ServiceKey, labels: &Labels) -> Explained<ExportDecision> {
+    pub fn explain(&self, key: &ServiceKey, labels: &Labels) -> Explained<'_, ExportDecision> {
         let mut tried = Vec::new();
         let decision = self.decide_noting(key, labels, |miss| tried.push(miss));
         Explained { decision, tried }
     }
 
-    fn decide_noting(
-        &self,
+    fn decide_noting<'r>(
+        &'r self,
         key: &ServiceKey,
         labels: &Labels,
-        mut missed: impl FnMut(Tried),
+        mut missed: impl FnMut(Tried<'r>),
     ) -> ExportDecision {
         for (rule, selector) in self.rules.iter().enumerate() {
             match selector.check(key, labels) {
@@ -110,7 +110,7 @@ impl Selector {
         }
     }
 
-    fn check(&self, key: &ServiceKey, labels: &Labels) -> Result<(), Miss> {
+    fn check(&self, key: &ServiceKey, labels: &Labels) -> Result<(), Miss<'_>> {
         match self {
             Self::Name(by_name) => by_name.check(key),
             Self::Labels(by_labels) => by_labels.check(key, labels),

@@ -84,13 +84,17 @@ impl ImportRules {
         self.decide_noting(key, |_| {})
     }
 
-    pub fn explain(&self, key: &ServiceKey) -> Explained<ImportDecision> {
+    pub fn explain(&self, key: &ServiceKey) -> Explained<'_, ImportDecision> {
         let mut tried = Vec::new();
         let decision = self.decide_noting(key, |miss| tried.push(miss));
         Explained { decision, tried }
     }
 
-    fn decide_noting(&self, key: &ServiceKey, mut missed: impl FnMut(Tried)) -> ImportDecision {
+    fn decide_noting<'r>(
+        &'r self,
+        key: &ServiceKey,
+        mut missed: impl FnMut(Tried<'r>),
+    ) -> ImportDecision {
         for (index, rule) in self.rules.iter().enumerate() {
             match rule.selector.check(key) {
                 Ok(()) => return rule.import(index, key),

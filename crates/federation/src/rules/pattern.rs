@@ -73,14 +73,14 @@ fn fixed(text: Option<&str>, path: &str) -> Result<Option<Label>, RuleError> {
 }
 
 /// Why a rule does not match a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Miss {
-    Namespace { wanted: Label },
-    Name { wanted: Label },
-    Label(LabelRequirement),
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss<'r> {
+    Namespace { wanted: &'r Label },
+    Name { wanted: &'r Label },
+    Label(&'r LabelRequirement),
 }
 
-impl fmt::Display for Miss {
+impl fmt::Display for Miss<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace { wanted } => write!(f, "its namespace is not {wanted}"),
@@ -107,12 +107,10 @@ impl ByName {
         })
     }
 
-    pub fn check(&self, key: &ServiceKey) -> Result<(), Miss> {
+    pub fn check(&self, key: &ServiceKey) -> Result<(), Miss<'_>> {
         check_namespace(&self.namespace, key)?;
         match &self.name {
-            Pattern::Exactly(wanted) if *wanted != key.name => Err(Miss::Name {
-                wanted: wanted.clone(),
-            }),
+            Pattern::Exactly(wanted) if *wanted != key.name => Err(Miss::Name { wanted }),
             _ => Ok(()),
         }
     }
@@ -138,10 +136,10 @@ impl ByLabels {
         })
     }
 
-    pub fn check(&self, key: &ServiceKey, labels: &Labels) -> Result<(), Miss> {
+    pub fn check(&self, key: &ServiceKey, labels: &Labels) -> Result<(), Miss<'_>> {
         check_namespace(&self.namespace, key)?;
         match self.requirements.iter().find(|r| !r.holds(labels)) {
-            Some(requirement) => Err(Miss::Label(requirement.clone())),
+            Some(requirement) => Err(Miss::Label(requirement)),
             None => Ok(()),
         }
     }
@@ -155,11 +153,9 @@ impl ByLabels {
     }
 }
 
-fn check_namespace(pattern: &Pattern, key: &ServiceKey) -> Result<(), Miss> {
+fn check_namespace<'r>(pattern: &'r Pattern, key: &ServiceKey) -> Result<(), Miss<'r>> {
     match pattern {
-        Pattern::Exactly(wanted) if *wanted != key.namespace => Err(Miss::Namespace {
-            wanted: wanted.clone(),
-        }),
+        Pattern::Exactly(wanted) if *wanted != key.namespace => Err(Miss::Namespace { wanted }),
         _ => Ok(()),
     }
 }
