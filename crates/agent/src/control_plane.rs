@@ -142,21 +142,28 @@ impl ControlPlane {
     }
 
     async fn trust(&self) -> Result<TrustStore, ConnectError> {
-        let text;
-        let pem = match &self.options.root {
-            RootSource::Pem(pem) => pem,
-            RootSource::File(path) => {
-                text = tokio::fs::read_to_string(path).await.map_err(|source| {
-                    ConnectError::ReadRoot {
-                        path: path.clone(),
-                        source,
-                    }
-                })?;
-                text.as_str()
-            }
-        };
-        TrustStore::single(self.options.server.trust_domain().clone(), pem)
-            .map_err(ConnectError::Root)
+        let domain = self.options.server.trust_domain().clone();
+        TrustStore::single(domain, &self.read_root().await?).map_err(ConnectError::Root)
+    }
+
+    /// The mesh's root as it is now, if it can be used.
+    pub async fn root_pem(&self) -> Result<Arc<str>, ConnectError> {
+        let pem = self.read_root().await?;
+        TrustStore::parse_roots(&pem).map_err(ConnectError::Root)?;
+        Ok(pem)
+    }
+
+    async fn read_root(&self) -> Result<Arc<str>, ConnectError> {
+        match &self.options.root {
+            RootSource::Pem(pem) => Ok(pem.clone()),
+            RootSource::File(path) => match tokio::fs::read_to_string(path).await {
+                Ok(pem) => Ok(pem.into()),
+                Err(source) => Err(ConnectError::ReadRoot {
+                    path: path.clone(),
+                    source,
+                }),
+            },
+        }
     }
 }
 

@@ -24,7 +24,7 @@ const URGENT_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause while the one before is still good.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// After each success, so that an authority whose certificates are due at once is not run over.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(1);
 /// A machine may sleep and a clock may be set; the time of renewal is looked at again this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 

@@ -9,14 +9,20 @@
 //!                                                 (beside an Envoy) SDS on a Unix socket
 //! ```
 //!
-//! Our own proxy uses [`IdentityKeeper`] directly.
+//! Our own proxy uses [`IdentityKeeper`] directly; an [`Agent`] runs beside a stock Envoy.
 
+mod agent;
 mod ca_client;
 mod control_plane;
 mod keeper;
+mod sds;
+mod secrets;
+mod socket;
 mod token;
 
+pub use agent::{Agent, AgentError, AgentOptions, EnvoyOptions};
 pub use ca_client::{CaClient, CertificateError};
 pub use control_plane::{ConnectError, ControlPlane, ControlPlaneOptions, RootSource};
 pub use keeper::{IdentityKeeper, IdentityMetrics};
+pub use socket::SocketError;
 pub use token::{TokenError, TokenSource};

@@ -11,6 +11,9 @@
     reason = "a panic is how a test fails"
 )]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 mod eventually;
 pub mod forge;
 mod loopback;
@@ -21,10 +24,11 @@ pub use loopback::LoopbackNet;
 /// A directory that is removed when dropped.
 pub use tempfile::TempDir;
 
-/// A new empty directory, removed when dropped.
+/// A new empty directory for its owner only, removed when dropped.
 pub fn temp_dir() -> TempDir {
     tempfile::Builder::new()
         .prefix("meshfed-test-")
+        .permissions(Permissions::from_mode(0o700))
         .tempdir()
         .expect("a temporary directory can be made")
 }

@@ -1,7 +1,8 @@
 //! The bootstrap of a stock Envoy that joins a mesh.
 //!
 //! It names two clusters: the control plane, over mutual TLS, and the agent beside the proxy, over
-//! a Unix socket. Everything else comes from the control plane.
+//! a Unix socket. Of the agent come the proxy's own certificate and the root by which the control
+//! plane is known; everything else comes from the control plane.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,7 +10,7 @@ use meshfed_pki::SpiffeId;
 use meshfed_proxy_config::OWN_IDENTITY;
 use serde_json::{Map, Value, json};
 
-use crate::{SDS_CLUSTER, XDS_CLUSTER};
+use crate::{ROOT_SECRET, SDS_CLUSTER, XDS_CLUSTER};
 
 /// The limit on connections that clients may hold, if nobody says otherwise.
 pub const DEFAULT_MAX_CONNECTIONS: u64 = 50_000;
@@ -20,8 +21,6 @@ pub struct BootstrapOptions {
     pub node: NodeOptions,
     /// Host name or IP address of the control plane's ADS, and its port.
     pub control_plane: (String, u16),
-    /// PEM text of the mesh's own root, which vouches for the control plane.
-    pub root_pem: String,
     /// The identity that the control plane must prove.
     pub server: ServerName,
     /// Where the agent serves SDS. At most 107 bytes, the limit of a Unix socket's path.
@@ -117,6 +116,15 @@ fn control_plane_tls(options: &BootstrapOptions, host: Option<&String>) -> Value
         ServerName::Id(id) => ("URI", id.as_str(), host),
         ServerName::Dns(name) => ("DNS", name.as_str(), Some(name)),
     };
+    let from_agent = json!({
+        "resource_api_version": "V3",
+        "api_config_source": {
+            "api_type": "GRPC",
+            "transport_api_version": "V3",
+            "set_node_on_first_message_only": true,
+            "grpc_services": [{"envoy_grpc": {"cluster_name": SDS_CLUSTER}}],
+        },
+    });
     let mut tls = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "common_tls_context": {
@@ -125,24 +133,18 @@ fn control_plane_tls(options: &BootstrapOptions, host: Option<&String>) -> Value
                 "tls_maximum_protocol_version": "TLSv1_3",
             },
             "alpn_protocols": ["h2"],
-            "tls_certificate_sds_secret_configs": [{
-                "name": OWN_IDENTITY,
-                "sds_config": {
-                    "resource_api_version": "V3",
-                    "api_config_source": {
-                        "api_type": "GRPC",
-                        "transport_api_version": "V3",
-                        "set_node_on_first_message_only": true,
-                        "grpc_services": [{"envoy_grpc": {"cluster_name": SDS_CLUSTER}}],
-                    },
+            "tls_certificate_sds_secret_configs": [
+                {"name": OWN_IDENTITY, "sds_config": from_agent},
+            ],
+            "combined_validation_context": {
+                "default_validation_context": {
+                    "match_typed_subject_alt_names": [{
+                        "san_type": san_type,
+                        "matcher": {"exact": name},
+                    }],
                 },
-            }],
-            "validation_context": {
-                "trusted_ca": {"inline_string": options.root_pem},
-                "match_typed_subject_alt_names": [{
-                    "san_type": san_type,
-                    "matcher": {"exact": name},
-                }],
+                "validation_context_sds_secret_config":
+                    {"name": ROOT_SECRET, "sds_config": from_agent},
             },
         },
     });

@@ -6,7 +6,7 @@
 use meshfed_proxy_config::{Cluster, Endpoints, Listener, RouteTable, TrustBundle};
 
 use crate::pb::core::{DataSource, data_source::Specifier};
-use crate::pb::tls::{Secret, TlsCertificate, secret};
+use crate::pb::tls::{CertificateValidationContext, Secret, TlsCertificate, secret};
 use crate::proto::Any;
 use crate::wire::pack;
 
@@ -35,12 +35,6 @@ pub fn trust(name: &str, bundle: &TrustBundle) -> Any {
 ///
 /// Only for the Unix socket of an agent beside the proxy; ADS never carries a private key.
 pub fn identity(name: &str, chain_pem: &str, key_pem: &str) -> Any {
-    let inline = |pem: &str| {
-        Some(DataSource {
-            specifier: Some(Specifier::InlineString(pem.to_string())),
-            ..Default::default()
-        })
-    };
     pack(&Secret {
         name: name.to_string(),
         r#type: Some(secret::Type::TlsCertificate(TlsCertificate {
@@ -48,5 +42,25 @@ pub fn identity(name: &str, chain_pem: &str, key_pem: &str) -> Any {
             private_key: inline(key_pem),
             ..Default::default()
         })),
+    })
+}
+
+/// PEM roots that vouch for a server, as the secret `name`; for an agent's socket as well.
+pub fn root(name: &str, pem: &str) -> Any {
+    pack(&Secret {
+        name: name.to_string(),
+        r#type: Some(secret::Type::ValidationContext(
+            CertificateValidationContext {
+                trusted_ca: inline(pem),
+                ..Default::default()
+            },
+        )),
+    })
+}
+
+fn inline(pem: &str) -> Option<DataSource> {
+    Some(DataSource {
+        specifier: Some(Specifier::InlineString(pem.to_string())),
+        ..Default::default()
     })
 }

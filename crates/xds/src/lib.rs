@@ -44,6 +44,7 @@ mod type_url;
 mod wire;
 
 pub use error::{DecodeError, Reason};
+pub use meshfed_proxy_config::OWN_IDENTITY;
 pub use network::{MAX_REQUEST_HEADERS_KIB, REQUEST_HEADERS_TIMEOUT};
 pub use type_url::TypeUrl;
 pub use wire::{MAX_NAME_LEN, MAX_RESOURCE_LEN};
@@ -52,3 +53,5 @@ pub use wire::{MAX_NAME_LEN, MAX_RESOURCE_LEN};
 pub const SDS_CLUSTER: &str = "sds-grpc";
 /// The cluster, in an Envoy's bootstrap, of the control plane.
 pub const XDS_CLUSTER: &str = "xds-grpc";
+/// The secret, served by that agent, with the mesh's own root that vouches for the control plane.
+pub const ROOT_SECRET: &str = "ROOTCA";

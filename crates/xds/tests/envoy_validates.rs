@@ -135,7 +135,6 @@ fn every_trust_bundle_is_valid_for_envoy() {
 
 #[test]
 fn the_bootstrap_is_valid_for_envoy() {
-    let root = meshfed_testkit::forge::Forge::new("red-mesh.local");
     let id = "spiffe://red-mesh.local/ns/red-mesh-system/sa/istiod"
         .parse()
         .unwrap();
@@ -156,7 +155,6 @@ fn the_bootstrap_is_valid_for_envoy() {
                 )]),
             },
             control_plane: (host.to_string(), 15012),
-            root_pem: root.root_pem().to_string(),
             server,
             sds_socket: "/tmp/agent/sds.sock".to_string(),
             admin: "127.0.0.1:0".parse().unwrap(),
