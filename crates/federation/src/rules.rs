@@ -10,7 +10,7 @@ mod pattern;
 
 pub use export::{ExportDecision, ExportRules};
 pub use import::{ImportDecision, ImportRules};
-pub use pattern::{Alias, LabelRequirement, Miss, Pattern};
+pub use pattern::{LabelRequirement, Miss};
 
 use crate::names::NameError;
 

@@ -1,7 +1,7 @@
 //! The root certificates of a peer, judged before they vouch for anybody.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use meshfed_api::ROOT_CERT_KEY;
@@ -72,6 +72,8 @@ pub(super) fn roots_of_peer(
     let next_change = roots
         .iter()
         .flat_map(|root| [root.not_before, root.not_after])
+        // The last second belongs to a certificate's life.
+        .map(|time| time + Duration::from_secs(1))
         .filter(|time| *time > now)
         .min()
         .and_then(|time| Timestamp::try_from(time).ok());

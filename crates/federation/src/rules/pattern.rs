@@ -10,23 +10,16 @@ use super::{RuleError, RuleFault};
 use crate::names::{Label, ServiceKey};
 
 /// The labels of a service.
-pub type Labels = BTreeMap<String, String>;
+pub(super) type Labels = BTreeMap<String, String>;
 
 /// Matches one label, or any where the rule says nothing or `*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pattern {
+pub(super) enum Pattern {
     Any,
     Exactly(Label),
 }
 
 impl Pattern {
-    pub fn matches(&self, label: &Label) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Exactly(wanted) => wanted == label,
-        }
-    }
-
     pub(super) fn parse(text: Option<&str>, path: &str) -> Result<Self, RuleError> {
         Ok(match fixed(text, path)? {
             Some(label) => Self::Exactly(label),
@@ -37,7 +30,7 @@ impl Pattern {
 
 /// The name and namespace that take the place of a service's own, where given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Alias {
+pub(super) struct Alias {
     pub namespace: Option<Label>,
     pub name: Option<Label>,
 }

@@ -143,10 +143,10 @@ fn a_root_that_cannot_vouch_closes_the_peer() {
 fn an_expired_root_closes_the_peer_at_the_time_that_the_plan_announced() {
     let (mut red, _) = red_and_green();
     red.world.observed.peers = Default::default();
-    let expiry = red.plan().wake_at.unwrap();
-    red.world.now = expiry;
+    let announced = red.plan().wake_at.unwrap();
+    red.world.now = announced - jiff::SignedDuration::from_secs(1);
     assert_ne!(reason(&red.plan(), "green-mesh"), "RootCertificateNotValid");
-    red.world.now = expiry + jiff::SignedDuration::from_secs(1);
+    red.world.now = announced;
     let plan = red.plan();
     assert_eq!(reason(&plan, "green-mesh"), "RootCertificateNotValid");
     assert_closed(&plan, "green-mesh");
