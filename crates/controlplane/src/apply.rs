@@ -133,6 +133,14 @@ where
     }
 }
 
+/// What the API said, in its own words; kube-rs would repeat the whole Status.
+pub fn explain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// A conflict means that something newer is on its way to us, so only others are worth a line.
 fn failed<K>(what: &str, namespace: &str, name: &str, error: &kube::Error) -> Done
 where
@@ -141,7 +149,11 @@ where
 {
     if !matches!(error, kube::Error::Api(status) if status.code == 409) {
         let kind = K::kind(&K::DynamicType::default()).into_owned();
-        warn!(kind, namespace, name, %error, "cannot {what} an object, trying again");
+        let error = explain(error);
+        warn!(
+            kind,
+            namespace, name, error, "cannot {what} an object, trying again"
+        );
     }
     Done::TryAgain
 }

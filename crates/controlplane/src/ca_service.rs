@@ -18,7 +18,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
@@ -109,7 +109,8 @@ impl CaMetrics {
 /// [`MAX_MESSAGE`].
 pub struct CaService<A> {
     authority: Arc<ArcSwap<CertificateAuthority>>,
-    trust_domain: TrustDomain,
+    /// `None` until there is a ServiceMeshControlPlane, which may set it.
+    trust_domain: watch::Receiver<Option<TrustDomain>>,
     authenticator: A,
     metrics: CaMetrics,
     turns: Semaphore,
@@ -151,7 +152,7 @@ impl<A: TokenAuthenticator> CaService<A> {
     /// The authority can be exchanged while the service runs.
     pub fn new(
         authority: Arc<ArcSwap<CertificateAuthority>>,
-        trust_domain: TrustDomain,
+        trust_domain: watch::Receiver<Option<TrustDomain>>,
         authenticator: A,
         metrics: CaMetrics,
     ) -> Self {
@@ -206,6 +207,15 @@ impl<A: TokenAuthenticator> CaService<A> {
         Ok((issued, root, id, proof))
     }
 
+    fn trust_domain(&self) -> Result<TrustDomain, Refused> {
+        self.trust_domain.borrow().clone().ok_or_else(|| {
+            Refused::new(
+                "no_mesh",
+                Status::unavailable("there is no ServiceMeshControlPlane yet"),
+            )
+        })
+    }
+
     /// A token decides alone, even if it is refused; only without one the certificate counts.
     async fn identify(
         &self,
@@ -219,7 +229,7 @@ impl<A: TokenAuthenticator> CaService<A> {
                 .await
                 .map_err(|e| refused_proof(&e))?;
             let id = self
-                .trust_domain
+                .trust_domain()?
                 .service_account(&account.namespace, &account.name)
                 .map_err(|e| Refused::new("bad_name", Status::invalid_argument(e.to_string())))?;
             return Ok((id, Proof::Token));
@@ -232,7 +242,7 @@ impl<A: TokenAuthenticator> CaService<A> {
                 ),
             ));
         };
-        if certificate.id.trust_domain() != &self.trust_domain {
+        if certificate.id.trust_domain() != &self.trust_domain()? {
             return Err(Refused::new(
                 "wrong_trust_domain",
                 Status::permission_denied("the certificate is of another trust domain"),

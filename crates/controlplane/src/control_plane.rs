@@ -10,14 +10,18 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use meshfed_federation::plan::plan;
 use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
-use meshfed_pki::{TlsConfigError, TrustDomain};
-use meshfed_runtime::{DrainWatch, Metrics};
+use meshfed_pki::{IdError, TrustDomain, TrustStore};
+use meshfed_runtime::{AccessLog, DrainWatch, Metrics};
+use meshfed_xds::ca::server::IstioCertificateServiceServer;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tracing::error;
 
-use crate::ads::{AdsMetrics, AdsServer, Nodes};
+use crate::ads::{AdsMetrics, AdsService, Nodes};
 use crate::apply::{self, Outcomes};
-use crate::ca_service::{CaMetrics, CaService, TokenAuthenticator};
+use crate::ca_service::{CaMetrics, CaService, MAX_MESSAGE, TokenAuthenticator};
 use crate::discovery::{self, DiscoveryServer};
 use crate::grpc::{GrpcMetrics, GrpcServer, serve_grpc};
 use crate::hub::{Ends, Hub};
@@ -31,7 +35,7 @@ use crate::subnet::Subnet;
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// What the control plane of one mesh is given.
-pub struct ControlPlane {
+pub struct ControlPlane<A> {
     /// An administrator's client of the API.
     pub client: Client,
     pub namespace: String,
@@ -44,7 +48,10 @@ pub struct ControlPlane {
     pub grpc: TcpListener,
     /// Port 8188: discovery.
     pub discovery: TcpListener,
-    pub tokens: Arc<dyn TokenAuthenticator>,
+    /// Judges the tokens with which proxies join.
+    pub tokens: A,
+    /// A line for each request for discovery.
+    pub access_log: AccessLog,
     pub metrics: Metrics,
     pub drain: DrainWatch,
 }
@@ -56,8 +63,8 @@ pub enum StartError {
     Namespace(String, #[source] kube::Error),
     #[error(transparent)]
     Identity(#[from] OwnIdentityError),
-    #[error(transparent)]
-    Tls(#[from] TlsConfigError),
+    #[error("the default trust domain {CLUSTER_DOMAIN} is none")]
+    TrustDomain(#[source] IdError),
     #[error("a listener has no address")]
     Listener(#[source] std::io::Error),
 }
@@ -93,20 +100,18 @@ pub async fn ensure_namespace(client: &Client, namespace: &str) -> Result<(), St
     }
 }
 
-impl ControlPlane {
+impl<A: TokenAuthenticator> ControlPlane<A> {
     /// Starts everything.
     pub fn start(self) -> Result<Running, StartError> {
         let discovery_address = address(&self.discovery)?;
-        let default_trust_domain: TrustDomain = CLUSTER_DOMAIN
-            .parse()
-            .map_err(meshfed_pki::IssueError::from)
-            .map_err(OwnIdentityError::from)?;
+        let default_domain: TrustDomain =
+            CLUSTER_DOMAIN.parse().map_err(StartError::TrustDomain)?;
         let world = World {
             now: Timestamp::now(),
             mesh: MeshSettings {
                 system_namespace: self.namespace.clone(),
                 cluster_domain: CLUSTER_DOMAIN.to_owned(),
-                default_trust_domain,
+                default_trust_domain: default_domain.clone(),
                 instance_suffix: self.instance_suffix,
                 discovery_address,
                 node_address: self.node_address,
@@ -144,7 +149,42 @@ impl ControlPlane {
         tasks.spawn(proxies.clone().follow_plans());
         tasks.spawn(proxies.clone().follow_nodes(nodes.subscribe()));
 
-        let server = DiscoveryServer::new(seen.clone());
+        let (domain, domains) = watch::channel(None);
+        let (store, stores) = watch::channel(self.identity.trust(&default_domain)?);
+        tasks.spawn(follow_trust(
+            self.identity.clone(),
+            outcomes.clone(),
+            domain,
+            store,
+        ));
+        let certificates = CaService::new(
+            self.identity.authority.clone(),
+            domains,
+            self.tokens,
+            self.metrics.register(CaMetrics::new),
+        );
+        let ads = AdsService::new(
+            proxies,
+            nodes,
+            self.metrics.register(AdsMetrics::new),
+            self.drain.clone(),
+        );
+        let certificates = IstioCertificateServiceServer::new(Arc::new(certificates), MAX_MESSAGE);
+        let grpc = GrpcServer {
+            listener: self.grpc,
+            identity: self.identity.cell.clone(),
+            trust: stores,
+            services: Routes::new(certificates).add_service(ads.into_server()),
+            metrics: self.metrics.register(GrpcMetrics::new),
+            drain: self.drain.clone(),
+        };
+        tasks.spawn(async move {
+            if let Err(error) = serve_grpc(grpc).await {
+                error!(%error, "the gRPC port cannot be served");
+            }
+        });
+
+        let server = DiscoveryServer::new(seen.clone(), self.access_log);
         tasks.spawn(server.clone().follow(outcomes.clone()));
         tasks.spawn(server.serve(
             self.discovery,
@@ -158,6 +198,35 @@ impl ControlPlane {
             outcomes.clone(),
         ));
         Ok(Running { outcomes, tasks })
+    }
+}
+
+/// Keeps the trust domain and what vouches for it as the plan has them.
+async fn follow_trust(
+    identity: Arc<OwnIdentity>,
+    mut outcomes: Outcomes,
+    domain: watch::Sender<Option<TrustDomain>>,
+    store: watch::Sender<Arc<TrustStore>>,
+) {
+    loop {
+        let newest = outcomes.borrow_and_update().clone();
+        let wanted = newest
+            .filter(|outcome| outcome.plan.control_plane.is_some())
+            .map(|outcome| outcome.plan.trust_domain.clone());
+        if *domain.borrow() != wanted {
+            if let Some(wanted) = &wanted {
+                match identity.trust(wanted) {
+                    Ok(trust) => {
+                        store.send_replace(trust);
+                    }
+                    Err(error) => error!(%error, "the own root certificate cannot be used"),
+                }
+            }
+            domain.send_replace(wanted);
+        }
+        if outcomes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

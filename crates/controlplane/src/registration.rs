@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    Container, Pod, PodCondition, PodIP, PodSpec, PodStatus,
-};
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
@@ -18,7 +16,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::ads::{AuthenticatedNode, NodeSet};
-use crate::apply::Outcomes;
+use crate::apply::{Outcomes, explain};
 
 /// Label of the Pods that are kept here.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -98,7 +96,10 @@ fn pod(node: &AuthenticatedNode, name: &str) -> Pod {
     let mut labels = node.labels.clone();
     labels.insert(TLS_MODE_LABEL.to_owned(), TLS_MODE_ISTIO.to_owned());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    let annotations = [(OUTBOUND_KEY, OUTBOUND_ANNOTATION), (APP_KEY, APP_ANNOTATION)];
+    let annotations = [
+        (OUTBOUND_KEY, OUTBOUND_ANNOTATION),
+        (APP_KEY, APP_ANNOTATION),
+    ];
     let annotations = annotations
         .iter()
         .filter_map(|(key, annotation)| {
@@ -181,7 +182,11 @@ fn same_status(present: Option<&PodStatus>, wanted: Option<&PodStatus>) -> bool 
     let view = |status: Option<&PodStatus>| {
         status.map(|s| {
             let ready = s.conditions.iter().flatten().find(|c| c.type_ == "Ready");
-            (s.pod_ip.clone(), s.phase.clone(), ready.map(|c| c.status.clone()))
+            (
+                s.pod_ip.clone(),
+                s.phase.clone(),
+                ready.map(|c| c.status.clone()),
+            )
         })
     };
     view(present) == view(wanted)
@@ -202,7 +207,8 @@ async fn delete(client: &Client, key: &ObjectKey) -> Result<(), kube::Error> {
 /// Conflicts are normal: something newer is on its way to us. True: look again soon.
 fn report(key: &ObjectKey, error: &kube::Error) -> bool {
     if !matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409)) {
-        warn!(pod = %key, %error, "cannot register a workload, trying again");
+        let error = explain(error);
+        warn!(pod = %key, error, "cannot register a workload, trying again");
     }
     true
 }

@@ -54,9 +54,7 @@ pub enum Command {
     /// Print the CustomResourceDefinitions, for kubectl apply -f -
     Crds,
     /// Print a completion script
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
 }
 
 impl Cli {
@@ -214,9 +212,9 @@ pub struct GatewayOptions {
     #[arg(long, value_name = "NAMESPACE")]
     pub namespace: String,
 
-    /// Access log file [default: standard output]
-    #[arg(long, value_name = "FILE")]
-    pub access_log: Option<PathBuf>,
+    /// Directory for the access log, <name>.log
+    #[arg(long, value_name = "DIR", default_value = "logs")]
+    pub log_dir: PathBuf,
 
     /// Serve metrics, readiness and the configuration here
     #[arg(long, value_name = "IP:PORT")]
@@ -252,9 +250,9 @@ pub struct SidecarOptions {
     #[arg(long, value_name = "PORT", default_value_t = 15001)]
     pub outbound_port: u16,
 
-    /// Access log file [default: standard output]
-    #[arg(long, value_name = "FILE")]
-    pub access_log: Option<PathBuf>,
+    /// Directory for the access log, <name>.log
+    #[arg(long, value_name = "DIR", default_value = "logs")]
+    pub log_dir: PathBuf,
 
     /// Serve metrics, readiness and the configuration here
     #[arg(long, value_name = "IP:PORT")]
@@ -307,7 +305,12 @@ pub fn print_crds() -> anyhow::Result<ExitCode> {
 }
 
 pub fn print_completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(shell, &mut Cli::command(), "meshfed", &mut std::io::stdout());
+    clap_complete::generate(
+        shell,
+        &mut Cli::command(),
+        "meshfed",
+        &mut std::io::stdout(),
+    );
     Ok(ExitCode::SUCCESS)
 }
 

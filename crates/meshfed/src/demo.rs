@@ -53,7 +53,7 @@ async fn demonstrate(options: DemoOptions) -> anyhow::Result<ExitCode> {
     let mut stage = Stage::default();
     let result = tokio::select! {
         result = stage.play(&screen, profiles, &data, options.check) => result,
-        () = stop.received() => Ok(Scene::Interrupted),
+        _ = stop.recv() => Ok(Scene::Interrupted),
     };
     let result = match result {
         Ok(Scene::Ready) if options.check => Ok(ExitCode::SUCCESS),
@@ -61,7 +61,7 @@ async fn demonstrate(options: DemoOptions) -> anyhow::Result<ExitCode> {
             screen.line("");
             screen.line("Running until Ctrl-C.");
             tokio::select! {
-                () = stop.received() => Ok(ExitCode::SUCCESS),
+                _ = stop.recv() => Ok(ExitCode::SUCCESS),
                 what = stage.broken() => Err(anyhow::anyhow!(what)),
             }
         }
@@ -107,14 +107,26 @@ impl Stage {
         }
         screen.heading("Applying what their administrators wrote");
         for mesh in &self.meshes {
-            for manifest in mesh.profile.manifests.iter().filter(|m| third || !m.third || mesh.profile.name == "blue-mesh") {
-                let step = screen.step(format!("{}: apply examples/{}", mesh.profile.name, manifest.path));
+            for manifest in mesh
+                .profile
+                .manifests
+                .iter()
+                .filter(|m| third || !m.third || mesh.profile.name == "blue-mesh")
+            {
+                let step = screen.step(format!(
+                    "{}: apply examples/{}",
+                    mesh.profile.name, manifest.path
+                ));
                 manifests::apply(&mesh.client, &manifest.text(network)).await?;
                 step.done();
             }
         }
         for mesh in &self.meshes {
-            for peer in self.meshes.iter().filter(|p| p.profile.name != mesh.profile.name) {
+            for peer in self
+                .meshes
+                .iter()
+                .filter(|p| p.profile.name != mesh.profile.name)
+            {
                 let step = screen.step(format!(
                     "{}: take the root certificate of {} as ConfigMap {}-ca-root-cert",
                     mesh.profile.name, peer.profile.name, peer.profile.name
@@ -136,9 +148,16 @@ impl Stage {
         }
         screen.heading("Federating");
         for mesh in &self.meshes {
-            for peer in self.meshes.iter().filter(|p| p.profile.name != mesh.profile.name) {
+            for peer in self
+                .meshes
+                .iter()
+                .filter(|p| p.profile.name != mesh.profile.name)
+            {
                 let name = peer.profile.name;
-                let step = screen.step(format!("{}: connected with {name} in both directions", mesh.profile.name));
+                let step = screen.step(format!(
+                    "{}: connected with {name} in both directions",
+                    mesh.profile.name
+                ));
                 claims::connected(mesh, name).await?;
                 step.done();
             }
@@ -164,16 +183,21 @@ impl Stage {
             let imports = claims::imports(mesh).await?;
             for (exported, local) in &exports {
                 screen.line(format_args!("{local} of red-mesh"));
-                screen.line(format_args!("  is known to {} as {exported}", mesh.profile.name));
+                screen.line(format_args!(
+                    "  is known to {} as {exported}",
+                    mesh.profile.name
+                ));
                 match imports.get(exported).map(String::as_str) {
                     None | Some("") => screen.line("  and is not imported there"),
-                    Some(imported) => screen.line(format_args!("  and is called there as {imported}:9080")),
+                    Some(imported) => {
+                        screen.line(format_args!("  and is called there as {imported}:9080"))
+                    }
                 }
             }
         }
         screen.heading("Certificate identities seen at each hop");
-        for (mesh, _) in clients {
-            for hop in claims::hops(red, mesh).await? {
+        for (mesh, client) in clients {
+            for hop in claims::hops(red, mesh, client).await? {
                 screen.line(hop.component);
                 screen.line(format_args!("  from  {}", hop.client));
                 screen.line(format_args!("  to    {}", hop.server));
@@ -185,7 +209,11 @@ impl Stage {
             if check {
                 claims::private(&file)?;
             }
-            screen.line(format_args!("{}: export KUBECONFIG={}", mesh.profile.name, file.display()));
+            screen.line(format_args!(
+                "{}: export KUBECONFIG={}",
+                mesh.profile.name,
+                file.display()
+            ));
         }
         screen.heading("Try next");
         let Some((other, _)) = clients.first() else {
@@ -194,9 +222,13 @@ impl Stage {
         let (red_config, config) = (red.kubeconfig(), other.kubeconfig());
         let (red_config, config) = (red_config.display(), config.display());
         let name = other.profile.name;
-        screen.line(format_args!("kubectl --kubeconfig {red_config} get smcp -n red-mesh-system"));
+        screen.line(format_args!(
+            "kubectl --kubeconfig {red_config} get smcp -n red-mesh-system"
+        ));
         screen.line(format_args!("kubectl --kubeconfig {red_config} -n red-mesh-system get exportedserviceset {name} -o yaml"));
-        screen.line(format_args!("kubectl --kubeconfig {config} -n {name}-system get servicemeshpeer red-mesh -o yaml"));
+        screen.line(format_args!(
+            "kubectl --kubeconfig {config} -n {name}-system get servicemeshpeer red-mesh -o yaml"
+        ));
         screen.line(format_args!(
             "curl -x http://{}:15001 http://{}:9080/ratings/0",
             other.subnet.address(200),
@@ -221,12 +253,24 @@ impl Stage {
 }
 
 /// Calls ratings of red-mesh from another mesh, and what it must not reach.
-async fn call(screen: &Screen, mesh: &Mesh, client: &ProxyClient, check: bool) -> anyhow::Result<()> {
-    let step = screen.step(format!("{}: GET http://{}:9080/ratings/0", mesh.profile.name, claims::IMPORTED));
+async fn call(
+    screen: &Screen,
+    mesh: &Mesh,
+    client: &ProxyClient,
+    check: bool,
+) -> anyhow::Result<()> {
+    let step = screen.step(format!(
+        "{}: GET http://{}:9080/ratings/0",
+        mesh.profile.name,
+        claims::IMPORTED
+    ));
     let answer = claims::call(client).await?;
     step.done_with(answer);
     if check {
-        let step = screen.step(format!("{}: what is not imported is not there", mesh.profile.name));
+        let step = screen.step(format!(
+            "{}: what is not imported is not there",
+            mesh.profile.name
+        ));
         claims::refused(client).await?;
         step.done();
     }

@@ -2,13 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use meshfed_agent::{ControlPlane, ControlPlaneOptions, RootSource, TokenSource};
+use meshfed_controlplane::apply::explain;
+use meshfed_pki::SpiffeId;
 use meshfed_runtime::{LogConfig, LogHandle};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tracing::info;
 
 use crate::cli::{JoinOptions, LogFormat, Logging};
 
@@ -44,6 +58,131 @@ impl Join {
     }
 }
 
+/// A proxy's way into its mesh.
+pub struct Joined {
+    pub control_plane: ControlPlane,
+    pub token: TokenSource,
+    /// The name of the ServiceAccount that the token is of.
+    pub service_account: String,
+}
+
+impl Join {
+    /// Reads the files, and learns from the control plane's own certificate in which trust domain
+    /// it is. Waits for a control plane that is not there, or not set up, yet.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or used; the control plane does not prove itself by the root.
+    pub async fn join(&self) -> anyhow::Result<Joined> {
+        let root_pem = std::fs::read_to_string(&self.ca)
+            .with_context(|| format!("cannot read the root certificate {}", self.ca.display()))?;
+        let token = TokenSource::File(self.token_file.clone());
+        let service_account = account_of(&token.token().await?).with_context(|| {
+            format!(
+                "{} holds no ServiceAccount token",
+                self.token_file.display()
+            )
+        })?;
+        let tls = first_contact_tls(&root_pem)
+            .with_context(|| format!("cannot use the root certificate {}", self.ca.display()))?;
+        let mut told = false;
+        let server = loop {
+            match first_contact(self.control_plane, tls.clone()).await {
+                Ok(Some(id)) => break id,
+                Ok(None) => {
+                    if !told {
+                        info!(at = %self.control_plane, "waiting for a ServiceMeshControlPlane");
+                    }
+                }
+                Err(error) if is_untrusted(&error) => {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "the control plane at {} does not prove itself by {}",
+                            self.control_plane,
+                            self.ca.display()
+                        )
+                    });
+                }
+                Err(error) => {
+                    if !told {
+                        info!(at = %self.control_plane, %error, "waiting for the control plane");
+                    }
+                }
+            }
+            told = true;
+            tokio::time::sleep(JOIN_PAUSE).await;
+        };
+        let control_plane = ControlPlane::new(ControlPlaneOptions {
+            host: self.control_plane.ip().to_string(),
+            port: self.control_plane.port(),
+            root: RootSource::File(self.ca.clone()),
+            server,
+        })?;
+        Ok(Joined {
+            control_plane,
+            token,
+            service_account,
+        })
+    }
+}
+
+/// The name of the ServiceAccount that a token is of. Nothing is verified here: the
+/// control plane does that.
+fn account_of(token: &str) -> anyhow::Result<String> {
+    #[derive(Deserialize)]
+    struct Claims {
+        sub: String,
+    }
+    let claims = token.split('.').nth(1).context("it is not a JWT")?;
+    let claims = URL_SAFE_NO_PAD.decode(claims).context("it is not a JWT")?;
+    let claims: Claims = serde_json::from_slice(&claims).context("it is not a JWT")?;
+    let (_, name) = claims
+        .sub
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|rest| rest.split_once(':'))
+        .with_context(|| format!("its subject is {:?}", claims.sub))?;
+    Ok(name.to_owned())
+}
+
+/// Trusts what the root vouches for, by address: who may have which address in a certificate is
+/// up to the mesh's own authority.
+fn first_contact_tls(root_pem: &str) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
+        roots.add(certificate?)?;
+    }
+    anyhow::ensure!(!roots.is_empty(), "it holds no certificate");
+    let mut config = ClientConfig::builder_with_provider(meshfed_pki::provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The SPIFFE id in the control plane's certificate; `None` if it has none yet.
+async fn first_contact(
+    at: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> Result<Option<SpiffeId>, std::io::Error> {
+    let handshake = async {
+        let stream = TcpStream::connect(at).await?;
+        let name = ServerName::from(at.ip());
+        TlsConnector::from(tls).connect(name, stream).await
+    };
+    let stream = tokio::time::timeout(JOIN_TIMEOUT, handshake).await??;
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    Ok(meshfed_pki::peer_id(certificates).ok())
+}
+
+/// Waiting does not help.
+fn is_untrusted(error: &std::io::Error) -> bool {
+    let inner = error
+        .get_ref()
+        .and_then(|e| e.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+}
+
 /// Writes a token where only its owner can read it.
 pub fn write_token(file: &Path, token: &str) -> anyhow::Result<()> {
     if let Some(dir) = file.parent() {
@@ -54,6 +193,9 @@ pub fn write_token(file: &Path, token: &str) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
+/// Between two looks for the control plane.
+const JOIN_PAUSE: Duration = Duration::from_millis(100);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than most processes live; certificates are renewed by the certificate before.
 const TOKEN_SECONDS: i64 = 24 * 3600;
 
@@ -70,7 +212,10 @@ pub async fn new_token(client: &Client, namespace: &str, account: &str) -> anyho
     let answer = api
         .create_token_request(account, &PostParams::default(), &request)
         .await
-        .with_context(|| format!("there is no token for the ServiceAccount {namespace}/{account}"))?;
+        .map_err(|error| {
+            let why = explain(&error);
+            anyhow::anyhow!("there is no token for the ServiceAccount {namespace}/{account}: {why}")
+        })?;
     Ok(answer.status.context("the answer has no token")?.token)
 }
 

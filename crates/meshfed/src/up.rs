@@ -16,7 +16,7 @@ use meshfed_controlplane::control_plane::{ControlPlane, ensure_namespace};
 use meshfed_controlplane::identity::{OwnIdentity, authority};
 use meshfed_controlplane::subnet::Subnet;
 use meshfed_pki::IdentityCell;
-use meshfed_runtime::{Admin, Drain, Metrics, Readiness};
+use meshfed_runtime::{AccessLog, AccessLogMetrics, Admin, Drain, Metrics, Readiness};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::io::AsyncReadExt as _;
@@ -29,6 +29,7 @@ use self::gateways::Gateways;
 use self::tokens::Tokens;
 use crate::cli::{Logging, Up};
 use crate::join::{Join, init_logging};
+use crate::proxies::ProxyMetrics;
 
 const API_PORT: u16 = 6443;
 const GRPC_PORT: u16 = 15012;
@@ -71,10 +72,14 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
         server_names(&up),
         vec![subnet.control_plane().into(), Ipv4Addr::LOCALHOST.into()],
     )?);
-    let server_url = format!("https://{}", SocketAddr::from((subnet.control_plane(), API_PORT)));
+    let server_url = format!(
+        "https://{}",
+        SocketAddr::from((subnet.control_plane(), API_PORT))
+    );
     write_access(&up, &dir, &identity, &root, &server_url)?;
 
     let metrics = Metrics::new();
+    let log_metrics = metrics.register(AccessLogMetrics::new);
     let readiness = Readiness::new();
     let (drain, watch) = Drain::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
@@ -101,16 +106,17 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
     }
     let mut control_plane = ControlPlane {
         client: client.clone(),
-        mesh: up.name.clone(),
         namespace: up.namespace.clone(),
         subnet,
-        node_address: up.node_address.map_or(IpAddr::V4(subnet.node()), IpAddr::V4),
+        node_address: up
+            .node_address
+            .map_or(IpAddr::V4(subnet.node()), IpAddr::V4),
         instance_suffix: dir.instance()?,
         identity: identity.clone(),
         grpc: bound.grpc,
         discovery: bound.discovery,
         tokens: Tokens::new(&api, &client),
-        access_log: dir.log(&format!("istiod-{}", up.name)),
+        access_log: AccessLog::open(&dir.logs(), &format!("istiod-{}", up.name), &log_metrics)?,
         metrics: metrics.clone(),
         drain: watch.clone(),
     }
@@ -125,7 +131,7 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
             token_file: dir.tokens(),
         },
         logs: dir.logs(),
-        metrics,
+        metrics: ProxyMetrics::new(&metrics, log_metrics),
         outcomes: control_plane.outcomes.clone(),
         drain: watch.clone(),
     };
@@ -138,7 +144,7 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
     );
     info!(mesh = up.name, %subnet, "the mesh is up");
     let ended = tokio::select! {
-        () = stop.received() => Ok(()),
+        _ = stop.recv() => Ok(()),
         () = stdin_ends(), if up.until_stdin_ends => Ok(()),
         () = control_plane.ended() => Err(anyhow::anyhow!("a part of the control plane ended")),
         Some(ended) = tasks.join_next() => match ended {
@@ -185,16 +191,18 @@ impl Bound {
         let address = subnet.control_plane();
         let bind = async |port: u16, what: &str| {
             let at = SocketAddr::from((address, port));
-            TcpListener::bind(at)
-                .await
-                .with_context(|| format!("cannot listen on {at} for {what}; is another mesh on {subnet}?"))
+            TcpListener::bind(at).await.with_context(|| {
+                format!("cannot listen on {at} for {what}; is another mesh on {subnet}?")
+            })
         };
         Ok(Self {
             subnet,
             api: bind(API_PORT, "the API").await?,
             grpc: bind(GRPC_PORT, "proxies").await?,
             discovery: bind(DISCOVERY_PORT, "discovery").await?,
-            admin: up.admin.unwrap_or_else(|| SocketAddr::from((address, ADMIN_PORT))),
+            admin: up
+                .admin
+                .unwrap_or_else(|| SocketAddr::from((address, ADMIN_PORT))),
         })
     }
 }
@@ -242,10 +250,7 @@ fn write_access(
         .with_context(|| format!("cannot write {}", dir.kubeconfig().display()))
 }
 
-fn api_tls(
-    cell: &Arc<IdentityCell>,
-    root: &str,
-) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+fn api_tls(cell: &Arc<IdentityCell>, root: &str) -> anyhow::Result<Arc<rustls::ServerConfig>> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(root.as_bytes()) {
         roots.add(certificate?)?;

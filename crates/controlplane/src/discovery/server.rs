@@ -20,9 +20,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meshfed_federation::discovery::server::{
     Exports, Server, ServerSettings, Take, WatchId, source_of,
 };
-use meshfed_pki::{ServerTls, SpiffeId, TlsConfigError, TrustDomain};
+use meshfed_pki::{HandshakeRefusal, ServerTls, SpiffeId, TlsConfigError, TrustDomain};
+use meshfed_runtime::{AccessLog, DrainWatch};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
@@ -52,6 +53,7 @@ pub enum ServeError {
 pub struct DiscoveryServer {
     state: Arc<Mutex<State>>,
     seen: Seen,
+    log: AccessLog,
     clock: Clock,
 }
 
@@ -69,10 +71,11 @@ struct Peer {
 }
 
 impl DiscoveryServer {
-    pub fn new(seen: Seen) -> Self {
+    pub fn new(seen: Seen, log: AccessLog) -> Self {
         Self {
             state: Arc::default(),
             seen,
+            log,
             clock: Clock::default(),
         }
     }
@@ -115,20 +118,20 @@ impl DiscoveryServer {
         }
     }
 
-    /// Accepts until `stop` is dropped or says so.
+    /// Accepts until the drain begins.
     pub async fn serve(
         self,
         listener: TcpListener,
         identity: Arc<OwnIdentity>,
         outcomes: Outcomes,
-        mut stop: watch::Receiver<bool>,
+        drain: DrainWatch,
     ) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = drain.signaled() => return,
                 Some(_) = connections.join_next() => continue,
             };
             let (stream, address) = match accepted {
@@ -151,8 +154,16 @@ impl DiscoveryServer {
             connections.spawn(async move {
                 let _place = place;
                 let Some(domain) = domain else { return };
-                if let Err(error) = server.connection(stream, address, &identity, &domain).await {
-                    info!(%address, %error, "a discovery connection was refused or broke");
+                let done = server
+                    .clone()
+                    .connection(stream, address, &identity, &domain)
+                    .await;
+                if let Err(error) = done {
+                    let reason = HandshakeRefusal::find(&*error).map_or("broken", |r| r.label());
+                    let time = server.clock.now().wall;
+                    let line = format!("time={time} client={address} end={reason}");
+                    server.log.line(line);
+                    debug!(%address, %error, "a discovery connection was refused or broke");
                 }
             });
         }
@@ -176,8 +187,15 @@ impl DiscoveryServer {
         let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await??;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let client = meshfed_pki::peer_id(certificates)?;
-        let service = service_fn(move |request| {
+        let service = service_fn(move |request: Request<Incoming>| {
             let answer = self.answer(&request, &client, address);
+            self.log.line(format!(
+                "time={} client={address} peer={client} method={} path={} status={}",
+                self.clock.now().wall,
+                request.method(),
+                request.uri().path(),
+                answer.status().as_u16(),
+            ));
             async move { Ok::<_, Infallible>(answer) }
         });
         let mut http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());

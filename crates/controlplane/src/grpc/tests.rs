@@ -133,7 +133,7 @@ impl Plane {
         let deleted = Arc::new(Mutex::new(Vec::new()));
         let authority = CaService::new(
             Arc::new(ArcSwap::new(ca.clone())),
-            domain,
+            watch::channel(Some(domain)).1,
             FakeTokens {
                 deleted: deleted.clone(),
             },

@@ -18,7 +18,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-pub use client::{Answer, ProxyClient};
+pub use client::ProxyClient;
 
 /// One of the programs of the sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,9 +144,21 @@ async fn reviews(State(context): State<Arc<Context>>, Path(id): Path<String>) ->
     };
     let stars = match context.app.star_color() {
         None => None,
-        Some(color) => Some((color, context.others.json("ratings", &format!("/ratings/{number}")).await)),
+        Some(color) => Some((
+            color,
+            context
+                .others
+                .json("ratings", &format!("/ratings/{number}"))
+                .await,
+        )),
     };
-    Json(catalogue::reviews(&id, &context.pod, &context.cluster, stars)).into_response()
+    Json(catalogue::reviews(
+        &id,
+        &context.pod,
+        &context.cluster,
+        stars,
+    ))
+    .into_response()
 }
 
 async fn products() -> Json<Value> {

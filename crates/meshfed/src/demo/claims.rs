@@ -20,8 +20,7 @@ pub const IMPORTED: &str = "ratings.bookinfo.svc.red-mesh-imports.local";
 
 /// Waits until both directions with this peer are connected.
 pub async fn connected(mesh: &Mesh, peer: &str) -> anyhow::Result<()> {
-    let api: Api<ServiceMeshPeer> =
-        Api::namespaced(mesh.client.clone(), &mesh.system_namespace());
+    let api: Api<ServiceMeshPeer> = Api::namespaced(mesh.client.clone(), &mesh.system_namespace());
     let both = |peer: Option<&ServiceMeshPeer>| peer.is_some_and(both_directions);
     let waiting = await_condition(api.clone(), peer, both);
     if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
@@ -44,10 +43,11 @@ fn both_directions(peer: &ServiceMeshPeer) -> bool {
 
 /// What `red` exports to a peer: exported name to local host.
 pub async fn exports(red: &Mesh, peer: &str) -> anyhow::Result<BTreeMap<String, String>> {
-    let api: Api<ExportedServiceSet> =
-        Api::namespaced(red.client.clone(), &red.system_namespace());
+    let api: Api<ExportedServiceSet> = Api::namespaced(red.client.clone(), &red.system_namespace());
     let set = wait(&api, peer, |set: &ExportedServiceSet| {
-        set.status.as_ref().is_some_and(|s| !s.exported_services.is_empty())
+        set.status
+            .as_ref()
+            .is_some_and(|s| !s.exported_services.is_empty())
     })
     .await?;
     let services = set.status.unwrap_or_default().exported_services;
@@ -63,7 +63,9 @@ pub async fn imports(mesh: &Mesh) -> anyhow::Result<BTreeMap<String, String>> {
         Api::namespaced(mesh.client.clone(), &mesh.system_namespace());
     let set = wait(&api, "red-mesh", |set: &ImportedServiceSet| {
         let services = set.status.iter().flat_map(|s| &s.imported_services);
-        services.into_iter().any(|s| s.local_service.hostname == IMPORTED)
+        services
+            .into_iter()
+            .any(|s| s.local_service.hostname == IMPORTED)
     })
     .await?;
     let services = set.status.unwrap_or_default().imported_services;
@@ -73,18 +75,9 @@ pub async fn imports(mesh: &Mesh) -> anyhow::Result<BTreeMap<String, String>> {
         .collect())
 }
 
-async fn wait<K>(
-    api: &Api<K>,
-    name: &str,
-    condition: impl Fn(&K) -> bool,
-) -> anyhow::Result<K>
+async fn wait<K>(api: &Api<K>, name: &str, condition: impl Fn(&K) -> bool) -> anyhow::Result<K>
 where
-    K: kube::Resource
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + 'static,
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
     K::DynamicType: Default,
 {
     let met = |object: Option<&K>| object.is_some_and(&condition);
@@ -143,15 +136,22 @@ pub struct Hop {
     pub server: String,
 }
 
-/// The identities that the two gateways saw, from their access logs.
-pub async fn hops(red: &Mesh, other: &Mesh) -> anyhow::Result<Vec<Hop>> {
+/// The identities that the two gateways saw, from their access logs. They write a connection down
+/// when it ends, so this makes one that does.
+pub async fn hops(red: &Mesh, other: &Mesh, client: &ProxyClient) -> anyhow::Result<Vec<Hop>> {
+    let answer = client.get_by_tunnel(IMPORTED, "/ratings/0").await?;
+    ensure!(
+        answer.status == 200,
+        "the tunnel answered with {}",
+        answer.status
+    );
     let name = other.profile.name;
     let mut hops = Vec::new();
     for (mesh, component, domain, next) in [
         (other, "egress-red-mesh".to_owned(), name, "red-mesh"),
         (red, format!("ingress-{name}"), name, "red-mesh"),
     ] {
-        let log = mesh.log(&component);
+        let log = mesh.logs().join(format!("{component}.log"));
         let (client, server) = identities(&log, "15443").await?;
         for (identity, domain) in [(&client, domain), (&server, next)] {
             ensure!(
@@ -197,9 +197,13 @@ async fn identities(log: &Path, port: &str) -> anyhow::Result<(String, String)> 
 
 /// The administrator's credentials are for nobody else.
 pub fn private(file: &Path) -> anyhow::Result<()> {
-    let metadata = std::fs::metadata(file)
-        .with_context(|| format!("{} is not there", file.display()))?;
+    let metadata =
+        std::fs::metadata(file).with_context(|| format!("{} is not there", file.display()))?;
     let mode = metadata.permissions().mode() & 0o777;
-    ensure!(mode == 0o600, "{} has mode {mode:o}, not 600", file.display());
+    ensure!(
+        mode == 0o600,
+        "{} has mode {mode:o}, not 600",
+        file.display()
+    );
     Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::{Context as _, bail};
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt as _, discovery};
+use meshfed_controlplane::apply::explain;
 
 /// One file under `examples/`.
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +103,9 @@ pub async fn apply(client: &Client, text: &str) -> anyhow::Result<()> {
             }
             other => other,
         };
-        written.with_context(|| format!("the API refuses {kind} {name}"))?;
+        if let Err(error) = written {
+            bail!("the API refuses {kind} {name}: {}", explain(&error));
+        }
     }
     Ok(())
 }

@@ -49,7 +49,6 @@ pub const PROFILES: [Profile; 3] = [
 ];
 
 /// A running mesh.
-#[derive(Debug)]
 pub struct Mesh {
     pub profile: Profile,
     pub subnet: Subnet,
@@ -106,9 +105,9 @@ impl Mesh {
         self.dir.join("kubeconfig")
     }
 
-    /// The access log, or the log, of one component.
-    pub fn log(&self, component: &str) -> PathBuf {
-        self.dir.join("logs").join(component)
+    /// Where the access logs of its components are.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
     }
 
     pub fn system_namespace(&self) -> String {
@@ -172,8 +171,12 @@ pub fn free_network(profiles: &[Profile]) -> anyhow::Result<u8> {
             profiles.iter().all(|profile| {
                 let address = Subnet::new(*network, profile.third).control_plane();
                 let ports = [6443, 15012];
-                ports.iter().all(|port| std::net::TcpListener::bind((address, *port)).is_ok())
+                ports
+                    .iter()
+                    .all(|port| std::net::TcpListener::bind((address, *port)).is_ok())
             })
         })
-        .context("no network from 127.64.0.0/16 to 127.127.0.0/16 is free; is another demo running?")
+        .context(
+            "no network from 127.64.0.0/16 to 127.127.0.0/16 is free; is another demo running?",
+        )
 }

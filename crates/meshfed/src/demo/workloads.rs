@@ -5,23 +5,36 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use meshfed_runtime::{AccessLogMetrics, Metrics};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::bookinfo::{self, App, ProxyClient};
 use super::meshes::Mesh;
 use crate::join::{Join, new_token, write_token};
-use crate::proxies::{Running, Sidecar};
+use crate::proxies::{ProxyMetrics, Running, Sidecar};
 
 /// Last byte of the first workload's address.
 const FIRST: u8 = 200;
 const OUTBOUND_PORT: u16 = 15001;
 
 /// Everything that runs beside the meshes.
-#[derive(Debug, Default)]
 pub struct Workloads {
     apps: JoinSet<std::io::Result<()>>,
     sidecars: Vec<Running>,
+    metrics: ProxyMetrics,
+}
+
+impl Default for Workloads {
+    fn default() -> Self {
+        let metrics = Metrics::new();
+        let log = metrics.register(AccessLogMetrics::new);
+        Self {
+            apps: JoinSet::new(),
+            sidecars: Vec::new(),
+            metrics: ProxyMetrics::new(&metrics, log),
+        }
+    }
 }
 
 impl Workloads {
@@ -76,16 +89,16 @@ impl Workloads {
             },
             name: workload.name.clone(),
             namespace: mesh.profile.apps_namespace.to_owned(),
-            service_account: workload.account.clone(),
             labels: workload.labels.iter().cloned().collect(),
             address: IpAddr::V4(workload.address),
             outbound,
             app: workload.app,
-            access_log: Some(mesh.log(&workload.name)),
+            log_dir: mesh.logs(),
         }
-        .start()
+        .start(&self.metrics)
         .await
         .with_context(|| format!("the sidecar of {} did not start", workload.name))?;
+        running.ready().await;
         self.sidecars.push(running);
         Ok(outbound)
     }
@@ -100,9 +113,7 @@ impl Workloads {
     }
 
     pub async fn stop(mut self) {
-        for sidecar in self.sidecars {
-            sidecar.stop().await;
-        }
+        futures::future::join_all(self.sidecars.into_iter().map(Running::stop)).await;
         self.apps.shutdown().await;
     }
 }

@@ -51,10 +51,6 @@ impl DataDir {
         self.0.join("logs")
     }
 
-    pub fn log(&self, component: &str) -> PathBuf {
-        self.logs().join(component)
-    }
-
     /// The subnet of the last time.
     pub fn subnet(&self) -> anyhow::Result<Option<Subnet>> {
         let file = self.0.join("subnet");
@@ -65,9 +61,7 @@ impl DataDir {
                 Ok(Some(subnet))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot read {}", file.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
         }
     }
 
@@ -93,7 +87,9 @@ impl DataDir {
 }
 
 fn is_suffix(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    !text.is_empty()
+        && text.len() <= 32
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// In the form of a Deployment's Pod: `b65457658-9wq5j`.

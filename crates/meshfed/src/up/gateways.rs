@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kube::Client;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::{Api, Client};
 use meshfed_controlplane::apply::Outcomes;
-use meshfed_runtime::{DrainWatch, Metrics};
+use meshfed_federation::plan::gateways::service_account;
+use meshfed_runtime::DrainWatch;
 use tracing::{info, warn};
 
 use crate::join::{Join, new_token, write_token};
-use crate::proxies::{Gateway, Running};
+use crate::proxies::{Gateway, ProxyMetrics, Running};
 
 /// After a failed start it is tried again after this.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What is needed to run gateways in this process.
 pub struct Gateways {
@@ -24,7 +26,7 @@ pub struct Gateways {
     /// With the directory for tokens in the place of the token file.
     pub join: Join,
     pub logs: PathBuf,
-    pub metrics: Metrics,
+    pub metrics: ProxyMetrics,
     pub outcomes: Outcomes,
     pub drain: DrainWatch,
 }
@@ -57,13 +59,21 @@ impl Gateways {
                 if running.contains_key(&name) {
                     continue;
                 }
+                if !self.has_account(&name).await {
+                    failed = true;
+                    continue;
+                }
                 match self.start(&name).await {
                     Ok(gateway) => {
                         running.insert(name, gateway);
                     }
                     Err(error) => {
                         failed = true;
-                        warn!(gateway = name, error = format!("{error:#}"), "a gateway did not start, trying again");
+                        warn!(
+                            gateway = name,
+                            error = format!("{error:#}"),
+                            "a gateway did not start, trying again"
+                        );
                     }
                 }
             }
@@ -77,8 +87,15 @@ impl Gateways {
         Ok(())
     }
 
+    /// Its ServiceAccount is made at the same time as we are told of the gateway.
+    async fn has_account(&self, name: &str) -> bool {
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
+        let account = api.get_opt(&service_account(name)).await;
+        matches!(account, Ok(Some(_)))
+    }
+
     async fn start(&self, name: &str) -> anyhow::Result<Running> {
-        let service_account = format!("{name}-service-account");
+        let service_account = service_account(name);
         let token_file = self.join.token_file.join(name);
         let token = new_token(&self.client, &self.namespace, &service_account).await?;
         write_token(&token_file, &token)?;
@@ -89,7 +106,7 @@ impl Gateways {
             },
             name: name.to_owned(),
             namespace: self.namespace.clone(),
-            access_log: Some(self.logs.join(name)),
+            log_dir: self.logs.clone(),
         }
         .start(&self.metrics)
         .await

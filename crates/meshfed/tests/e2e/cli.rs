@@ -13,7 +13,10 @@ use crate::program::{meshfed, run, text};
 fn complaint(output: &Output) -> String {
     assert!(!output.status.success(), "{}", text(output));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = stderr.lines().filter(|l| l.starts_with("meshfed: ")).collect();
+    let lines: Vec<&str> = stderr
+        .lines()
+        .filter(|l| l.starts_with("meshfed: "))
+        .collect();
     assert_eq!(lines.len(), 1, "{stderr}");
     lines[0].to_owned()
 }
@@ -25,10 +28,20 @@ fn a_port_in_use_is_named_and_nothing_is_left_behind() {
     let dir = temp_dir();
     let data = dir.path().join("data");
     let output = run(meshfed()
-        .args(["up", "--name", "red-mesh", "--subnet", &net.cidr(), "--data-dir"])
+        .args([
+            "up",
+            "--name",
+            "red-mesh",
+            "--subnet",
+            &net.cidr(),
+            "--data-dir",
+        ])
         .arg(&data));
     let line = complaint(&output);
-    assert!(line.contains(&format!("{}:15012", net.address(1))), "{line}");
+    assert!(
+        line.contains(&format!("{}:15012", net.address(1))),
+        "{line}"
+    );
     assert!(!data.join("api.redb").exists(), "no store was made");
 }
 
@@ -90,7 +103,10 @@ fn a_sidecar_without_its_files_says_which() {
         "127.0.0.1",
     ]));
     let line = complaint(&output);
-    assert!(line.contains("no-ca.pem") || line.contains("no-token"), "{line}");
+    assert!(
+        line.contains("no-ca.pem") || line.contains("no-token"),
+        "{line}"
+    );
 }
 
 #[test]

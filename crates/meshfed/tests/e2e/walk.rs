@@ -26,7 +26,9 @@ fn every_command_of_the_readme_works() {
     };
     // The same files, on networks that this test owns.
     for file in walk_files(&format!("{tree}/examples")) {
-        let target = dir.path().join(file.strip_prefix(tree).unwrap().trim_start_matches('/'));
+        let target = dir
+            .path()
+            .join(file.strip_prefix(tree).unwrap().trim_start_matches('/'));
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
         std::fs::write(target, own(&std::fs::read_to_string(&file).unwrap())).unwrap();
     }
@@ -46,8 +48,14 @@ fn every_command_of_the_readme_works() {
     }
     // Several tests may want the port of the stand-in service.
     let script = script
-        .replace("http.server 9080 --bind 127.0.0.1", &format!("http.server 9080 --bind {}", red.address(230)))
-        .replace("--app 127.0.0.1:9080", &format!("--app {}:9080", red.address(230)));
+        .replace(
+            "http.server 9080 --bind 127.0.0.1",
+            &format!("http.server 9080 --bind {}", red.address(230)),
+        )
+        .replace(
+            "--app 127.0.0.1:9080",
+            &format!("--app {}:9080", red.address(230)),
+        );
     let search = std::env::var("PATH").unwrap();
     let output = run(Command::new("bash")
         .arg("-c")

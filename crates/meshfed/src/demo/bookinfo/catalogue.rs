@@ -39,7 +39,10 @@ pub fn reviews(
 ) -> Value {
     let texts = [
         ("Reviewer1", "I laughed from the first scene to the last."),
-        ("Reviewer2", "Short, quick and funny; one more twin would have been too many."),
+        (
+            "Reviewer2",
+            "Short, quick and funny; one more twin would have been too many.",
+        ),
     ];
     let reviews: Vec<Value> = texts
         .iter()
@@ -52,8 +55,7 @@ pub fn reviews(
                         json!({"stars": ratings["ratings"][*reviewer], "color": color});
                 }
                 Some((_, Err(_))) => {
-                    review["rating"] =
-                        json!({"error": "Ratings service is currently unavailable"});
+                    review["rating"] = json!({"error": "Ratings service is currently unavailable"});
                 }
             }
             review

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BODY_LIMIT: usize = 1024 * 1024;
@@ -67,27 +70,66 @@ impl ProxyClient {
         Ok(serde_json::from_slice(&answer.body)?)
     }
 
+    /// As [`get`](Self::get), through a tunnel that ends with the answer (CONNECT).
+    pub async fn get_by_tunnel(&self, host: &str, path: &str) -> Result<Answer, CallError> {
+        tokio::time::timeout(TIMEOUT, self.tunnelled(host, path))
+            .await
+            .unwrap_or(Err(CallError::Timeout))
+    }
+
+    async fn tunnelled(&self, host: &str, path: &str) -> Result<Answer, CallError> {
+        let authority = format!("{host}:{PORT}");
+        let (mut sender, mut tasks) = self.connect().await?;
+        let connect = Request::connect(&authority)
+            .header(header::HOST, &authority)
+            .body(Empty::<Bytes>::new())?;
+        let response = sender.send_request(connect).await?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(CallError::Status(status));
+        }
+        let tunnel = hyper::upgrade::on(response).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(tunnel).await?;
+        tasks.spawn(async move { connection.await });
+        let request = Request::get(path)
+            .header(header::HOST, &authority)
+            .header(header::CONNECTION, "close")
+            .body(Empty::<Bytes>::new())?;
+        read(sender.send_request(request).await?).await
+    }
+
     async fn exchange(&self, host: &str, path: &str) -> Result<Answer, CallError> {
+        let authority = format!("{host}:{PORT}");
+        let (mut sender, _tasks) = self.connect().await?;
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(format!("http://{authority}{path}"))
+            .header(header::HOST, authority)
+            .body(Empty::<Bytes>::new())?;
+        read(sender.send_request(request).await?).await
+    }
+
+    /// A connection to the sidecar; it lives as long as the tasks.
+    async fn connect(
+        &self,
+    ) -> Result<(SendRequest<Empty<Bytes>>, JoinSet<hyper::Result<()>>), CallError> {
         let stream = TcpStream::connect(self.sidecar)
             .await
             .map_err(|e| CallError::Sidecar(self.sidecar, e))?;
-        let (mut sender, connection) =
+        let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with the sender; its errors come back from the request as well.
-        let driver = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(format!("http://{host}:{PORT}{path}"))
-            .header(header::HOST, format!("{host}:{PORT}"))
-            .body(Empty::<Bytes>::new())?;
-        let response = sender.send_request(request).await?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), BODY_LIMIT)
-            .collect()
-            .await
-            .map_err(CallError::Body)?
-            .to_bytes();
-        driver.abort();
-        Ok(Answer { status, body })
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection.with_upgrades());
+        Ok((sender, tasks))
     }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Answer, CallError> {
+    let status = response.status().as_u16();
+    let body = Limited::new(response.into_body(), BODY_LIMIT)
+        .collect()
+        .await
+        .map_err(CallError::Body)?
+        .to_bytes();
+    Ok(Answer { status, body })
 }
