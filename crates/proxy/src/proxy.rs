@@ -111,6 +111,16 @@ impl ProxyHandle {
         self.status.borrow().ready
     }
 
+    /// What is waited for until [`ready`](Self::ready), for people who wonder.
+    pub fn missing(&self) -> String {
+        let status = self.status.borrow();
+        match (status.connected, status.ready) {
+            (_, true) => String::new(),
+            (false, _) => "a connection to the control plane".to_owned(),
+            (true, _) => status.missing.clone(),
+        }
+    }
+
     /// Whether there is a stream to the control plane now.
     pub fn is_connected(&self) -> bool {
         self.status.borrow().connected

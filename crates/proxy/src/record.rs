@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use meshfed_pki::SpiffeId;
 use meshfed_runtime::AccessLog;
 
+use crate::cut::Control;
 use crate::end::End;
 use crate::io::Traffic;
 use crate::metrics::ListenerMetrics;
@@ -34,7 +35,7 @@ pub(crate) struct Seed {
 }
 
 /// What is known so far of a connection or request. Written when it is dropped, so that none can
-/// end without its line, with the reason that was set last.
+/// end without its line.
 pub(crate) struct Record {
     pub(crate) seed: Seed,
     began: SystemTime,
@@ -46,7 +47,9 @@ pub(crate) struct Record {
     pub(crate) upstream_peer: Option<SpiffeId>,
     pub(crate) request: Option<RequestLine>,
     pub(crate) traffic: Arc<Traffic>,
-    pub(crate) end: End,
+    /// What may cut it; tells why if it was dropped in the middle.
+    pub(crate) control: Option<Arc<Control>>,
+    end: Option<End>,
     quiet: bool,
 }
 
@@ -83,14 +86,20 @@ impl Record {
             upstream_peer: None,
             request: None,
             traffic: Arc::default(),
-            // A task that is dropped in the middle is one that the drain has forced out.
-            end: End::Drained,
+            control: None,
+            end: None,
             quiet: false,
         }
     }
 
     pub(crate) fn finish(mut self, end: End) {
-        self.end = end;
+        self.end = Some(end);
+    }
+
+    /// Without an end of its own it was dropped: cut, or given up by its client.
+    fn end(&self) -> End {
+        let cut = || self.control.as_ref()?.cut_reason().map(End::from);
+        self.end.or_else(cut).unwrap_or(End::DownstreamReset)
     }
 
     /// Writes no line: the requests of this connection have written theirs.
@@ -105,7 +114,7 @@ impl Drop for Record {
             return;
         }
         let (received, sent) = (self.traffic.received(), self.traffic.sent());
-        self.seed.reporter.metrics.ended(self.end, received, sent);
+        self.seed.reporter.metrics.ended(self.end(), received, sent);
         if let Some(status) = self.request.as_ref().and_then(|r| r.status) {
             self.seed.reporter.metrics.answered(status);
         }
@@ -132,7 +141,7 @@ impl fmt::Display for Record {
                 Some(status) => write!(f, " status={status}")?,
                 None => f.write_str(" status=-")?,
             }
-            pair(f, "flags", Some(self.end.flag()))?;
+            pair(f, "flags", Some(self.end().flag()))?;
             pair(f, "route", self.route.as_deref())?;
         }
         pair(f, "cluster", self.cluster.as_deref())?;
@@ -152,7 +161,7 @@ impl fmt::Display for Record {
             self.traffic.sent(),
             self.clock.elapsed().as_millis()
         )?;
-        pair(f, "end", Some(&self.end.text()))
+        pair(f, "end", Some(&self.end().text()))
     }
 }
 

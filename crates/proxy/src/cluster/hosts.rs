@@ -216,3 +216,6 @@ fn two_choices<'a>(group: &'a [Arc<Host>], test: &dyn Fn(&Host) -> bool) -> Opti
         head.iter().chain(tail).find(|h| test(h))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,8 +81,8 @@ pub enum RejectionCause {
 
 /// Owns the configuration: one task applies changes, connections read what is in force.
 ///
-/// Lives inside a tokio runtime. Dropping it stops accepting; [`stop`](Self::stop) also ends the
-/// connections in order.
+/// Lives inside a tokio runtime. Dropping it cuts everything; [`stop`](Self::stop) ends it in
+/// order.
 pub struct Engine {
     options: EngineOptions,
     tables: Arc<Tables>,
@@ -433,6 +433,14 @@ impl Engine {
         }
         for listener in &shared {
             listener.connections.emptied().await;
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for running in self.listeners.values() {
+            running.shared.connections.close(Cut::Drained);
         }
     }
 }

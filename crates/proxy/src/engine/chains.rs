@@ -235,3 +235,6 @@ pub(crate) fn allowed<'a>(
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct NotAllowed;
+
+#[cfg(test)]
+mod tests;

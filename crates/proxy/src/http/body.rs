@@ -194,7 +194,7 @@ pub(crate) struct Streaming {
     limits: Limits,
     lease: Option<Lease>,
     record: Option<Record>,
-    busy: Busy,
+    _busy: Busy,
 }
 
 impl ProxyBody {
@@ -210,7 +210,7 @@ impl ProxyBody {
             limits,
             lease: Some(lease),
             record: Some(record),
-            busy,
+            _busy: busy,
         };
         if streaming.inner.is_end_stream() {
             streaming.complete();
@@ -268,16 +268,6 @@ impl Streaming {
                 Poll::Pending => Poll::Pending,
             },
         }
-    }
-}
-
-impl Drop for Streaming {
-    fn drop(&mut self) {
-        let end = self
-            .busy
-            .cut_reason()
-            .map_or(End::DownstreamReset, End::from);
-        self.end(end);
     }
 }
 

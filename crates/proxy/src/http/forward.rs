@@ -25,8 +25,9 @@ pub(super) async fn answer(
     connection: Arc<HttpConnection>,
     request: Request<Incoming>,
 ) -> Response<ProxyBody> {
-    let busy = connection.busy();
+    let busy = connection.busy(request.version());
     let mut record = Record::of(connection.seed.clone());
+    record.control = Some(connection.control.clone());
     let authority = headers::authority(&request).map(str::to_owned);
     record.request = Some(RequestLine {
         method: request.method().clone(),

@@ -3,30 +3,33 @@
 mod body;
 mod forward;
 mod headers;
+mod patience;
 mod routing;
 mod tunnel;
 
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 
+use ::http::Version;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 
 pub(crate) use body::RequestBody;
+use patience::{Head, Patience, Verdict, Watched};
 pub use routing::RouteError;
 pub(crate) use routing::RouteIndex;
 
-use crate::cut::{Control, Cut};
+use crate::cut::Control;
 use crate::end::End;
 use crate::engine::{Chain, Tables};
 use crate::io::Stream;
 use crate::limits::{
-    HTTP_HEAD_BYTES, HTTP_HEAD_TIMEOUT, HTTP_HEADERS, HTTP_IDLE, HTTP2_CONNECTION_WINDOW,
-    HTTP2_SEND_BUFFER, HTTP2_STREAM_WINDOW, HTTP2_STREAMS,
+    HTTP_HEAD_BYTES, HTTP_HEADERS, HTTP2_CONNECTION_WINDOW, HTTP2_SEND_BUFFER, HTTP2_STREAM_WINDOW,
+    HTTP2_STREAMS,
 };
 use crate::listener::{Admission, Shared, Subject};
 use crate::record::{Record, Seed};
@@ -43,19 +46,16 @@ pub(crate) struct HttpConnection {
     pub(crate) _admission: Admission,
     active: AtomicUsize,
     requests: AtomicU64,
+    head: Head,
+    http2: AtomicBool,
 }
 
 /// Marks a connection as busy with a request until it is dropped.
 pub(crate) struct Busy(Arc<HttpConnection>);
 
-impl Busy {
-    fn cut_reason(&self) -> Option<Cut> {
-        self.0.control.cut_reason()
-    }
-}
-
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.0.head.forget();
         self.0.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -79,13 +79,18 @@ impl HttpConnection {
             _admission: admission,
             active: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
+            head: Head::new(),
+            http2: AtomicBool::new(false),
         })
     }
 
     /// Marks the connection as busy with one more request.
-    fn busy(self: &Arc<Self>) -> Busy {
+    fn busy(self: &Arc<Self>, version: Version) -> Busy {
+        self.http2
+            .store(version == Version::HTTP_2, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.head.forget();
         Busy(self.clone())
     }
 }
@@ -96,8 +101,8 @@ pub(crate) async fn serve(connection: Arc<HttpConnection>, stream: Stream, recor
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HTTP_HEAD_TIMEOUT)
+        // hyper's own limit would also end connections that rest between requests.
+        .header_read_timeout(None)
         .max_headers(HTTP_HEADERS)
         .max_buf_size(HTTP_HEAD_BYTES);
     builder
@@ -117,9 +122,10 @@ pub(crate) async fn serve(connection: Arc<HttpConnection>, stream: Stream, recor
             async move { Ok::<_, Infallible>(Box::pin(forward::answer(connection, request)).await) }
         })
     };
-    let mut http = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let mut idle = pin!(tokio::time::sleep(HTTP_HEAD_TIMEOUT));
-    let (mut draining, mut counted) = (false, 0);
+    let stream = TokioIo::new(Watched::new(stream, connection.clone()));
+    let mut http = pin!(builder.serve_connection_with_upgrades(stream, service));
+    let mut patience = Patience::new(&connection);
+    let mut draining = false;
     let end = std::future::poll_fn(|cx| {
         if let Poll::Ready(cut) = connection.control.poll_cut(cx) {
             return Poll::Ready(End::from(cut));
@@ -134,23 +140,17 @@ pub(crate) async fn serve(connection: Arc<HttpConnection>, stream: Stream, recor
                 Err(_) => End::BadRequest,
             });
         }
-        while idle.as_mut().poll(cx).is_ready() {
-            let requests = connection.requests.load(Ordering::Relaxed);
-            let quiet = requests == counted && connection.active.load(Ordering::Relaxed) == 0;
-            if quiet && !draining {
-                draining = true;
-                http.as_mut().graceful_shutdown();
-                cx.waker().wake_by_ref();
-            } else if quiet {
-                return Poll::Ready(End::Idle);
+        while let Poll::Ready(verdict) = patience.poll_verdict(cx) {
+            match verdict {
+                Verdict::Fine => {}
+                Verdict::SlowHead => return Poll::Ready(End::BadRequest),
+                Verdict::Idle if draining => return Poll::Ready(End::Idle),
+                Verdict::Idle => {
+                    draining = true;
+                    http.as_mut().graceful_shutdown();
+                    cx.waker().wake_by_ref();
+                }
             }
-            counted = requests;
-            let wait = if draining {
-                HTTP_HEAD_TIMEOUT
-            } else {
-                HTTP_IDLE
-            };
-            idle.as_mut().reset(tokio::time::Instant::now() + wait);
         }
         Poll::Pending
     })

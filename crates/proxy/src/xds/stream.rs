@@ -36,6 +36,8 @@ const GOODBYE: Duration = Duration::from_millis(500);
 pub(crate) struct Status {
     /// The first clusters and listeners are in force, with all that they refer to.
     pub(crate) ready: bool,
+    /// What is still waited for before that, as text.
+    pub(crate) missing: String,
     pub(crate) connected: bool,
     pub(crate) bound: BTreeMap<String, SocketAddr>,
 }
@@ -200,11 +202,13 @@ impl Client {
             "configuration received"
         );
         let requests = subscriber.receive(response, engine);
-        if !subscriber.is_ready() {
-            tracing::debug!(missing = subscriber.missing(), "not complete yet");
-        }
         self.status.send_modify(|status| {
             status.ready = subscriber.is_ready();
+            status.missing = if status.ready {
+                String::new()
+            } else {
+                subscriber.missing()
+            };
             status.bound = engine.bound();
         });
         requests

@@ -1,7 +1,6 @@
 //! The protocol without its stream: responses come in, requests go out, changes are applied.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use meshfed_xds::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
@@ -12,6 +11,8 @@ use crate::engine::{Change, Engine, Rejection};
 
 /// Longest text of a refusal that is sent to the control plane, in bytes.
 const MAX_DETAIL: usize = 16 * 1024;
+/// Names of missing resources that are told at once.
+const MAX_MISSING: usize = 10;
 /// gRPC's INVALID_ARGUMENT.
 const INVALID_ARGUMENT: i32 = 3;
 
@@ -145,15 +146,20 @@ impl Subscriber {
 
     /// What is still waited for, as text.
     pub(super) fn missing(&self) -> String {
+        let mut waiting = Vec::new();
+        if !self.answered_clusters {
+            waiting.push("clusters".to_owned());
+        }
+        if !self.answered_listeners {
+            waiting.push("listeners".to_owned());
+        }
         let names = self.warming.missing();
-        let mut text = String::new();
-        for (kind, name) in names.iter().take(10) {
-            let _ = write!(text, "{} {name:?}, ", kind.label());
+        let named = names.iter().take(MAX_MISSING);
+        waiting.extend(named.map(|(kind, name)| format!("{} {name:?}", kind.label())));
+        if names.len() > MAX_MISSING {
+            waiting.push(format!("{} more", names.len() - MAX_MISSING));
         }
-        if names.len() > 10 {
-            let _ = write!(text, "and {} more", names.len() - 10);
-        }
-        text
+        waiting.join(", ")
     }
 
     fn take(

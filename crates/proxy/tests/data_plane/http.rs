@@ -754,3 +754,22 @@ async fn an_http2_upstream_gets_scheme_and_authority() {
     text(sender.send_request(get("/x")).await.unwrap()).await;
     assert_eq!(scene.server.connections(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_get_on_ends_the_connection_and_rest_between_requests_does_not() {
+    let scene = Scene::new(http(all_to("up"))).await;
+    let mut stream = TcpStream::connect(scene.to()).await.unwrap();
+    let request = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut answer = vec![0; 4096];
+    for _ in 0..3 {
+        stream.write_all(request).await.unwrap();
+        assert_ne!(stream.read(&mut answer).await.unwrap(), 0);
+        // Much longer than a head may take.
+        tokio::time::sleep(Duration::from_secs(300)).await;
+    }
+    stream.write_all(&request[..20]).await.unwrap();
+    let began = tokio::time::Instant::now();
+    assert_eq!(stream.read(&mut answer).await.unwrap_or(0), 0);
+    let taken = began.elapsed().as_secs();
+    assert!((9..=16).contains(&taken), "{taken}");
+}
