@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use meshfed_proxy_config::{Cluster, Endpoints, Listener, ProxyConfig, RouteTable, TrustBundle};
+use meshfed_proxy_config::{
+    Cluster, Discovery, Endpoints, Listener, ProxyConfig, RouteTable, TrustBundle,
+};
 use meshfed_xds::proto::Any;
 use meshfed_xds::{TypeUrl, encode};
 
@@ -71,6 +73,19 @@ pub struct Encoded {
     pub name: Arc<str>,
     pub version: Version,
     pub resource: Any,
+    /// Of a cluster: the name of the endpoints that it waits for.
+    pub endpoints: Option<Arc<str>>,
+}
+
+impl Encoded {
+    fn new(name: &str, resource: Any) -> Self {
+        Self {
+            name: name.into(),
+            version: Version::of(&[name.as_bytes(), &resource.value]),
+            resource,
+            endpoints: None,
+        }
+    }
 }
 
 /// The resources of one kind, by name.
@@ -119,15 +134,25 @@ impl Encoder {
     /// The same `Arc` gives the same result without work.
     pub fn encode(&self, config: &Arc<ProxyConfig>) -> Arc<EncodedConfig> {
         self.configs.get(config, "", |config| EncodedConfig {
-            trust: all(&config.trust, &self.trust, encode::trust),
-            clusters: all(&config.clusters, &self.clusters, |_, c| encode::cluster(c)),
-            endpoints: all(&config.endpoints, &self.endpoints, |_, e| {
-                encode::endpoints(e)
+            trust: all(&config.trust, &self.trust, |name, bundle| {
+                Encoded::new(name, encode::trust(name, bundle))
             }),
-            listeners: all(&config.listeners, &self.listeners, |_, l| {
-                encode::listener(l)
+            clusters: all(&config.clusters, &self.clusters, |name, cluster| Encoded {
+                endpoints: match &cluster.discovery {
+                    Discovery::Eds(endpoints) => Some(endpoints.as_str().into()),
+                    Discovery::Static(_) | Discovery::Dns(_) => None,
+                },
+                ..Encoded::new(name, encode::cluster(cluster))
             }),
-            routes: all(&config.routes, &self.routes, |_, r| encode::routes(r)),
+            endpoints: all(&config.endpoints, &self.endpoints, |name, endpoints| {
+                Encoded::new(name, encode::endpoints(endpoints))
+            }),
+            listeners: all(&config.listeners, &self.listeners, |name, listener| {
+                Encoded::new(name, encode::listener(listener))
+            }),
+            routes: all(&config.routes, &self.routes, |name, routes| {
+                Encoded::new(name, encode::routes(routes))
+            }),
         })
     }
 }
@@ -135,19 +160,12 @@ impl Encoder {
 fn all<T>(
     resources: &BTreeMap<String, Arc<T>>,
     cache: &Cache<T, Encoded>,
-    encode: impl Fn(&str, &T) -> Any,
+    encode: impl Fn(&str, &T) -> Encoded,
 ) -> Resources {
     resources
         .iter()
         .map(|(name, source)| {
-            let encoded = cache.get(source, name, |source| {
-                let resource = encode(name, source);
-                Encoded {
-                    name: name.as_str().into(),
-                    version: Version::of(&[name.as_bytes(), &resource.value]),
-                    resource,
-                }
-            });
+            let encoded = cache.get(source, name, |source| encode(name, source));
             (encoded.name.clone(), encoded)
         })
         .collect()

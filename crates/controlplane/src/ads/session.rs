@@ -94,6 +94,9 @@ pub(super) struct Session {
     /// Kinds that the client has asked for.
     kinds: BTreeMap<TypeUrl, Subscription>,
     config: Option<Arc<EncodedConfig>>,
+    /// Endpoints that are due again: their cluster was sent, and Envoy waits for them anew even if
+    /// it has them.
+    rewarm: BTreeSet<Arc<str>>,
     nonces: u64,
 }
 
@@ -128,6 +131,7 @@ impl Session {
             mode,
             kinds: BTreeMap::new(),
             config: None,
+            rewarm: BTreeSet::new(),
             nonces: 0,
         }
     }
@@ -275,8 +279,18 @@ impl Session {
     /// What is new or changed, and the listeners that are gone.
     fn announce(&mut self, kind: TypeUrl, config: &EncodedConfig) -> Option<Response> {
         let mode = self.mode;
-        let subscription = self.free(kind)?;
+        let Self { kinds, rewarm, .. } = self;
+        let subscription = free(kinds, kind)?;
         let current = config.of(kind);
+        if kind == TypeUrl::Endpoints {
+            for name in std::mem::take(rewarm) {
+                // What is gone meanwhile stays until nothing refers to it.
+                if current.contains_key(&name) {
+                    subscription.sent.remove(&name);
+                }
+                subscription.absent.remove(&name);
+            }
+        }
         let changed = subscription.changed(current);
         let mut removed = match mode {
             Mode::Delta => subscription.newly_absent(current),
@@ -294,7 +308,7 @@ impl Session {
     /// What is gone and no longer referred to.
     fn retire(&mut self, kind: TypeUrl, config: &EncodedConfig) -> Option<Response> {
         let mode = self.mode;
-        let subscription = self.free(kind)?;
+        let subscription = free(&mut self.kinds, kind)?;
         let current = config.of(kind);
         let gone = subscription.gone(current);
         if gone.is_empty() {
@@ -308,13 +322,6 @@ impl Session {
             return None;
         }
         Some(self.respond(kind, current, Vec::new(), gone))
-    }
-
-    /// The subscription to a kind, if nothing of it is unanswered.
-    fn free(&mut self, kind: TypeUrl) -> Option<&mut Subscription> {
-        self.kinds
-            .get_mut(&kind)
-            .filter(|subscription| subscription.outstanding.is_none())
     }
 
     fn respond(
@@ -335,6 +342,7 @@ impl Session {
             }
         }
         for resource in &changed {
+            self.rewarm.extend(resource.endpoints.clone());
             subscription.absent.remove(&resource.name);
             subscription.sent.insert(
                 resource.name.clone(),
@@ -367,6 +375,13 @@ impl Session {
             removed,
         }
     }
+}
+
+/// The subscription to a kind, if nothing of it is unanswered.
+fn free(kinds: &mut BTreeMap<TypeUrl, Subscription>, kind: TypeUrl) -> Option<&mut Subscription> {
+    kinds
+        .get_mut(&kind)
+        .filter(|subscription| subscription.outstanding.is_none())
 }
 
 impl Subscription {

@@ -215,8 +215,47 @@ fn only_what_changed_is_sent() {
         (changed.kind, names_of(&changed)),
         (TypeUrl::Cluster, vec!["a"])
     );
+    // Envoy warms a changed cluster anew, and so waits for its endpoints again.
+    let again = session.next().unwrap();
+    assert_eq!(
+        (again.kind, names_of(&again)),
+        (TypeUrl::Endpoints, vec!["a"])
+    );
     ack(&mut session, &changed);
+    ack(&mut session, &again);
     assert!(session.next().is_none());
+}
+
+#[test]
+fn endpoints_follow_a_cluster_that_has_changed_while_the_client_was_away() {
+    let config = mk_config(&[("a", 2), ("b", 1)]);
+    let versions = |kind: TypeUrl| -> HashMap<String, String> {
+        let versions = config.versions(kind).into_iter();
+        versions
+            .map(|(name, version)| (name.to_string(), version.to_string()))
+            .collect()
+    };
+    let mut session = Session::new(Mode::Delta);
+    session.set_config(config.clone());
+    let mut clusters = versions(TypeUrl::Cluster);
+    clusters.insert("a".to_string(), "old".to_string());
+    let mut first = |kind, subscribe: &[&str], initial_versions| {
+        let request = DeltaSubscription {
+            subscribe: subscribe.iter().map(|n| n.to_string()).collect(),
+            initial_versions,
+            ..DeltaSubscription::default()
+        };
+        session.delta(kind, request, Reply::default()).unwrap();
+        session.next().unwrap()
+    };
+    let sent = first(TypeUrl::Cluster, &[], clusters);
+    assert_eq!(names_of(&sent), ["a"]);
+    let sent = first(
+        TypeUrl::Endpoints,
+        &["a", "b"],
+        versions(TypeUrl::Endpoints),
+    );
+    assert_eq!(names_of(&sent), ["a"]);
 }
 
 #[test]
@@ -226,11 +265,11 @@ fn a_slow_client_skips_what_was_replaced_meanwhile() {
     let second = session.next().unwrap();
     session.set_config(mk_config(&[("a", 3)]));
     session.set_config(mk_config(&[("a", 4)]));
+    let endpoints = session.next().unwrap();
+    assert_eq!(endpoints.kind, TypeUrl::Endpoints);
     assert!(session.next().is_none());
     ack(&mut session, &second);
     let newest = session.next().unwrap();
-    ack(&mut session, &newest);
-    assert!(session.next().is_none());
     let expected = mk_config(&[("a", 4)]);
     assert_eq!(
         newest.resources[0].version,
@@ -270,13 +309,14 @@ fn a_refused_change_is_not_sent_again_until_it_changes() {
     let told = answer(&mut session, &refused, Some("bad cluster")).unwrap();
     assert_eq!(told.refused.as_deref(), Some("bad cluster"));
     assert_eq!(told.kind, TypeUrl::Cluster);
-    assert!(session.next().is_none());
+    assert_eq!(settle(&mut session), [TypeUrl::Endpoints]);
     assert!(!session.is_synced());
 
     session.set_config(mk_config(&[("a", 1)]));
     let back = session.next().unwrap();
     assert_eq!(names_of(&back), ["a"]);
     ack(&mut session, &back);
+    settle(&mut session);
     assert!(session.is_synced());
 }
 
