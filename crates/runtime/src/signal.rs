@@ -28,3 +28,21 @@ impl ShutdownSignal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn signals_are_told_by_name_and_do_not_kill() {
+        let mut signals = shutdown_signal().unwrap();
+        for (flag, name) in [("-TERM", "SIGTERM"), ("-INT", "SIGINT")] {
+            let sent = std::process::Command::new("kill")
+                .args([flag, &std::process::id().to_string()])
+                .status()
+                .unwrap();
+            assert!(sent.success());
+            assert_eq!(signals.recv().await, name);
+        }
+    }
+}
