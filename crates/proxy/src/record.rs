@@ -31,6 +31,8 @@ pub(crate) struct Seed {
     pub(crate) chain: Option<Arc<str>>,
     pub(crate) sni: Option<Arc<str>>,
     pub(crate) peer: Option<SpiffeId>,
+    /// Who the client said it is, where that was not accepted.
+    pub(crate) claimed: Option<SpiffeId>,
     pub(crate) tls: Option<&'static str>,
 }
 
@@ -69,6 +71,7 @@ impl Record {
             chain: None,
             sni: None,
             peer: None,
+            claimed: None,
             tls: None,
         })
     }
@@ -131,6 +134,9 @@ impl fmt::Display for Record {
         pair(f, "chain", self.seed.chain.as_deref())?;
         pair(f, "sni", self.seed.sni.as_deref())?;
         pair(f, "peer", self.seed.peer.as_ref().map(SpiffeId::as_str))?;
+        if let Some(claimed) = &self.seed.claimed {
+            pair(f, "claimed", Some(claimed.as_str()))?;
+        }
         pair(f, "tls", self.seed.tls)?;
         pair(f, "policy", self.policy.as_deref())?;
         if let Some(request) = &self.request {

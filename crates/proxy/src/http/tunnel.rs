@@ -40,16 +40,18 @@ pub(super) async fn open(
         .listener
         .connections
         .enter(&control, connection.subject.clone());
-    let (stream, held) = (upstream.stream, upstream.held);
+    let (mut endpoint, held) = (upstream.stream, upstream.held);
     tokio::spawn(async move {
         let _held = (held, entered);
         let end = match upgrade.await {
             Ok(client) => {
                 let client = TokioIo::new(client);
                 let traffic = record.traffic.clone();
-                Relay::new(client, stream, idle, &control, &traffic)
-                    .await
-                    .into()
+                let end = Relay::new(client, &mut endpoint, idle, &control, &traffic).await;
+                if end.is_broken() {
+                    endpoint.reset_on_close();
+                }
+                end.into()
             }
             Err(_) => End::ClientLeft,
         };

@@ -49,6 +49,13 @@ pub(crate) enum RelayEnd {
     Endpoint,
 }
 
+impl RelayEnd {
+    /// One side failed in the middle of something.
+    pub(crate) fn is_broken(&self) -> bool {
+        matches!(self, Self::Client | Self::Endpoint)
+    }
+}
+
 /// Copies until both directions have ended, an error occurs, nothing moves for the idle timeout,
 /// or the connection is cut. The end of one direction is passed on and the other goes on.
 pub(crate) struct Relay<'a, A, B> {

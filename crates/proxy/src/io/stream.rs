@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,6 +18,17 @@ pub(crate) enum Stream {
     Plain(TcpStream),
     Server(Box<server::TlsStream<Prefetch>>),
     Client(Box<client::TlsStream<Prefetch>>),
+}
+
+impl Stream {
+    /// Makes the coming close a reset, so that what was broken off is not taken for complete. TLS
+    /// tells the difference by itself, as no closing alert is sent.
+    pub(crate) fn reset_on_close(&self) {
+        if let Self::Plain(socket) = self {
+            // If it fails the socket is in no state to send anything.
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
 }
 
 /// Small writes go out at once, and a peer that vanished is noticed. Both are best effort: a

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use meshfed_pki::{HandshakeRefusal, TrustStore};
+use meshfed_pki::{HandshakeRefusal, SpiffeId, TrustStore};
 use meshfed_proxy_config::{DownstreamTls, Network};
 use rustls::ProtocolVersion;
 use rustls::server::Acceptor;
@@ -83,10 +83,9 @@ async fn handshake(
     tables: &Tables,
     record: &mut Record,
 ) -> Result<(Stream, Subject), End> {
-    let refused = |e: std::io::Error| refusal(&e);
     let start = LazyConfigAcceptor::new(Acceptor::default(), Prefetch::new(socket))
         .await
-        .map_err(refused)?;
+        .map_err(|e| Refused::from(&e).end)?;
     let sni: Option<Arc<str>> = start.client_hello().server_name().map(Into::into);
     record.seed.sni = sni.clone();
     let chain = shared
@@ -100,7 +99,12 @@ async fn handshake(
     let Some(trust) = tables.trust.get(&tls.trust) else {
         return Err(End::NotConfigured);
     };
-    let stream = authenticate(start, &chain, tls, &trust.store, tables).await?;
+    let stream = authenticate(start, &chain, tls, &trust.store, tables)
+        .await
+        .map_err(|refused| {
+            record.seed.claimed = refused.claimed;
+            refused.end
+        })?;
     let session = stream.get_ref().1;
     record.seed.tls = session.protocol_version().and_then(version);
     let proof = Proof::new(session.peer_certificates(), Role::Client)
@@ -120,21 +124,39 @@ async fn authenticate(
     tls: &DownstreamTls,
     trust: &Arc<TrustStore>,
     tables: &Tables,
-) -> Result<tokio_rustls::server::TlsStream<Prefetch>, End> {
+) -> Result<tokio_rustls::server::TlsStream<Prefetch>, Refused> {
     let made = chain
         .server_tls(tls, trust, &tables.identity)
         .map_err(|error| {
             tracing::error!(chain = &*chain.name, %error, "TLS settings cannot be used");
-            End::NotConfigured
+            Refused {
+                end: End::NotConfigured,
+                claimed: None,
+            }
         })?;
     let config = made.configs.choose(&start.client_hello());
-    start.into_stream(config).await.map_err(|e| refusal(&e))
+    start
+        .into_stream(config)
+        .await
+        .map_err(|e| Refused::from(&e))
 }
 
-fn refusal(error: &std::io::Error) -> End {
-    match HandshakeRefusal::from(error) {
-        HandshakeRefusal::Closed => End::ClientLeft,
-        other => End::ClientCertificate(other.label()),
+/// A handshake that failed.
+struct Refused {
+    end: End,
+    claimed: Option<SpiffeId>,
+}
+
+impl From<&std::io::Error> for Refused {
+    fn from(error: &std::io::Error) -> Self {
+        let refusal = HandshakeRefusal::from(error);
+        Self {
+            end: match &refusal {
+                HandshakeRefusal::Closed => End::ClientLeft,
+                other => End::ClientCertificate(other.label()),
+            },
+            claimed: refusal.claimed_id().cloned(),
+        }
     }
 }
 

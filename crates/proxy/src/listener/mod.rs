@@ -212,6 +212,8 @@ pub(crate) async fn accept(
             Ok(accepted) => accepted,
             // The client has gone already.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
+            // The socket is shut down just before the word comes.
+            Err(_) if stop.is_cancelled() => return,
             Err(error) => {
                 tracing::warn!(listener = &*shared.reporter.listener, %error, "cannot accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -55,14 +55,22 @@ async fn forward(
     })?;
     record.upstream = Some(upstream.address);
     record.upstream_peer = upstream.proof.as_ref().map(|p| p.id.clone());
+    // What a relayed connection needs of its cluster it holds by itself.
+    drop(cluster);
     let traffic = record.traffic.clone();
+    let (mut client, mut endpoint) = (client, upstream.stream);
     let _held = upstream.held;
-    let relay = Relay::new(
-        client,
-        upstream.stream,
+    let end = Relay::new(
+        &mut client,
+        &mut endpoint,
         config.idle_timeout,
         control,
         &traffic,
-    );
-    Ok(relay.await.into())
+    )
+    .await;
+    if end.is_broken() {
+        client.reset_on_close();
+        endpoint.reset_on_close();
+    }
+    Ok(end.into())
 }

@@ -134,8 +134,8 @@ impl Subscriber {
             ..Default::default()
         }];
         self.subscribe(wants, &mut requests, engine);
-        self.ready |=
-            self.answered_clusters && self.answered_listeners && self.warming.is_complete();
+        let answered = self.answered_clusters && self.answered_listeners;
+        self.ready = self.ready || (answered && self.warming.is_complete());
         requests
     }
 

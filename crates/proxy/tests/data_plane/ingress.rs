@@ -127,6 +127,8 @@ async fn the_right_domain_with_another_id_is_refused() {
     scene
         .refused(attempt, "client_certificate: wrong_identity")
         .await;
+    let claimed = "peer=- claimed=spiffe://green-mesh.local/ns/ns/sa/someone";
+    assert!(scene.gateway.lines()[0].contains(claimed));
 }
 
 #[tokio::test]

@@ -292,3 +292,34 @@ async fn the_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
     assert!(line.contains("received=3000000 sent=3000000"), "{line}");
     assert!(line.contains("end=complete"), "{line}");
 }
+
+#[tokio::test]
+async fn a_connection_that_breaks_on_one_side_does_not_look_complete_on_the_other() {
+    let red = Mesh::new("red-mesh.local");
+    let backend = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = backend.local_addr().unwrap();
+    let mut gateway = Gateway::new(red.identity("ingress"));
+    gateway.change(|c| {
+        add_cluster(c, cluster("to", &[address]));
+        add_listener(c, plain("to"));
+    });
+    for client_breaks in [true, false] {
+        let mut client = TcpStream::connect(gateway.address("in")).await.unwrap();
+        let (mut server, _) = backend.accept().await.unwrap();
+        client.write_all(b"half of").await.unwrap();
+        let mut got = [0; 7];
+        server.read_exact(&mut got).await.unwrap();
+        let (broken, mut other) = match client_breaks {
+            true => (client, server),
+            false => (server, client),
+        };
+        broken.set_zero_linger().unwrap();
+        drop(broken);
+        let end = tokio::time::timeout(PATIENCE, other.read(&mut got)).await;
+        let kind = end.unwrap().unwrap_err().kind();
+        assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
+    }
+    let lines = gateway.exactly(2).await;
+    assert!(lines[0].contains("end=downstream_reset"), "{}", lines[0]);
+    assert!(lines[1].contains("end=upstream_reset"), "{}", lines[1]);
+}
