@@ -17,12 +17,12 @@ pub type Extra = BTreeMap<String, Value>;
 
 /// `spec.version` to the full product version that `kubectl get smcp` shows.
 pub const VERSIONS: [(&str, &str); 6] = [
-    ("v2.1", "2.1.6"),
-    ("v2.2", "2.2.12"),
-    ("v2.3", "2.3.12"),
-    ("v2.4", "2.4.14"),
-    ("v2.5", "2.5.9"),
-    ("v2.6", "2.6.5"),
+    ("v2.1", "2.1.0"),
+    ("v2.2", "2.2.0"),
+    ("v2.3", "2.3.0"),
+    ("v2.4", "2.4.0"),
+    ("v2.5", "2.5.0"),
+    ("v2.6", "2.6.0"),
 ];
 /// The version of a control plane that names none.
 pub const DEFAULT_VERSION: &str = "v2.6";
@@ -324,7 +324,7 @@ mod tests {
                 "spec.runtime",
             ]
         );
-        assert_eq!(spec.product_version(), Some("2.6.5"));
+        assert_eq!(spec.product_version(), Some("2.6.0"));
         let again = serde_json::to_value(&spec).unwrap();
         assert_eq!(
             again["runtime"]["defaults"]["container"]["imagePullPolicy"],

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodIP, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStatus, Pod, PodCondition, PodIP,
+    PodSpec, PodStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
@@ -21,6 +24,8 @@ use crate::apply::{Outcomes, explain};
 /// Label of the Pods that are kept here.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const MANAGER: &str = "meshfed-registration";
+/// The one container of a Pod here: the workload, wherever it runs.
+const CONTAINER: &str = "workload";
 /// After a restart of the control plane, sidecars have this long to come back.
 const GRACE: Duration = Duration::from_secs(30);
 /// After a failed write the difference is looked at again after this.
@@ -120,8 +125,8 @@ fn pod(node: &AuthenticatedNode, name: &str) -> Pod {
         spec: Some(PodSpec {
             service_account_name: Some(node.service_account().to_owned()),
             containers: vec![Container {
-                name: "workload".to_owned(),
-                image: Some("workload".to_owned()),
+                name: CONTAINER.to_owned(),
+                image: Some(CONTAINER.to_owned()),
                 ..Container::default()
             }],
             ..PodSpec::default()
@@ -130,6 +135,16 @@ fn pod(node: &AuthenticatedNode, name: &str) -> Pod {
             phase: Some("Running".to_owned()),
             pod_ip: ip.clone(),
             pod_ips: ip.map(|ip| vec![PodIP { ip }]),
+            container_statuses: Some(vec![ContainerStatus {
+                name: CONTAINER.to_owned(),
+                ready,
+                started: Some(true),
+                state: Some(ContainerState {
+                    running: Some(ContainerStateRunning::default()),
+                    ..ContainerState::default()
+                }),
+                ..ContainerStatus::default()
+            }]),
             conditions: Some(vec![PodCondition {
                 type_: "Ready".to_owned(),
                 status: if ready { "True" } else { "False" }.to_owned(),

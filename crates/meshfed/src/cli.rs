@@ -277,8 +277,8 @@ pub struct AgentOptions {
     pub dir: PathBuf,
 
     /// Envoy's admin address in the bootstrap file
-    #[arg(long, value_name = "IP:PORT")]
-    pub envoy_admin: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15000")]
+    pub envoy_admin: SocketAddr,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -12,7 +12,7 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use meshfed_agent::{ControlPlane, ControlPlaneOptions, RootSource, TokenSource};
+use meshfed_agent::{ControlPlaneOptions, RootSource, TokenSource};
 use meshfed_controlplane::apply::explain;
 use meshfed_pki::SpiffeId;
 use meshfed_runtime::{LogConfig, LogHandle};
@@ -60,7 +60,7 @@ impl Join {
 
 /// A proxy's way into its mesh.
 pub struct Joined {
-    pub control_plane: ControlPlane,
+    pub control_plane: ControlPlaneOptions,
     pub token: TokenSource,
     /// The name of the ServiceAccount that the token is of.
     pub service_account: String,
@@ -112,14 +112,13 @@ impl Join {
             told = true;
             tokio::time::sleep(JOIN_PAUSE).await;
         };
-        let control_plane = ControlPlane::new(ControlPlaneOptions {
-            host: self.control_plane.ip().to_string(),
-            port: self.control_plane.port(),
-            root: RootSource::File(self.ca.clone()),
-            server,
-        })?;
         Ok(Joined {
-            control_plane,
+            control_plane: ControlPlaneOptions {
+                host: self.control_plane.ip().to_string(),
+                port: self.control_plane.port(),
+                root: RootSource::File(self.ca.clone()),
+                server,
+            },
             token,
             service_account,
         })

@@ -136,7 +136,7 @@ fn start(
 ) -> anyhow::Result<Running> {
     let handle = Proxy::start(ProxyOptions {
         node,
-        control_plane: joined.control_plane,
+        control_plane: meshfed_agent::ControlPlane::new(joined.control_plane)?,
         token: joined.token,
         access_log,
         metrics: metrics.proxy.clone(),

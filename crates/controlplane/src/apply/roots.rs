@@ -18,12 +18,7 @@ pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
     if roots.is_empty() {
         return Done::Yes;
     }
-    let members = world
-        .resources
-        .member_rolls
-        .values()
-        .flat_map(|roll| roll.status.iter().flat_map(|s| &s.configured_members))
-        .cloned();
+    let members = outcome.plan.members.iter().cloned();
     let namespaces: BTreeSet<String> = members
         .chain([world.mesh.system_namespace.clone()])
         .filter(|namespace| is_alive(outcome, namespace))

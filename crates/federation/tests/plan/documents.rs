@@ -122,7 +122,7 @@ fn control_plane_columns_are_as_shown() {
     assert_eq!(status["conditions"][0]["type"], "Ready");
     assert_eq!(status["conditions"][0]["reason"], "ComponentsReady");
     assert_eq!(status["appliedSpec"]["profiles"], json!(["default"]));
-    assert_eq!(status["chartVersion"], "2.6.5");
+    assert_eq!(status["chartVersion"], "2.6.0");
     assert_eq!(status["conditions"][1]["reason"], "FieldsWithoutEffect");
     let message = status["conditions"][1]["message"].as_str().unwrap();
     assert!(message.ends_with(": spec.runtime"), "{message}");

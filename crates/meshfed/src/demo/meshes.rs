@@ -9,7 +9,7 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use meshfed_controlplane::subnet::Subnet;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 use super::manifests::{self, Manifest};
 
@@ -54,6 +54,8 @@ pub struct Mesh {
     pub subnet: Subnet,
     pub dir: PathBuf,
     child: Child,
+    /// The process runs until this is closed. Waiting for a child closes what it holds itself.
+    stdin: Option<ChildStdin>,
     pub client: Client,
 }
 
@@ -96,6 +98,7 @@ impl Mesh {
             profile,
             subnet,
             dir,
+            stdin: child.stdin.take(),
             child,
             client,
         })
@@ -127,7 +130,7 @@ impl Mesh {
 
     /// Lets the process end by itself, else kills it.
     pub async fn stop(mut self) {
-        drop(self.child.stdin.take());
+        drop(self.stdin.take());
         if tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
             .await
             .is_err()
