@@ -1,5 +1,5 @@
-//! What tests share: tools that are not Rust, addresses of their own, patience, and forged
-//! certificates.
+//! What tests share: tools that are not Rust, a running Envoy, addresses of their own, patience,
+//! and forged certificates.
 //!
 //! For tests only. A failure here is a failure of the test that asked, so these functions panic
 //! with what was attempted and why it did not work.
@@ -14,11 +14,13 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
+mod envoy;
 mod eventually;
 pub mod forge;
 mod loopback;
 pub mod tools;
 
+pub use envoy::Envoy;
 pub use eventually::eventually;
 pub use loopback::LoopbackNet;
 /// A directory that is removed when dropped.

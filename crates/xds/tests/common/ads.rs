@@ -39,7 +39,7 @@ impl Ads {
         let this = Arc::new(self);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let ads = AggregatedDiscoveryServiceServer::new(Service(this.clone()));
+        let ads = this.service();
         let sds = SecretDiscoveryServiceServer::new(Service(this.clone()));
         tokio::spawn(
             Server::builder()
@@ -48,6 +48,10 @@ impl Ads {
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         (this, address)
+    }
+
+    pub fn service(self: &Arc<Self>) -> AggregatedDiscoveryServiceServer<Service> {
+        AggregatedDiscoveryServiceServer::new(Service(self.clone()))
     }
 
     fn answer(&self, request: DeltaDiscoveryRequest) -> Option<DeltaDiscoveryResponse> {
@@ -86,7 +90,7 @@ impl Ads {
     }
 }
 
-struct Service(Arc<Ads>);
+pub struct Service(Arc<Ads>);
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Service {
