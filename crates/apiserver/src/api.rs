@@ -118,7 +118,7 @@ impl Target {
     /// A stored object as this target's version has it, whole.
     pub fn value(&self, stored: &Stored) -> Value {
         let version = self.version();
-        let mut value = version.from_storage(stored.to_value());
+        let mut value = version.read_stored(stored.to_value());
         if let Some(object) = value.as_object_mut() {
             object.insert("apiVersion".to_owned(), version.api_version.as_str().into());
             object.insert("kind".to_owned(), self.ty.kind.as_str().into());

@@ -38,7 +38,11 @@ pub fn parse_json(bytes: &[u8]) -> Result<Document, ParseError> {
 
 /// Aliases and nesting are bounded by the reader's own budget; duplicate keys are refused by it.
 pub fn parse_yaml(bytes: &[u8]) -> Result<Document, ParseError> {
-    let value = serde_saphyr::from_slice::<Value>(bytes)
+    let options = serde_saphyr::options! {
+        // Or a name like `y` would be a flag.
+        strict_booleans: true,
+    };
+    let value = serde_saphyr::from_slice_with_options::<Value>(bytes, options)
         .map_err(|error| ParseError::Yaml(error.to_string()))?;
     Ok(Document {
         value,
@@ -209,10 +213,10 @@ mod tests {
 
     #[test]
     fn yaml_reads_as_the_same_value() {
-        let document = parse_yaml(b"spec:\n  a: 1\n  b: [x, 'true']\n").unwrap();
+        let document = parse_yaml(b"spec:\n  a: 1\n  b: [x, 'true', y, true]\n").unwrap();
         assert_eq!(
             document.value,
-            json!({"spec": {"a": 1, "b": ["x", "true"]}})
+            json!({"spec": {"a": 1, "b": ["x", "true", "y", true]}})
         );
     }
 }

@@ -1,5 +1,7 @@
 //! The server as kube-rs sees it, in process.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod common;
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};

@@ -145,6 +145,10 @@ where
         Route::Resources { group, version } => {
             found(discovery::resources(registry, &group, &version))?
         }
+        Route::OpenApiV2 => {
+            let response = openapi::version_2(accept(&parts.headers));
+            return read_only(&parts.method, response);
+        }
         Route::OpenApiV3 => openapi::index(registry),
         Route::OpenApiV3Document { group, version } => {
             let document = openapi::document(registry, &group, &version);

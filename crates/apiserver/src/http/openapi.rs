@@ -2,9 +2,10 @@
 //! (`explain`), which lists are merged (`apply`), and that unknown fields are noticed here.
 
 use bytes::Bytes;
+use http::{HeaderValue, Response, header};
 use serde_json::{Map, Value, json};
 
-use super::discovery::groups;
+use super::{ResponseBody, discovery::groups};
 use crate::{
     json,
     registry::{OpenApi, Registry, ResourceType, Version},
@@ -13,6 +14,35 @@ use crate::{
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const REFERENCE: &str = "#/components/schemas/";
+
+/// OpenAPI v2 without a definition. kubectl asks for it, in protobuf only, before it checks the
+/// elements of a `List` on its own; what it finds no definition for it leaves to the server.
+pub fn version_2(accept: &str) -> Response<ResponseBody> {
+    const TITLE: &str = "meshfed";
+    const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+    if !accept.contains("protobuf") {
+        let document = json!({
+            "swagger": "2.0",
+            "info": {"title": TITLE, "version": VERSION},
+            "paths": {},
+            "definitions": {},
+        });
+        return super::document(&document);
+    }
+    // Both fields are texts, as are those of `info`, the second one; all are shorter than 128.
+    let field = |number: u8, bytes: &[u8]| {
+        let mut field = vec![number << 3 | 2, bytes.len() as u8];
+        field.extend_from_slice(bytes);
+        field
+    };
+    let info = [field(1, TITLE.as_bytes()), field(2, VERSION.as_bytes())].concat();
+    let document = [field(1, b"2.0"), field(2, &info)].concat();
+    let mut response = Response::new(ResponseBody::whole(document));
+    let kind = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
 
 /// Where the documents are. The hash in a document's address changes with it.
 pub fn index(registry: &Registry) -> Value {

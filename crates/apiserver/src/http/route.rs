@@ -20,6 +20,7 @@ pub enum Route {
         group: String,
         version: String,
     },
+    OpenApiV2,
     OpenApiV3,
     /// The document of `api/v1` or `apis/<group>/<version>`.
     OpenApiV3Document {
@@ -59,6 +60,7 @@ pub fn route(path: &str) -> Result<Route, ApiError> {
         ["api"] => Ok(Route::Api),
         ["apis"] => Ok(Route::Apis),
         ["apis", group] => Ok(Route::Group((*group).to_owned())),
+        ["openapi", "v2"] => Ok(Route::OpenApiV2),
         ["openapi", "v3"] => Ok(Route::OpenApiV3),
         ["openapi", "v3", "api", version] => Ok(Route::OpenApiV3Document {
             group: String::new(),

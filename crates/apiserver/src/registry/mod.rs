@@ -137,7 +137,7 @@ impl Version {
     }
 
     /// From the stored form to this version's.
-    pub fn from_storage(&self, value: Value) -> Value {
+    pub fn read_stored(&self, value: Value) -> Value {
         rename(
             value,
             self.renamed.iter().map(|(here, there)| (*there, *here)),

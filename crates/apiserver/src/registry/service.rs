@@ -39,7 +39,7 @@ pub fn prepare(service: &mut Value, old: Option<&Value>) {
         keep_allocated(spec, &kind, old);
     }
     for port in ports_mut(spec) {
-        if port.get("targetPort").is_none_or(|target| is_zero(target)) {
+        if port.get("targetPort").is_none_or(is_zero) {
             let number = port.get("port").cloned().unwrap_or_default();
             port.insert("targetPort".to_owned(), number);
         }

@@ -79,8 +79,10 @@ const MERGE_KEYS: &[(&str, &str, &str, &[&str])] = &[
     ),
 ];
 
+type Make = fn() -> Value;
+
 /// Definition, property, default.
-const DEFAULTS: &[(&str, &str, fn() -> Value)] = &[
+const DEFAULTS: &[(&str, &str, Make)] = &[
     ("core.v1.ServiceSpec", "type", || json!("ClusterIP")),
     ("core.v1.ServiceSpec", "sessionAffinity", || json!("None")),
     ("core.v1.ServicePort", "protocol", || json!("TCP")),

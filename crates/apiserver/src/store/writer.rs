@@ -86,12 +86,15 @@ impl Request {
     }
 }
 
+/// Hears of what was committed.
+type Observer = dyn Fn(&[Committed]) + Send;
+
 pub struct Writer {
     pub disk: Disk,
     pub cache: Arc<RwLock<Cache>>,
     pub kinds: Vec<StoreKind>,
     pub namespaces: KindId,
-    pub observer: Box<dyn Fn(&[Committed]) + Send>,
+    pub observer: Box<Observer>,
 }
 
 /// The state that the writes of a batch make on top of the cache.
