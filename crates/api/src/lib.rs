@@ -6,6 +6,11 @@
 //! schemas: an object that was stored before a rule existed must still be readable, and is then
 //! judged by the control plane in a condition.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "the columns of kube's derive repeat their keys"
+)]
+
 pub mod condition;
 pub mod control_plane;
 pub mod exported;

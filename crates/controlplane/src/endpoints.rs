@@ -5,9 +5,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointPort, EndpointSlice,
-};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -166,7 +164,12 @@ mod tests {
         let seen: Vec<(&str, Option<bool>)> = slice
             .endpoints
             .iter()
-            .map(|e| (e.addresses[0].as_str(), e.conditions.as_ref().unwrap().ready))
+            .map(|e| {
+                (
+                    e.addresses[0].as_str(),
+                    e.conditions.as_ref().unwrap().ready,
+                )
+            })
             .collect();
         assert_eq!(
             seen,

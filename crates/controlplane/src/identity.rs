@@ -111,7 +111,7 @@ fn from_secret(
     let pem = CaPem {
         root_cert: text("root-cert.pem")?,
         ca_cert: text("ca-cert.pem")?,
-        ca_key: text("ca-key.pem")?.into(),
+        ca_key: text("ca-key.pem")?,
         cert_chain: text("cert-chain.pem")?,
     };
     CertificateAuthority::from_pem(&pem).map_err(|source| AuthorityError::Unusable {

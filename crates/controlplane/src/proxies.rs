@@ -7,9 +7,11 @@ use meshfed_federation::plan::ProxyKey;
 use meshfed_federation::world::{GatewayState, ObjectKey};
 use meshfed_proxy_config::ProxyConfig;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::ads::{AuthenticatedNode, ConfigSource, Configs, ConnectionId, NodeSet, Refusal, Report};
+use crate::ads::{
+    AuthenticatedNode, ConfigSource, Configs, ConnectionId, NodeSet, Refusal, Report,
+};
 use crate::apply::Outcomes;
 use crate::hub::{Outcome, Seen};
 
@@ -110,7 +112,10 @@ impl Proxies {
         let name = node.name.as_ref().ok_or_else(|| {
             Refusal::Forbidden("a sidecar must say the name of its Pod (metadata NAME)".to_owned())
         })?;
-        Ok(ProxyKey::Sidecar(ObjectKey::new(node.namespace(), name.clone())))
+        Ok(ProxyKey::Sidecar(ObjectKey::new(
+            node.namespace(),
+            name.clone(),
+        )))
     }
 }
 
@@ -126,12 +131,16 @@ impl ConfigSource for Proxies {
                 if newest.is_some() && present.is_none() {
                     return Err(Refusal::Unknown(format!("there is no gateway {name}")));
                 }
-                let state = GatewayState {
-                    ready: false,
-                    refused: None,
-                };
-                lock(&self.gateways).insert(node.connection, (name.clone(), state.clone()));
-                self.seen.gateway(name, Some(state));
+                // A node that only changed what it says about itself is as ready as before.
+                let mut gateways = lock(&self.gateways);
+                let (_, state) = gateways.entry(node.connection).or_insert_with(|| {
+                    let state = GatewayState {
+                        ready: false,
+                        refused: None,
+                    };
+                    (name.clone(), state)
+                });
+                self.seen.gateway(name, Some(state.clone()));
             }
             ProxyKey::Sidecar(pod) => {
                 let pods = newest.as_ref().map(|o| &o.world.resources.pods);
@@ -156,9 +165,6 @@ impl ConfigSource for Proxies {
     }
 
     fn report(&self, node: &AuthenticatedNode, report: Report) {
-        if let Report::Nacked { kind, message, .. } = &report {
-            warn!(proxy = node.id, ?kind, message, "a proxy refused its configuration");
-        }
         let mut gateways = lock(&self.gateways);
         let Some((name, state)) = gateways.get_mut(&node.connection) else {
             return;

@@ -44,9 +44,9 @@ impl Subnet {
     /// a mesh usually finds its addresses again. Never 127.0.0.0/24, where everybody is.
     pub fn candidate(mesh: &str, n: u32) -> Self {
         // FNV-1a; any stable spread will do.
-        let hash = mesh
-            .bytes()
-            .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        let hash = mesh.bytes().fold(0x811c_9dc5_u32, |h, b| {
+            (h ^ u32::from(b)).wrapping_mul(0x0100_0193)
+        });
         // The upper half keeps clear of what people and other programs pick by hand.
         let slot = (hash.wrapping_add(n)) % (128 * 254);
         Self {
@@ -133,16 +133,31 @@ mod tests {
         let subnet: Subnet = "127.64.1.0/24".parse().unwrap();
         assert_eq!(subnet.to_string(), "127.64.1.0/24");
         assert_eq!(subnet.control_plane().to_string(), "127.64.1.1");
-        for bad in ["127.64.1.0", "10.0.0.0/24", "127.64.1.5/24", "", "127.64.1.0/16"] {
+        for bad in [
+            "127.64.1.0",
+            "10.0.0.0/24",
+            "127.64.1.5/24",
+            "",
+            "127.64.1.0/16",
+        ] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn candidates_start_at_the_name_and_differ() {
-        assert_eq!(Subnet::candidate("red-mesh", 0), Subnet::candidate("red-mesh", 0));
-        assert_ne!(Subnet::candidate("red-mesh", 0), Subnet::candidate("red-mesh", 1));
-        assert_ne!(Subnet::candidate("red-mesh", 0), Subnet::candidate("green-mesh", 0));
+        assert_eq!(
+            Subnet::candidate("red-mesh", 0),
+            Subnet::candidate("red-mesh", 0)
+        );
+        assert_ne!(
+            Subnet::candidate("red-mesh", 0),
+            Subnet::candidate("red-mesh", 1)
+        );
+        assert_ne!(
+            Subnet::candidate("red-mesh", 0),
+            Subnet::candidate("green-mesh", 0)
+        );
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! The program as its users meet it: the demo, the README, the command line, restarts.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "what does not hold in a test is its failure"
+)]
+
 mod cli;
 mod demo;
 mod program;

@@ -90,7 +90,7 @@ impl ProxyClient {
         }
         let tunnel = hyper::upgrade::on(response).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(tunnel).await?;
-        tasks.spawn(async move { connection.await });
+        tasks.spawn(connection);
         let request = Request::get(path)
             .header(header::HOST, &authority)
             .header(header::CONNECTION, "close")
