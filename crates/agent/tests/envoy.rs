@@ -383,6 +383,14 @@ async fn an_ingress_lets_in_its_peer_and_nobody_else() {
         "only the peer reached the application"
     );
     assert_eq!(mesh.envoy.access_log().len(), seen, "each is logged once");
+
+    // With the peer's identity behind another one of its domain, Envoy finishes the handshake and
+    // the policy judges the first bytes.
+    let heard = app.received();
+    let both = green.issue_with(&[other, GREEN], Validity::Now);
+    let closed = call(at, &exported, Some(&both)).await;
+    assert_eq!(closed.unwrap_or_default(), b"");
+    assert_eq!(app.received(), heard);
     mesh.assert_no_complaints();
 }
 
@@ -703,6 +711,13 @@ async fn requests_are_routed_by_the_identity_that_was_proved_and_not_by_what_the
         ] {
             assert!(!answer.contains(never), "{never}: {answer}");
         }
+    }
+    // A second identity in a certificate of the peer's own authority gives nothing.
+    for ids in [[GREEN, blue], [blue, GREEN], [third, GREEN], [GREEN, third]] {
+        let forged = green.issue_with(&ids, Validity::Now);
+        let answer = tls_request(at, &forged, &lie).await;
+        let refused = answer.starts_with("HTTP/1.1 403") || answer.starts_with("HTTP/1.1 404");
+        assert!(refused, "{ids:?}: {answer}");
     }
     let answer = tls_request(at, &green.issue(third), &lie).await;
     assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");

@@ -22,6 +22,7 @@ pub(crate) use envoy_types::pb::envoy::extensions::transport_sockets::{
 pub(crate) use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream_http;
 pub(crate) use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 pub(crate) use envoy_types::pb::envoy::r#type::v3 as envoy_type;
+pub(crate) use envoy_types::pb::google::api::expr::v1alpha1 as cel;
 pub(crate) use envoy_types::pb::google::protobuf::{
     Any, BoolValue, Duration, Struct, UInt32Value, Value, value,
 };

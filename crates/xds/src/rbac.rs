@@ -1,14 +1,20 @@
 //! Who may pass: Envoy's RBAC filters, action ALLOW.
 //!
 //! Policies are a map by name, so their order carries nothing and each name stands for one policy.
+//!
+//! Envoy's principals match *any* URI of a certificate, while its SPIFFE validator takes the first
+//! to choose the root. A peer's authority could so add an identity of another peer to a certificate
+//! of its own. Each policy therefore has a condition that the first URI is one of its principals.
 
 use std::collections::BTreeMap;
 use std::mem::take;
 
+use meshfed_pki::SpiffeId;
 use meshfed_proxy_config::AllowPolicy;
 use prost::Message;
 
 use crate::Reason;
+use crate::pb::cel::{Constant, Expr, constant::ConstantKind, expr, expr::ExprKind};
 use crate::pb::matcher::string_matcher::MatchPattern;
 use crate::pb::rbac::{
     Permission, Policy, Principal, Rbac, permission::Rule, principal::Authenticated,
@@ -74,6 +80,7 @@ fn policy(p: &AllowPolicy) -> Policy {
     Policy {
         permissions: vec![Permission { rule: Some(rule) }],
         principals,
+        condition: first_uri_is_one_of(&p.principals),
         ..Default::default()
     }
 }
@@ -93,6 +100,7 @@ fn read_policy(at: &Path<'_>, key: String, mut p: Policy) -> Read<AllowPolicy> {
     let key = name(at, key)?;
     let permissions = take(&mut p.permissions);
     let principals = take(&mut p.principals);
+    let condition = p.condition.take();
     nothing_else(at, &p, &Policy::default())?;
 
     let at_rule = &at.field("permissions");
@@ -129,9 +137,46 @@ fn read_policy(at: &Path<'_>, key: String, mut p: Policy) -> Read<AllowPolicy> {
     if !alone && ids.is_empty() {
         return Err(at.field("principals").refuse(Reason::Missing));
     }
+    if condition != first_uri_is_one_of(&ids) {
+        return Err(at.field("condition").refuse(Reason::Unsupported));
+    }
     Ok(AllowPolicy {
         name: key,
         principals: ids,
         server_name_suffix,
     })
+}
+
+/// `connection.uri_san_peer_certificate in [ids]`: that attribute is the first URI. `None` for no
+/// ids, where any authenticated client will do.
+fn first_uri_is_one_of(ids: &[SpiffeId]) -> Option<Expr> {
+    let expr = |kind| Expr {
+        expr_kind: Some(kind),
+        ..Default::default()
+    };
+    if ids.is_empty() {
+        return None;
+    }
+    let connection = ExprKind::IdentExpr(expr::Ident {
+        name: "connection".to_string(),
+    });
+    let first = ExprKind::SelectExpr(Box::new(expr::Select {
+        operand: Some(Box::new(expr(connection))),
+        field: "uri_san_peer_certificate".to_string(),
+        ..Default::default()
+    }));
+    let literal = |id: &SpiffeId| {
+        expr(ExprKind::ConstExpr(Constant {
+            constant_kind: Some(ConstantKind::StringValue(id.to_string())),
+        }))
+    };
+    let list = ExprKind::ListExpr(expr::CreateList {
+        elements: ids.iter().map(literal).collect(),
+        ..Default::default()
+    });
+    Some(expr(ExprKind::CallExpr(Box::new(expr::Call {
+        function: "@in".to_string(),
+        args: vec![expr(first), expr(list)],
+        ..Default::default()
+    }))))
 }

@@ -8,7 +8,7 @@ use meshfed_proxy_config::{HeaderMatch, PathMatch, Route, RouteAction, RouteTabl
 use crate::Reason;
 use crate::pb::BoolValue;
 use crate::pb::core::{DataSource, data_source::Specifier};
-use crate::pb::matcher::string_matcher::MatchPattern;
+use crate::pb::matcher::{RegexMatcher, string_matcher::MatchPattern};
 use crate::pb::route::{
     self as pb, DirectResponseAction, HeaderMatcher, RouteConfiguration, RouteMatch,
     header_matcher::HeaderMatchSpecifier,
@@ -24,6 +24,11 @@ use crate::wire::{
 
 /// Upgrade type that stands for CONNECT.
 pub(crate) const CONNECT: &str = "CONNECT";
+/// The header in which a proxy says who its client is: `By=…;Hash=…;URI=<client id>`.
+const CLIENT_CERTIFICATE: &str = "x-forwarded-client-cert";
+/// All that may stand before a suffix of that header. Envoy lists every URI of a certificate, and a
+/// bare suffix would match the last, whoever vouches for it; this lets exactly one through.
+const BEFORE_SUFFIX: &str = "(By=[^;]*;)?Hash=[^;]*";
 /// Matches every authority.
 const ANY: &str = "*";
 /// Longest body of an answer from here, in bytes; Envoy's limit.
@@ -282,6 +287,13 @@ fn read_respond(at: &Path<'_>, mut m: DirectResponseAction) -> Read<RouteAction>
 fn header(h: &HeaderMatch) -> HeaderMatcher {
     let (name, pattern) = match h {
         HeaderMatch::Exact { name, value } => (name, MatchPattern::Exact(value.clone())),
+        HeaderMatch::Suffix { name, value } if name == CLIENT_CERTIFICATE => {
+            let regex = RegexMatcher {
+                regex: client_certificate_regex(value),
+                ..Default::default()
+            };
+            (name, MatchPattern::SafeRegex(regex))
+        }
         HeaderMatch::Suffix { name, value } => (name, MatchPattern::Suffix(value.clone())),
     };
     HeaderMatcher {
@@ -302,11 +314,49 @@ fn read_header(at: &Path<'_>, mut m: HeaderMatcher) -> Read<HeaderMatch> {
     let Some(HeaderMatchSpecifier::StringMatch(m)) = specifier else {
         return Err(at.refuse(Reason::Missing));
     };
+    let is_client = name == CLIENT_CERTIFICATE;
     match read_text(at, m)? {
         MatchPattern::Exact(value) => Ok(HeaderMatch::Exact { name, value }),
-        MatchPattern::Suffix(value) if !value.is_empty() => Ok(HeaderMatch::Suffix { name, value }),
+        MatchPattern::Suffix(value) if !value.is_empty() && !is_client => {
+            Ok(HeaderMatch::Suffix { name, value })
+        }
+        MatchPattern::SafeRegex(m) if is_client => {
+            let at = &at.field("safe_regex");
+            let value = read_client_certificate_regex(&m.regex);
+            let value = value.ok_or_else(|| at.refuse(Reason::Unsupported))?;
+            let plain = RegexMatcher {
+                regex: m.regex.clone(),
+                ..Default::default()
+            };
+            nothing_else(at, &m, &plain)?;
+            Ok(HeaderMatch::Suffix { name, value })
+        }
         _ => Err(at.refuse(Reason::Unsupported)),
     }
+}
+
+/// A regular expression (RE2, of the whole value) for a header that ends with `suffix` and has
+/// nothing but the two other fields before it.
+fn client_certificate_regex(suffix: &str) -> String {
+    let mut regex = BEFORE_SUFFIX.to_string();
+    for c in suffix.chars() {
+        if c.is_ascii_punctuation() {
+            regex.push('\\');
+        }
+        regex.push(c);
+    }
+    regex
+}
+
+fn read_client_certificate_regex(regex: &str) -> Option<String> {
+    let quoted = regex.strip_prefix(BEFORE_SUFFIX)?;
+    let mut chars = quoted.chars();
+    let mut suffix = String::with_capacity(quoted.len());
+    while let Some(c) = chars.next() {
+        suffix.push(if c == '\\' { chars.next()? } else { c });
+    }
+    // Anything that we would not have written has another meaning than the text.
+    (!suffix.is_empty() && client_certificate_regex(&suffix) == regex).then_some(suffix)
 }
 
 /// A header name as it stands in HTTP/2, so without upper case and without pseudo-headers.

@@ -1,6 +1,5 @@
 //! A running Envoy takes everything over ADS, refuses nothing and warns of nothing.
 
-
 mod common;
 
 use std::net::SocketAddr;
