@@ -59,7 +59,7 @@ pub struct ImportedServiceSetSpec {
 #[schemars(extend("required" = ["type"]))]
 #[schemars(extend("x-kubernetes-validations" = [
     crate::rule("has(self.nameSelector)", "type NameSelector needs nameSelector", ".nameSelector"),
-    crate::rule("!has(self.importAsLocal) || !self.importAsLocal || (has(self.nameSelector) && has(self.nameSelector.alias) && has(self.nameSelector.alias.namespace) && !(self.nameSelector.alias.namespace in ['', '*']))", "importAsLocal needs an alias with a fixed namespace, so that the peer cannot choose the namespace in this mesh", ".nameSelector"),
+    crate::rule("!has(self.importAsLocal) || !self.importAsLocal || (has(self.nameSelector) && has(self.nameSelector.alias) && has(self.nameSelector.alias.__namespace__) && !(self.nameSelector.alias.__namespace__ in ['', '*']))", "importAsLocal needs an alias with a fixed namespace, so that the peer cannot choose the namespace in this mesh", ".nameSelector"),
 ]))]
 pub struct ImportRule {
     /// Only `NameSelector`: a peer's labels are not known here.

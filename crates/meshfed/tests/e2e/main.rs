@@ -5,7 +5,10 @@
     reason = "what does not hold in a test is its failure"
 )]
 
+mod bad_input;
 mod cli;
 mod demo;
+mod federation;
 mod program;
+mod restart;
 mod walk;

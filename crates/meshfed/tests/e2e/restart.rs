@@ -1,0 +1,192 @@
+//! What a mesh's process loses when it is killed: nothing that was acknowledged; and what stops
+//! while it is away: nothing that was configured.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::federation::{Federation, Mesh};
+
+const WRITERS: u32 = 8;
+/// Writes under way when the process is killed come after at least as many that are done.
+const WRITTEN_BEFORE: usize = 300;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mesh_that_is_killed_comes_back_with_everything_that_was_acknowledged() {
+    let mut federation = Federation::start(&[], &[]).await;
+    federation.works().await;
+
+    let addresses = gateway_addresses(&federation.red).await;
+    let written = write_until_killed(&mut federation.red).await;
+    assert!(
+        federation.call().await.is_err(),
+        "the gateways went with it"
+    );
+    federation.red.start_again().await;
+    written.assert_kept(&federation.red.client).await;
+    federation.works().await;
+    assert_eq!(gateway_addresses(&federation.red).await, addresses);
+
+    let addresses = gateway_addresses(&federation.green).await;
+    let written = write_until_killed(&mut federation.green).await;
+    assert!(
+        federation.call().await.is_err(),
+        "the gateways went with it"
+    );
+    federation.green.start_again().await;
+    written.assert_kept(&federation.green.client).await;
+    federation.works().await;
+    assert_eq!(gateway_addresses(&federation.green).await, addresses);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_on_while_both_control_planes_are_away_and_while_they_come_back() {
+    let (ingress, egress) = ("ingress-green-mesh", "egress-red-mesh");
+    let mut federation = Federation::start(&[ingress], &[egress]).await;
+    let _gateways = [
+        federation
+            .red
+            .gateway(ingress, federation.red.address(240, 15014))
+            .await,
+        federation
+            .green
+            .gateway(egress, federation.green.address(240, 15014))
+            .await,
+    ];
+    federation.works().await;
+    let mut tunnel = federation.tunnel().await;
+    tunnel.call().await.unwrap();
+
+    federation.red.kill();
+    federation.green.kill();
+    for _ in 0..20 {
+        federation.call().await.unwrap();
+        tunnel.call().await.unwrap();
+    }
+    // Neither does a control plane that knows nothing yet take anything away.
+    federation.red.start_again().await;
+    federation.green.start_again().await;
+    let Federation { red, green, .. } = &federation;
+    let back = async {
+        red.connected("green-mesh").await;
+        green.connected("red-mesh").await;
+    };
+    let mut back = std::pin::pin!(back);
+    let mut is_back = false;
+    for after in 0.. {
+        federation.call().await.unwrap();
+        tunnel.call().await.unwrap();
+        if is_back && after >= 20 {
+            break;
+        }
+        if !is_back {
+            tokio::select! {
+                () = &mut back => is_back = true,
+                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
+            }
+        }
+    }
+}
+
+/// Where the gateways can be reached, by name.
+async fn gateway_addresses(mesh: &Mesh) -> BTreeMap<String, Option<String>> {
+    let api: Api<Service> = Api::namespaced(mesh.client.clone(), &mesh.system());
+    let services = api.list(&ListParams::default()).await.unwrap();
+    let all = services.into_iter();
+    all.map(|s| (s.name_any(), s.spec.and_then(|spec| spec.cluster_ip)))
+        .collect()
+}
+
+/// What the API acknowledged.
+#[derive(Default)]
+struct Written {
+    created: BTreeSet<String>,
+    /// The last value that was patched into an object.
+    counters: BTreeMap<String, u64>,
+}
+
+/// Many writers at once, and `kill -9` in the middle of it.
+async fn write_until_killed(mesh: &mut Mesh) -> Written {
+    let mut writers = JoinSet::new();
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    for writer in 0..WRITERS {
+        let api: Api<ConfigMap> = Api::namespaced(mesh.client.clone(), "default");
+        let told = told.clone();
+        writers.spawn(async move {
+            let mut written = Written::default();
+            let counter = format!("counter-{writer}");
+            let map = config_map(&counter, 0);
+            api.create(&PostParams::default(), &map).await.unwrap();
+            for n in 1.. {
+                let name = format!("written-{writer}-{n}");
+                let map = config_map(&name, n);
+                if api.create(&PostParams::default(), &map).await.is_err() {
+                    return written;
+                }
+                written.created.insert(name);
+                let patch = Patch::Merge(json!({"data": {"n": n.to_string()}}));
+                let patched = api.patch(&counter, &PatchParams::default(), &patch).await;
+                if patched.is_err() {
+                    return written;
+                }
+                written.counters.insert(counter.clone(), n);
+                // Nobody listens any more once the process is killed.
+                let _ = told.send(());
+            }
+            written
+        });
+    }
+    drop(told);
+    for _ in 0..WRITTEN_BEFORE {
+        heard.recv().await.unwrap();
+    }
+    mesh.kill();
+    let mut all = Written::default();
+    while let Some(written) = writers.join_next().await {
+        let written = written.unwrap();
+        all.created.extend(written.created);
+        all.counters.extend(written.counters);
+    }
+    assert!(all.created.len() >= WRITTEN_BEFORE);
+    all
+}
+
+fn config_map(name: &str, n: u64) -> ConfigMap {
+    let mut map = ConfigMap {
+        data: Some([("n".to_owned(), n.to_string())].into()),
+        ..ConfigMap::default()
+    };
+    map.metadata.name = Some(name.to_owned());
+    map
+}
+
+impl Written {
+    async fn assert_kept(&self, client: &Client) {
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+        let kept: BTreeMap<String, u64> = api
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .into_iter()
+            .filter_map(|map| Some((map.name_any(), map.data?.get("n")?.parse().ok()?)))
+            .collect();
+        let missing: Vec<&String> = self
+            .created
+            .iter()
+            .filter(|n| !kept.contains_key(*n))
+            .collect();
+        assert_eq!(missing, Vec::<&String>::new());
+        for (name, acknowledged) in &self.counters {
+            let found = kept[name];
+            // One more may have been written without its acknowledgement getting through.
+            assert!(
+                (*acknowledged..=acknowledged + 1).contains(&found),
+                "{name}: {found} after {acknowledged}"
+            );
+        }
+    }
+}
