@@ -791,7 +791,9 @@ async fn an_explicit_proxy_forwards_requests_and_tunnels() {
         "outbound",
         encode::listener(&listener("outbound", at, vec![chain])),
     );
-    let mirror = cluster("mirror", Discovery::Static(vec![mirror().await]), None);
+    // One of the endpoints is not there.
+    let all = vec![SocketAddr::new(net.address(11), 9080), mirror().await];
+    let mirror = cluster("mirror", Discovery::Static(all), None);
     ads.add("mirror", encode::cluster(&mirror));
     let behind = cluster("app", Discovery::Static(vec![app.address]), None);
     ads.add("app", encode::cluster(&behind));
@@ -817,6 +819,11 @@ async fn an_explicit_proxy_forwards_requests_and_tunnels() {
         "x-request-id",
     ] {
         assert!(!answer.contains(never), "{never}: {answer}");
+    }
+
+    for _ in 0..10 {
+        let answer = request(connect().await, absolute).await;
+        assert!(answer.contains("200 OK"), "{answer}");
     }
 
     let other = request(connect().await, "GET / HTTP/1.1\r\nhost: other").await;

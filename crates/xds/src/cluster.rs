@@ -21,7 +21,7 @@ use crate::pb::upstream_http::{
         explicit_http_config::ProtocolConfig,
     },
 };
-use crate::pb::{UInt32Value, core, dns, envoy_type};
+use crate::pb::{BoolValue, UInt32Value, core, dns, envoy_type};
 use crate::wire::{
     self, Path, Read, clip, duration, name, nothing_else, pack, read_limit, required, unpack,
 };
@@ -265,7 +265,8 @@ fn outlier(o: &OutlierDetection) -> pb::OutlierDetection {
     }
 }
 
-/// Nothing but consecutive failures counts.
+/// Nothing but consecutive failures counts, and one endpoint may always be left out, or small
+/// clusters would never be protected.
 fn outlier_template() -> pb::OutlierDetection {
     let percent = |value| Some(UInt32Value { value });
     pb::OutlierDetection {
@@ -273,6 +274,7 @@ fn outlier_template() -> pb::OutlierDetection {
         enforcing_success_rate: percent(0),
         enforcing_consecutive_gateway_failure: percent(0),
         enforcing_failure_percentage: percent(0),
+        always_eject_one_host: Some(BoolValue { value: true }),
         ..Default::default()
     }
 }

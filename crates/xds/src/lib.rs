@@ -45,7 +45,7 @@ mod wire;
 
 pub use error::{DecodeError, Reason};
 pub use meshfed_proxy_config::OWN_IDENTITY;
-pub use network::{MAX_REQUEST_HEADERS_KIB, REQUEST_HEADERS_TIMEOUT};
+pub use network::{CONNECT_ATTEMPTS, MAX_REQUEST_HEADERS_KIB, REQUEST_HEADERS_TIMEOUT};
 pub use type_url::TypeUrl;
 pub use wire::{MAX_NAME_LEN, MAX_RESOURCE_LEN};
 

@@ -28,6 +28,9 @@ const ROUTER: &str = "envoy.filters.http.router";
 /// The cluster of a connection that names none by its SNI. There is never one of this name, so
 /// such a connection is closed.
 const NO_SUCH_SNI: &str = "no-such-sni";
+/// Endpoints that are tried, at most, before a connection or request is given up. Only a failure to
+/// connect leads to the next one, so nothing is ever sent twice.
+pub const CONNECT_ATTEMPTS: u32 = 3;
 /// How long a client may take to send the headers of a request.
 pub const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest headers of a request, in KiB.
@@ -122,13 +125,19 @@ fn tcp(chain: &str, t: &Tcp, has_tls: bool) -> Vec<Filter> {
 
 /// Nothing is opened behind the proxy before the client has proved who it is.
 fn tcp_template(has_tls: bool) -> TcpProxy {
+    let template = TcpProxy {
+        max_connect_attempts: Some(UInt32Value {
+            value: CONNECT_ATTEMPTS,
+        }),
+        ..Default::default()
+    };
     if !has_tls {
-        return TcpProxy::default();
+        return template;
     }
     TcpProxy {
         upstream_connect_mode: UpstreamConnectMode::OnDownstreamTlsHandshake.into(),
         max_early_data_bytes: Some(UInt32Value { value: 0 }),
-        ..Default::default()
+        ..template
     }
 }
 

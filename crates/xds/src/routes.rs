@@ -2,24 +2,28 @@
 
 use std::collections::HashSet;
 use std::mem::take;
+use std::time::Duration;
 
 use meshfed_proxy_config::{HeaderMatch, PathMatch, Route, RouteAction, RouteTable, VirtualHost};
 
 use crate::Reason;
-use crate::pb::BoolValue;
+use crate::network::CONNECT_ATTEMPTS;
 use crate::pb::core::{DataSource, data_source::Specifier};
 use crate::pb::matcher::{RegexMatcher, string_matcher::MatchPattern};
+use crate::pb::previous_hosts::PreviousHostsPredicate;
 use crate::pb::route::{
     self as pb, DirectResponseAction, HeaderMatcher, RouteConfiguration, RouteMatch,
     header_matcher::HeaderMatchSpecifier,
+    retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType},
     route::Action,
     route_action::{
         ClusterSpecifier, HostRewriteSpecifier, UpgradeConfig, upgrade_config::ConnectConfig,
     },
     route_match::{ConnectMatcher, PathSpecifier},
 };
+use crate::pb::{BoolValue, UInt32Value};
 use crate::wire::{
-    Path, Read, clip, duration, name, nothing_else, read_duration, read_text, required, text,
+    Path, Read, clip, duration, name, nothing_else, pack, read_duration, read_text, required, text,
 };
 
 /// Upgrade type that stands for CONNECT.
@@ -29,6 +33,7 @@ const CLIENT_CERTIFICATE: &str = "x-forwarded-client-cert";
 /// All that may stand before a suffix of that header. Envoy lists every URI of a certificate, and a
 /// bare suffix would match the last, whoever vouches for it; this lets exactly one through.
 const BEFORE_SUFFIX: &str = "(By=[^;]*;)?Hash=[^;]*";
+const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
 /// Matches every authority.
 const ANY: &str = "*";
 /// Longest body of an answer from here, in bytes; Envoy's limit.
@@ -161,15 +166,38 @@ fn route(r: &Route) -> pb::Route {
     }
 }
 
-/// A CONNECT request that is forwarded ends here and its payload goes on as plain bytes.
+/// A CONNECT request that is forwarded ends here and its payload goes on as plain bytes. Any other
+/// goes to another endpoint if there is no connection to the first.
 fn action_template(connect: bool) -> pb::RouteAction {
     let tunnel = UpgradeConfig {
         upgrade_type: CONNECT.to_string(),
         connect_config: Some(ConnectConfig::default()),
         ..Default::default()
     };
+    if connect {
+        return pb::RouteAction {
+            upgrade_configs: vec![tunnel],
+            ..Default::default()
+        };
+    }
+    let short = |ms| Some(duration(Duration::from_millis(ms)));
     pb::RouteAction {
-        upgrade_configs: if connect { vec![tunnel] } else { Vec::new() },
+        retry_policy: Some(pb::RetryPolicy {
+            retry_on: "connect-failure".to_string(),
+            num_retries: Some(UInt32Value {
+                value: CONNECT_ATTEMPTS - 1,
+            }),
+            retry_host_predicate: vec![RetryHostPredicate {
+                name: PREVIOUS_HOSTS.to_string(),
+                config_type: Some(ConfigType::TypedConfig(pack(&PreviousHostsPredicate {}))),
+            }],
+            host_selection_retry_max_attempts: 5,
+            retry_back_off: Some(RetryBackOff {
+                base_interval: short(1),
+                max_interval: short(10),
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
