@@ -23,6 +23,9 @@ pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 /// Watches that may be open at a time.
 pub const MOST_WATCHES: usize = 2048;
 
+/// The largest object that is stored, in bytes of JSON.
+const LARGEST_OBJECT: usize = 3 * 1024 * 1024;
+
 pub struct Api {
     pub registry: Registry,
     pub store: Store,
@@ -135,8 +138,12 @@ impl Target {
             .iter()
             .map(|field| field.split('.').map(str::to_owned).collect())
             .collect();
-        Stored::from_value(&value, &selectable)
-            .ok_or_else(|| ApiError::bad_request("the object has no metadata"))
+        let stored = Stored::from_value(&value, &selectable)
+            .ok_or_else(|| ApiError::bad_request("the object has no metadata"))?;
+        if stored.tail.len() > LARGEST_OBJECT {
+            return Err(ApiError::too_large(LARGEST_OBJECT));
+        }
+        Ok(stored)
     }
 }
 

@@ -26,6 +26,8 @@ use crate::{
 /// Events are kept for this long, as in Kubernetes.
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
 const SWEEP: Duration = Duration::from_secs(60);
+/// What failed is tried again after this time.
+const RETRY: Duration = Duration::from_secs(1);
 /// Times that a change is made anew because another write came between.
 const RETRIES: usize = 16;
 
@@ -104,15 +106,15 @@ pub fn start(api: &Arc<Api>, tasks: Receiver<Task>) -> Result<(), OpenError> {
 fn run(api: &Weak<Api>, tasks: &Receiver<Task>, mut batch: BTreeSet<Task>) {
     loop {
         let Some(strong) = api.upgrade() else { return };
-        for task in std::mem::take(&mut batch) {
-            strong.look_at(&task);
-        }
+        batch.retain(|task| !strong.look_at(task));
         drop(strong);
-        match tasks.recv_timeout(SWEEP) {
+        let wait = if batch.is_empty() { SWEEP } else { RETRY };
+        match tasks.recv_timeout(wait) {
             Ok(task) => {
                 batch.insert(task);
                 batch.extend(tasks.try_iter());
             }
+            Err(RecvTimeoutError::Timeout) if !batch.is_empty() => {}
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(strong) = api.upgrade() {
                     strong.forget_events();
@@ -124,7 +126,8 @@ fn run(api: &Weak<Api>, tasks: &Receiver<Task>, mut batch: BTreeSet<Task>) {
 }
 
 impl Api {
-    fn look_at(&self, task: &Task) {
+    /// Whether it is done with.
+    fn look_at(&self, task: &Task) -> bool {
         let result = match task {
             Task::Gone(uid) => self.owner_gone(*uid),
             Task::Dependent(owner) => self.dependent_gone(*owner),
@@ -132,9 +135,10 @@ impl Api {
             Task::Finalize(kind, key) => self.finalize(*kind, key),
             Task::Namespace(key) => self.empty_namespace(key),
         };
-        if let Err(error) = result {
-            tracing::warn!(%error, ?task, "cleaning up failed; it is tried again with the next change");
+        if let Err(error) = &result {
+            tracing::warn!(%error, ?task, "cleaning up failed; it is tried again");
         }
+        result.is_ok()
     }
 
     fn owner_gone(&self, uid: Uid) -> Result<(), WriteError> {
@@ -244,23 +248,19 @@ impl Api {
         let Ok(oldest) = jiff::Timestamp::try_from(oldest) else {
             return;
         };
-        let old: Vec<Key> = {
+        let events: Vec<Arc<Stored>> = {
             let cache = self.store.read();
-            let events = cache.kind(self.registry.events).objects.values();
-            events
-                .filter(|event| {
-                    let value = event.to_value();
-                    let times = [&["lastTimestamp"][..], &["metadata", "creationTimestamp"]];
-                    let mut times = times.iter().filter_map(|path| {
-                        json::text(&value, path).parse::<jiff::Timestamp>().ok()
-                    });
-                    times.next().is_some_and(|time| time < oldest)
-                })
-                .map(|event| event.key.clone())
+            cache
+                .kind(self.registry.events)
+                .objects
+                .values()
+                .cloned()
                 .collect()
         };
-        for key in old {
-            if let Err(error) = self.remove(self.registry.events, &key) {
+        let is_old =
+            |event: &Stored| last_seen(&event.to_value()).is_some_and(|time| time < oldest);
+        for event in events.iter().filter(|event| is_old(event)) {
+            if let Err(error) = self.remove(self.registry.events, &event.key) {
                 tracing::warn!(%error, "an old event cannot be removed");
                 return;
             }
@@ -335,6 +335,18 @@ impl Api {
         }
         Err(WriteError::Changed)
     }
+}
+
+fn last_seen(event: &Value) -> Option<jiff::Timestamp> {
+    let times = [
+        &["series", "lastObservedTime"][..],
+        &["lastTimestamp"],
+        &["metadata", "creationTimestamp"],
+    ];
+    let times = times
+        .iter()
+        .filter_map(|path| json::text(event, path).parse().ok());
+    times.max()
 }
 
 fn drop_finalizer(value: &mut Value, name: &str) {

@@ -1,10 +1,10 @@
 //! The file that tells kubectl where the server is and who its user is.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use serde_json::json;
+use serde_json::Value;
 
 /// An administrator's access to a server.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Kubeconfig<'a> {
     /// `https://host:port`
     pub server: &'a str,
@@ -20,28 +20,37 @@ pub struct Kubeconfig<'a> {
     pub namespace: &'a str,
 }
 
-/// The text of the file. It holds a private key: write it with mode 0600. It is JSON, which is YAML
-/// as well.
+/// The text of the file, YAML. It holds a private key: write it with mode 0600.
 pub fn kubeconfig(access: &Kubeconfig<'_>) -> String {
-    let encode = |text: &str| BASE64_STANDARD.encode(text);
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": access.context,
-        "clusters": [{"name": access.context, "cluster": {
-            "server": access.server,
-            "certificate-authority-data": encode(access.ca_pem),
-        }}],
-        "users": [{"name": access.context, "user": {
-            "client-certificate-data": encode(access.certificate_pem),
-            "client-key-data": encode(access.key_pem),
-        }}],
-        "contexts": [{"name": access.context, "context": {
-            "cluster": access.context,
-            "user": access.context,
-            "namespace": access.namespace,
-        }}],
-        "preferences": {},
-    });
-    format!("{config:#}\n")
+    // A JSON text is a YAML text as well, whatever is in it.
+    let text = |text: &str| Value::from(text).to_string();
+    let (context, namespace) = (text(access.context), text(access.namespace));
+    let server = text(access.server);
+    let ca = BASE64_STANDARD.encode(access.ca_pem);
+    let certificate = BASE64_STANDARD.encode(access.certificate_pem);
+    let key = BASE64_STANDARD.encode(access.key_pem);
+    format!(
+        "\
+apiVersion: v1
+kind: Config
+current-context: {context}
+clusters:
+- name: {context}
+  cluster:
+    server: {server}
+    certificate-authority-data: {ca}
+users:
+- name: {context}
+  user:
+    client-certificate-data: {certificate}
+    client-key-data: {key}
+contexts:
+- name: {context}
+  context:
+    cluster: {context}
+    user: {context}
+    namespace: {namespace}
+preferences: {{}}
+"
+    )
 }

@@ -12,6 +12,21 @@
 //! A kind is data: a row of a table for the builtin ones, a CustomResourceDefinition for others.
 //! Server-side apply is refused; everything else of what kubectl does with these kinds works
 //! without a special flag.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use k8s_openapi::api::core::v1::Namespace;
+//! use meshfed_apiserver::{ApiServer, Options};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! let server = ApiServer::open(Options::new(dir.path(), Vec::new()))?;
+//! let client = kube::Client::new(server.service(), "default");
+//! let namespaces: kube::Api<Namespace> = kube::Api::all(client);
+//! assert_eq!(namespaces.get("default").await?.metadata.name.as_deref(), Some("default"));
+//! # Ok(())
+//! # }
+//! ```
 
 mod api;
 mod auth;

@@ -134,6 +134,11 @@ impl ApiServer {
         self.api.ending.send_replace(true);
     }
 
+    /// Whether writes reach the disk; `/readyz` says the same.
+    pub fn is_healthy(&self) -> bool {
+        self.api.store.is_healthy()
+    }
+
     /// The last resource version.
     pub fn revision(&self) -> u64 {
         self.api.store.read().revision
@@ -149,6 +154,7 @@ impl ApiServer {
             });
             self.ensure("", "namespaces", object, |_, _| false)?;
         }
+        self.drop_definitions_but(crds)?;
         for crd in crds {
             if let Some(object) = definition_object(crd, &now) {
                 let differs = |old: &Value, new: &Value| old.get("spec") != new.get("spec");
@@ -159,6 +165,33 @@ impl ApiServer {
                     differs,
                 )?;
             }
+        }
+        Ok(())
+    }
+
+    /// Objects of a kind that is not defined any more stay on the disk; its definition does not.
+    fn drop_definitions_but(&self, crds: &[CustomResourceDefinition]) -> Result<(), WriteError> {
+        let kind = self.api.registry.definitions;
+        let known = |name: &str| {
+            crds.iter()
+                .any(|crd| crd.metadata.name.as_deref() == Some(name))
+        };
+        let old: Vec<Arc<Stored>> = {
+            let cache = self.api.store.read();
+            let objects = cache.kind(kind).objects.values();
+            objects
+                .filter(|object| !known(object.name()))
+                .cloned()
+                .collect()
+        };
+        for object in old {
+            self.api.store.write_blocking(Write {
+                kind,
+                key: object.key.clone(),
+                expect: Expect::Revision(object.revision),
+                change: Change::Delete,
+                into_namespace: false,
+            })?;
         }
         Ok(())
     }

@@ -682,3 +682,40 @@ async fn generated_names_differ() {
         .name_any();
     assert!(first.starts_with("m-") && first.len() == 7 && first != second);
 }
+
+#[tokio::test]
+async fn what_was_stored_before_a_rule_existed_can_still_be_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lax = common::options(dir.path());
+    let mut strict = lax.clone();
+    for version in &mut lax.crds[0].spec.versions {
+        let text = serde_json::to_string(&version.schema).unwrap();
+        version.schema =
+            serde_json::from_str(&text.replace("\"maximum\":10.0", "\"maximum\":99.0")).unwrap();
+    }
+    strict.crds = vec![common::widgets()];
+    let server = meshfed_apiserver::ApiServer::open(lax).unwrap();
+    let api = widgets(&Client::new(server.service(), "default"), "v1");
+    api.create(
+        &PostParams::default(),
+        &mk_widget("w", &json!({"size": 50})),
+    )
+    .await
+    .unwrap();
+    drop((server, api));
+    let server = eventually("the directory is free", async || {
+        meshfed_apiserver::ApiServer::open(strict.clone()).ok()
+    })
+    .await;
+    let api = widgets(&Client::new(server.service(), "default"), "v1");
+    let params = PatchParams::default();
+    let status = Patch::Merge(json!({"status": {"ready": "no"}}));
+    api.patch_status("w", &params, &status).await.unwrap();
+    let other = Patch::Merge(json!({"spec": {"free": {"a": 1}}}));
+    api.patch("w", &params, &other).await.unwrap();
+    let worse = Patch::Merge(json!({"spec": {"size": 60}}));
+    assert_eq!(
+        code(&api.patch("w", &params, &worse).await.unwrap_err()),
+        422
+    );
+}

@@ -103,7 +103,7 @@ where
     let route = route::route(path);
     // These are open: what balances and starts things has no credentials.
     match route {
-        Ok(Route::Health) => return read_only(&parts.method, plain("ok")),
+        Ok(Route::Health) => return read_only(&parts.method, health(api)),
         Ok(Route::Version) => return read_only(&parts.method, document(&discovery::version())),
         _ => {}
     }
@@ -196,6 +196,15 @@ fn aggregate(value: &Value) -> Response<ResponseBody> {
     let mut response = document(value);
     let kind = HeaderValue::from_static(AGGREGATED);
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn health(api: &Api) -> Response<ResponseBody> {
+    if api.store.is_healthy() {
+        return plain("ok");
+    }
+    let mut response = plain("the database cannot be written");
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response
 }
 

@@ -44,6 +44,9 @@ pub struct Limits {
     pub headers: Duration,
     /// For a request that is not a watch.
     pub request: Duration,
+    /// For a connection without an administrator's certificate, whatever it does; such clients have
+    /// nothing to watch. So strangers cannot hold all connections.
+    pub stranger: Duration,
     /// For a client that takes nothing of what it is sent.
     pub stall: Duration,
     /// For requests that run when the server is to end.
@@ -58,6 +61,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             headers: Duration::from_secs(15),
             request: Duration::from_secs(60),
+            stranger: Duration::from_secs(60),
             stall: Duration::from_secs(30),
             drain: Duration::from_secs(5),
         }
@@ -151,7 +155,7 @@ struct Shared {
 enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("the TLS handshake took too long")]
+    #[error("the client took too long")]
     Slow,
     #[error("{0}")]
     Http(Box<dyn std::error::Error + Send + Sync>),
@@ -171,6 +175,7 @@ impl Shared {
             .map_err(|_| ConnectionError::Slow)??;
         let certificates = stream.get_ref().1.peer_certificates();
         let admin = certificates.and_then(admin_from_certificates).map(Arc::new);
+        let stranger = admin.is_none();
         let service = {
             let (shared, ends) = (Arc::clone(&self), ends.clone());
             service_fn(move |request| {
@@ -193,9 +198,14 @@ impl Shared {
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return result.map_err(ConnectionError::Http),
-            _ = ends.wait_for(|ending| *ending) => connection.as_mut().graceful_shutdown(),
+            _ = ends.wait_for(|ending| *ending) => {}
+            () = tokio::time::sleep(self.limits.stranger), if stranger => {}
         }
-        connection.await.map_err(ConnectionError::Http)
+        connection.as_mut().graceful_shutdown();
+        match tokio::time::timeout(self.limits.request, connection).await {
+            Ok(result) => result.map_err(ConnectionError::Http),
+            Err(_) => Err(ConnectionError::Slow),
+        }
     }
 
     async fn request(

@@ -2,12 +2,16 @@
 
 mod strategic;
 
+use json_patch::PatchOperation;
 use serde_json::{Map, Value};
 
 pub use strategic::strategic;
 
 /// The most operations of a JSON patch.
 const MOST_OPERATIONS: usize = 10_000;
+
+/// Bytes that its copy operations may add.
+const MOST_COPIED: usize = 3 * 1024 * 1024;
 
 /// Why a patch cannot be applied. All are the sender's mistakes.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +20,13 @@ pub enum PatchError {
     Form(&'static str),
     #[error("the patch has more than {MOST_OPERATIONS} operations")]
     TooLong,
+    #[error("the patch copies more than {MOST_COPIED} bytes")]
+    Copies,
+    #[error(
+        "{field}: more than {} elements cannot be merged",
+        strategic::MOST_ELEMENTS
+    )]
+    Elements { field: String },
     #[error("cannot read the JSON patch: {0}")]
     Operations(#[source] serde_json::Error),
     #[error("the server rejected our request due to an error in our request: {0}")]
@@ -61,7 +72,23 @@ pub fn json(target: &mut Value, patch: Value) -> Result<(), PatchError> {
         return Err(PatchError::TooLong);
     }
     let patch: json_patch::Patch = serde_json::from_value(patch).map_err(PatchError::Operations)?;
-    json_patch::patch(target, &patch).map_err(PatchError::Operation)
+    let mut result = target.clone();
+    let mut copied = 0;
+    for operation in &patch.0 {
+        // Each copy may double the object.
+        if let PatchOperation::Copy(copy) = operation
+            && let Some(value) = result.pointer(copy.from.as_str())
+        {
+            copied += value.to_string().len();
+            if copied > MOST_COPIED {
+                return Err(PatchError::Copies);
+            }
+        }
+        json_patch::patch(&mut result, std::slice::from_ref(operation))
+            .map_err(PatchError::Operation)?;
+    }
+    *target = result;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use super::PatchError;
 use crate::schema::{Path, Schema};
 
+/// Lists that are merged: each element is looked for in the other list.
+pub const MOST_ELEMENTS: usize = 4096;
+
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM_LIST: &str = "$deleteFromPrimitiveList/";
@@ -120,6 +123,8 @@ fn merge_list(
     let Some(items) = target.as_array_mut() else {
         return Ok(());
     };
+    check_length(items, path)?;
+    check_length(&patch, path)?;
     let live = items.clone();
     if merge.key.is_empty() {
         for item in patch {
@@ -237,9 +242,21 @@ fn is_directive(name: &str) -> bool {
         || name.starts_with(SET_ORDER)
 }
 
+fn check_length(items: &[Value], path: &Path) -> Result<(), PatchError> {
+    if items.len() <= MOST_ELEMENTS {
+        return Ok(());
+    }
+    Err(PatchError::Elements {
+        field: path.as_str().to_owned(),
+    })
+}
+
 fn list_of(value: Value, path: &Path) -> Result<Vec<Value>, PatchError> {
     match value {
-        Value::Array(items) => Ok(items),
+        Value::Array(items) => {
+            check_length(&items, path)?;
+            Ok(items)
+        }
         _ => Err(wrong(path, "a list")),
     }
 }

@@ -43,6 +43,12 @@ fn json_patches_apply_as_a_whole_or_not_at_all() {
         json!([{"op": "remove", "path": "/a/0"}, {"op": "test", "path": "/a", "value": 1}]);
     assert!(json(&mut target, failing).is_err());
     assert_eq!(target, json!({"a": [9, 2]}));
+    let copy = json!({"op": "copy", "from": "/a", "path": "/a/0"});
+    let doubling = Value::Array(vec![copy; 60]);
+    assert!(matches!(
+        json(&mut target, doubling),
+        Err(PatchError::Copies)
+    ));
     assert!(json(&mut target, json!({})).is_err());
     assert!(json(&mut target, json!([{"op": "explode"}])).is_err());
 }
@@ -138,6 +144,10 @@ fn malformed_strategic_patches_are_refused_with_the_field() {
         (
             json!({"spec": {"ports": ["x"]}}),
             "spec.ports: an object expected",
+        ),
+        (
+            json!({"metadata": {"finalizers": vec!["x"; 5000]}}),
+            "metadata.finalizers: more than",
         ),
         (
             json!({"spec": {"$retainKeys": 1}}),

@@ -14,8 +14,11 @@ use crate::{
 /// ConfigMaps and Secrets hold at most this many bytes.
 const LARGEST_DATA: usize = 1024 * 1024;
 
-/// Namespaces carry their name as a label, for selectors.
-pub fn prepare_namespace(namespace: &mut Value, _old: Option<&Value>) {
+/// Namespaces carry their name as a label, for selectors, and are emptied before they go.
+pub fn prepare_namespace(namespace: &mut Value, old: Option<&Value>) {
+    if old.is_none() {
+        namespace["spec"] = json!({"finalizers": ["kubernetes"]});
+    }
     let Some(metadata) = json::metadata_mut(namespace) else {
         return;
     };
@@ -123,10 +126,9 @@ pub fn validate_secret(secret: &Value, old: Option<&Value>, errors: &mut Vec<Fie
     }
 }
 
-/// Events without a time of their own got one by being sent.
+/// Completes what clients show.
 pub fn prepare_event(event: &mut Value, _old: Option<&Value>) {
     if let Some(event) = event.as_object_mut() {
-        // kubectl shows nothing useful for events of an unknown type.
         event.entry("type").or_insert_with(|| json!("Normal"));
     }
 }

@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use super::object::{Key, Stored, Uid};
 
 /// Events kept for each kind; a watch that is further behind must list again.
-const EVENTS_KEPT: usize = 4096;
+const EVENTS_KEPT: usize = 2048;
 /// Bytes of old objects that the history of one kind may hold, but for the last few events.
-const HISTORY_BYTES: usize = 2 * 1024 * 1024;
+const HISTORY_BYTES: usize = 512 * 1024;
 const EVENTS_KEPT_AT_LEAST: usize = 16;
 
 /// The number of a kind of stored object.

@@ -18,7 +18,10 @@ mod writer;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -50,6 +53,7 @@ pub struct Store {
     cache: Arc<RwLock<Cache>>,
     queue: Option<mpsc::Sender<writer::Request>>,
     writer: Option<JoinHandle<()>>,
+    healthy: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -83,6 +87,7 @@ impl Store {
             cache.load(KindId(index as u16), Arc::new(stored));
         }
         let cache = Arc::new(RwLock::new(cache));
+        let healthy = Arc::new(AtomicBool::new(true));
         let (queue, requests) = mpsc::channel(QUEUE);
         let writer = Writer {
             disk,
@@ -90,6 +95,7 @@ impl Store {
             kinds,
             namespaces,
             observer: Box::new(observer),
+            healthy: Arc::clone(&healthy),
         };
         let writer = std::thread::Builder::new()
             .name("api-writer".to_owned())
@@ -100,6 +106,7 @@ impl Store {
             cache,
             queue: Some(queue),
             writer: Some(writer),
+            healthy,
         })
     }
 
@@ -109,6 +116,11 @@ impl Store {
         self.cache
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether the last write reached the disk, or none was tried.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
     }
 
     /// Queues a write and waits until it is on the disk.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, RwLock},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -95,6 +98,8 @@ pub struct Writer {
     pub kinds: Vec<StoreKind>,
     pub namespaces: KindId,
     pub observer: Box<Observer>,
+    /// Whether the last commit succeeded.
+    pub healthy: Arc<AtomicBool>,
 }
 
 /// The state that the writes of a batch make on top of the cache.
@@ -129,7 +134,9 @@ impl Writer {
             }
         }
         if !staged.changes.is_empty() {
-            if let Err(error) = self.disk.commit(staged.revision, &staged.changes) {
+            let result = self.disk.commit(staged.revision, &staged.changes);
+            self.healthy.store(result.is_ok(), Ordering::Relaxed);
+            if let Err(error) = result {
                 tracing::error!(%error, "cannot write to the database; changes are refused");
                 let error = WriteError::Disk(error.to_string().into());
                 for (_, answer) in &mut answers {
