@@ -1,42 +1,11 @@
 //! A mesh that finds something unusable at its start says so in one line and does not start.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use meshfed_testkit::{LoopbackNet, temp_dir, tools};
 
-use crate::program::{PATIENCE, meshfed, run, text, wait};
-
-/// `meshfed up` until dropped.
-struct Up(Child);
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        let _already_gone = self.0.kill();
-        let _ended = wait(&mut self.0, PATIENCE);
-    }
-}
-
-fn up(net: &LoopbackNet, data: &Path) -> Command {
-    let mut command = meshfed();
-    command
-        .args(["up", "--name", "red-mesh", "--subnet", &net.cidr(), "--data-dir"])
-        .arg(data);
-    command
-}
-
-/// Starts a mesh and waits until it serves.
-fn start(net: &LoopbackNet, data: &Path) -> Up {
-    let mut child = up(net, data)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let line = BufReader::new(child.stdout.take().unwrap()).lines().next();
-    assert!(matches!(line, Some(Ok(_))), "the mesh did not start");
-    Up(child)
-}
+use crate::mesh::{kubectl, start, up};
+use crate::program::{run, text};
 
 /// The one line about a start that failed.
 fn complaint(command: &mut Command) -> String {
@@ -44,18 +13,12 @@ fn complaint(command: &mut Command) -> String {
     assert!(!output.status.success(), "{}", text(&output));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let mut lines = stderr.lines().filter(|line| line.starts_with("meshfed: "));
-    let line = lines.next().unwrap_or_else(|| panic!("{stderr}")).to_owned();
+    let line = lines
+        .next()
+        .unwrap_or_else(|| panic!("{stderr}"))
+        .to_owned();
     assert!(lines.next().is_none(), "{stderr}");
     line
-}
-
-fn kubectl(tool: &Path, data: &Path, arguments: &[&str]) -> String {
-    let output = run(Command::new(tool)
-        .arg("--kubeconfig")
-        .arg(data.join("kubeconfig"))
-        .args(arguments));
-    assert!(output.status.success(), "{}", text(&output));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
@@ -64,7 +27,10 @@ fn a_data_directory_that_another_process_holds_is_refused() {
     let dir = temp_dir();
     let _running = start(&first, dir.path());
     let line = complaint(&mut up(&second, dir.path()));
-    assert!(line.contains("api.lock") || line.contains("another process"), "{line}");
+    assert!(
+        line.contains("api.lock") || line.contains("another process"),
+        "{line}"
+    );
     let kept = std::fs::read_to_string(dir.path().join("subnet")).unwrap();
     assert_eq!(kept, first.cidr(), "the second start changed nothing");
 }
@@ -116,15 +82,29 @@ fn every_example_is_accepted_by_the_api() {
     kubectl(
         &tool,
         dir.path(),
-        &["apply", "-f", &format!("{examples}/red-mesh/00-namespaces.yaml")],
+        &[
+            "apply",
+            "-f",
+            &format!("{examples}/red-mesh/00-namespaces.yaml"),
+        ],
     );
     // Server-side dry runs go through all checks; several examples describe the same object.
     let output = kubectl(
         &tool,
         dir.path(),
-        &["apply", "--dry-run=server", "--validate=strict", "-R", "-f", examples],
+        &[
+            "apply",
+            "--dry-run=server",
+            "--validate=strict",
+            "-R",
+            "-f",
+            examples,
+        ],
     );
-    let applied = output.lines().filter(|line| line.contains("server dry run")).count();
+    let applied = output
+        .lines()
+        .filter(|line| line.contains("server dry run"))
+        .count();
     assert!(applied >= 40, "{output}");
 }
 
@@ -184,6 +164,9 @@ fn manifests_that_make_no_sense_are_refused_with_the_field_and_the_reason() {
             .arg(&file));
         let said = text(&output);
         assert!(!output.status.success(), "{what} was accepted");
-        assert!(said.contains(field) && said.contains(reason), "{what}: {said}");
+        assert!(
+            said.contains(field) && said.contains(reason),
+            "{what}: {said}"
+        );
     }
 }
