@@ -77,7 +77,10 @@ fn definitions_and_completions_are_printed() {
     assert!(output.status.success());
     let shown = String::from_utf8(output.stdout).unwrap();
     let kept = include_str!("../../../../deploy/crds.yaml");
-    assert_eq!(shown, kept, "write it anew: meshfed crds > deploy/crds.yaml");
+    assert_eq!(
+        shown, kept,
+        "write it anew: meshfed crds > deploy/crds.yaml"
+    );
     for shell in ["bash", "zsh", "fish"] {
         let output = run(meshfed().args(["completions", shell]));
         assert!(output.status.success());

@@ -134,8 +134,13 @@ impl Mesh {
                 Some(ns) => Api::namespaced_with(self.client.clone(), &ns, &resource),
                 None => Api::all_with(self.client.clone(), &resource),
             };
-            let created = api.create(&PostParams::default(), &object).await;
-            created.unwrap_or_else(|e| panic!("{}: {e}", object.name_any()));
+            match api.create(&PostParams::default(), &object).await {
+                // The mesh makes the namespace of its control plane itself.
+                Err(kube::Error::Api(e)) if e.code == 409 && resource.kind == "Namespace" => {}
+                created => {
+                    created.unwrap_or_else(|e| panic!("{}: {e}", object.name_any()));
+                }
+            }
         }
     }
 
@@ -445,12 +450,12 @@ impl Federation {
         Tunnel(stream)
     }
 
-    /// The value of a counter of the application's sidecar.
+    /// How many connections of others the application's sidecar accepted.
     pub async fn connections_of_apps_sidecar(&self) -> u64 {
         metric(
             self.red.address(WORKLOAD, 15014),
             "meshfed_proxy_connections_accepted_total",
-            &[&format!("{}_9080", self.red.net.address(WORKLOAD))],
+            &["listener=\"inbound_9080\""],
         )
         .await
     }

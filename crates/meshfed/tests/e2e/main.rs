@@ -7,8 +7,12 @@
 
 mod bad_input;
 mod cli;
+mod control_plane;
 mod demo;
+mod envoy;
 mod federation;
+mod hostile;
+mod mesh;
 mod program;
 mod restart;
 mod walk;
