@@ -21,13 +21,25 @@ impl Envoy {
     /// Starts one with a JSON bootstrap whose admin page is at `admin`. `None`: there is no Envoy
     /// and the test is skipped (see [`tools::envoy_or_skip`]).
     pub fn start(bootstrap: &str, admin: SocketAddr) -> Option<Self> {
+        let quick_log = ["--file-flush-interval-msec", "50"];
+        Self::start_with(bootstrap, admin, 1, &quick_log)
+    }
+
+    /// As [`start`](Self::start), with this many worker threads and more arguments.
+    pub fn start_with(
+        bootstrap: &str,
+        admin: SocketAddr,
+        threads: usize,
+        args: &[&str],
+    ) -> Option<Self> {
         let program = tools::envoy_or_skip()?;
         let dir = temp_dir();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("bootstrap.json"), bootstrap).unwrap();
         let process = Command::new(program)
-            .args(["--disable-hot-restart", "--concurrency", "1"])
-            .args(["--file-flush-interval-msec", "50"])
+            .args(["--disable-hot-restart", "--concurrency"])
+            .arg(threads.to_string())
+            .args(args)
             .arg("--log-path")
             .arg(path("log"))
             .arg("-c")
@@ -41,6 +53,10 @@ impl Envoy {
             admin,
             dir,
         })
+    }
+
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// The answer of the admin page to a GET, headers included.
