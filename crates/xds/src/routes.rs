@@ -30,9 +30,11 @@ use crate::wire::{
 pub(crate) const CONNECT: &str = "CONNECT";
 /// The header in which a proxy says who its client is: `By=…;Hash=…;URI=<client id>`.
 const CLIENT_CERTIFICATE: &str = "x-forwarded-client-cert";
-/// All that may stand before a suffix of that header. Envoy lists every URI of a certificate, and a
-/// bare suffix would match the last, whoever vouches for it; this lets exactly one through.
-const BEFORE_SUFFIX: &str = "(By=[^;]*;)?Hash=[^;]*";
+/// Stands before a suffix of that header (RE2, of the whole value). Envoy lists every URI of a
+/// certificate, and a bare suffix would match the last, whoever vouches for it; this lets exactly
+/// one through. The suffix is not part of it, as Envoy refuses expressions that compile to more than
+/// 100 instructions.
+const ONE_URI: &str = "(By=[^;]*;)?Hash=[^;]*;URI=[^;]*";
 const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
 /// Matches every authority.
 const ANY: &str = "*";
@@ -157,7 +159,7 @@ fn route(r: &Route) -> pb::Route {
         name: r.name.clone(),
         r#match: Some(RouteMatch {
             path_specifier: Some(path),
-            headers: r.headers.iter().map(header).collect(),
+            headers: r.headers.iter().flat_map(header).collect(),
             ..Default::default()
         }),
         request_headers_to_remove: remove,
@@ -238,11 +240,7 @@ fn read_route(at: &Path<'_>, mut m: pb::Route) -> Read<Route> {
     Ok(Route {
         name: route_name,
         path,
-        headers: headers
-            .into_iter()
-            .enumerate()
-            .map(|(i, h)| read_header(&at_match.item("headers", i), h))
-            .collect::<Read<_>>()?,
+        headers: read_headers(at_match, headers)?,
         action,
     })
 }
@@ -312,26 +310,53 @@ fn read_respond(at: &Path<'_>, mut m: DirectResponseAction) -> Read<RouteAction>
     Ok(RouteAction::Respond { status, body })
 }
 
-fn header(h: &HeaderMatch) -> HeaderMatcher {
-    let (name, pattern) = match h {
-        HeaderMatch::Exact { name, value } => (name, MatchPattern::Exact(value.clone())),
-        HeaderMatch::Suffix { name, value } if name == CLIENT_CERTIFICATE => {
-            let regex = RegexMatcher {
-                regex: client_certificate_regex(value),
-                ..Default::default()
-            };
-            (name, MatchPattern::SafeRegex(regex))
+fn header(h: &HeaderMatch) -> Vec<HeaderMatcher> {
+    match h {
+        HeaderMatch::Exact { name, value } => {
+            vec![matcher(name, MatchPattern::Exact(value.clone()))]
         }
-        HeaderMatch::Suffix { name, value } => (name, MatchPattern::Suffix(value.clone())),
-    };
+        HeaderMatch::Suffix { name, value } => {
+            let suffix = matcher(name, MatchPattern::Suffix(value.clone()));
+            let before = (name == CLIENT_CERTIFICATE).then(one_uri);
+            before.into_iter().chain([suffix]).collect()
+        }
+    }
+}
+
+fn matcher(name: &str, pattern: MatchPattern) -> HeaderMatcher {
     HeaderMatcher {
-        name: name.clone(),
+        name: name.to_owned(),
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(text(pattern))),
         ..Default::default()
     }
 }
 
-fn read_header(at: &Path<'_>, mut m: HeaderMatcher) -> Read<HeaderMatch> {
+fn one_uri() -> HeaderMatcher {
+    let regex = RegexMatcher {
+        regex: ONE_URI.to_owned(),
+        ..Default::default()
+    };
+    matcher(CLIENT_CERTIFICATE, MatchPattern::SafeRegex(regex))
+}
+
+fn read_headers(at: &Path<'_>, all: Vec<HeaderMatcher>) -> Read<Vec<HeaderMatch>> {
+    let mut read = Vec::with_capacity(all.len());
+    let mut all = all.into_iter().enumerate();
+    while let Some((i, m)) = all.next() {
+        if m != one_uri() {
+            read.push(read_header(&at.item("headers", i), m, false)?);
+            continue;
+        }
+        let (i, m) = all
+            .next()
+            .ok_or_else(|| at.item("headers", i).refuse(Reason::Unsupported))?;
+        read.push(read_header(&at.item("headers", i), m, true)?);
+    }
+    Ok(read)
+}
+
+/// `one_uri`: the matcher before this one lets only clients with a single URI through.
+fn read_header(at: &Path<'_>, mut m: HeaderMatcher, one_uri: bool) -> Read<HeaderMatch> {
     let name = take(&mut m.name);
     let specifier = m.header_match_specifier.take();
     nothing_else(at, &m, &HeaderMatcher::default())?;
@@ -344,47 +369,12 @@ fn read_header(at: &Path<'_>, mut m: HeaderMatcher) -> Read<HeaderMatch> {
     };
     let is_client = name == CLIENT_CERTIFICATE;
     match read_text(at, m)? {
-        MatchPattern::Exact(value) => Ok(HeaderMatch::Exact { name, value }),
-        MatchPattern::Suffix(value) if !value.is_empty() && !is_client => {
-            Ok(HeaderMatch::Suffix { name, value })
-        }
-        MatchPattern::SafeRegex(m) if is_client => {
-            let at = &at.field("safe_regex");
-            let value = read_client_certificate_regex(&m.regex);
-            let value = value.ok_or_else(|| at.refuse(Reason::Unsupported))?;
-            let plain = RegexMatcher {
-                regex: m.regex.clone(),
-                ..Default::default()
-            };
-            nothing_else(at, &m, &plain)?;
+        MatchPattern::Exact(value) if !one_uri => Ok(HeaderMatch::Exact { name, value }),
+        MatchPattern::Suffix(value) if !value.is_empty() && is_client == one_uri => {
             Ok(HeaderMatch::Suffix { name, value })
         }
         _ => Err(at.refuse(Reason::Unsupported)),
     }
-}
-
-/// A regular expression (RE2, of the whole value) for a header that ends with `suffix` and has
-/// nothing but the two other fields before it.
-fn client_certificate_regex(suffix: &str) -> String {
-    let mut regex = BEFORE_SUFFIX.to_string();
-    for c in suffix.chars() {
-        if c.is_ascii_punctuation() {
-            regex.push('\\');
-        }
-        regex.push(c);
-    }
-    regex
-}
-
-fn read_client_certificate_regex(regex: &str) -> Option<String> {
-    let quoted = regex.strip_prefix(BEFORE_SUFFIX)?;
-    let mut chars = quoted.chars();
-    let mut suffix = String::with_capacity(quoted.len());
-    while let Some(c) = chars.next() {
-        suffix.push(if c == '\\' { chars.next()? } else { c });
-    }
-    // Anything that we would not have written has another meaning than the text.
-    (!suffix.is_empty() && client_certificate_regex(&suffix) == regex).then_some(suffix)
 }
 
 /// A header name as it stands in HTTP/2, so without upper case and without pseudo-headers.
