@@ -132,13 +132,7 @@ impl Target {
     /// The form in which an object of this target's version is stored.
     pub fn to_stored(&self, value: Value) -> Result<Stored, ApiError> {
         let value = self.version().to_storage(value);
-        let selectable: Vec<Vec<String>> = self
-            .ty
-            .selectable
-            .iter()
-            .map(|field| field.split('.').map(str::to_owned).collect())
-            .collect();
-        let stored = Stored::from_value(&value, &selectable)
+        let stored = Stored::from_value(&value, &self.ty.stored_as)
             .ok_or_else(|| ApiError::bad_request("the object has no metadata"))?;
         if stored.tail.len() > LARGEST_OBJECT {
             return Err(ApiError::too_large(LARGEST_OBJECT));

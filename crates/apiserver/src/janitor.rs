@@ -16,10 +16,7 @@ use crate::{
     api::{Api, Target},
     error::OpenError,
     json,
-    store::{
-        Cache, Change, Committed, Expect, Key, KindId, Stored, Uid, Write, WriteError,
-        has_finalizers, key,
-    },
+    store::{Cache, Change, Committed, Expect, Key, KindId, Stored, Uid, Write, WriteError, key},
     verbs::{FOREGROUND, ORPHAN},
 };
 
@@ -309,14 +306,13 @@ impl Api {
                 namespace: current.namespace().to_owned(),
                 name: current.name().to_owned(),
             };
-            let deleting = json::metadata(&value).contains_key("deletionTimestamp");
-            let change = match deleting && !has_finalizers(&value) {
+            let Ok(stored) = target.to_stored(value) else {
+                return Ok(());
+            };
+            let change = match stored.deleting && !stored.finalizers {
                 true if kind == self.registry.namespaces => Change::DeleteEmptyNamespace,
                 true => Change::Delete,
-                false => match target.to_stored(value) {
-                    Ok(stored) => Change::Put(Box::new(stored)),
-                    Err(_) => return Ok(()),
-                },
+                false => Change::Put(Box::new(stored)),
             };
             let write = Write {
                 kind,

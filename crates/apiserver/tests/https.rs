@@ -425,3 +425,35 @@ async fn a_client_that_takes_nothing_is_cut_off() {
     assert!(ended.is_err() || got.len() < 18_000_000, "{}", got.len());
     s.stop().await;
 }
+
+#[tokio::test]
+async fn more_requests_than_allowed_are_told_to_come_back() {
+    let s = HttpsServer::start(|options| options.limits.requests = 0).await;
+    let answer = ask(&s, None, None, Method::GET, "/version").await;
+    assert_eq!(
+        (answer.code, &answer.body["reason"]),
+        (StatusCode::TOO_MANY_REQUESTS, &json!("TooManyRequests"))
+    );
+    assert_eq!(answer.headers[header::RETRY_AFTER], "1");
+    s.stop().await;
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_keep_a_connection() {
+    let s =
+        HttpsServer::start(|options| options.limits.stranger = Duration::from_millis(300)).await;
+    let admin = s.authority.admin();
+    let mut known = connect(&s, Some(&admin), &[b"http/1.1"]).await.unwrap();
+    let mut stranger = connect(&s, None, &[b"http/1.1"]).await.unwrap();
+    let request = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n";
+    stranger.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stranger.read_to_end(&mut answer));
+    let _ = ended.await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    known.write_all(request).await.unwrap();
+    let mut head = [0; 12];
+    known.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    s.stop().await;
+}

@@ -719,3 +719,27 @@ async fn what_was_stored_before_a_rule_existed_can_still_be_changed() {
         422
     );
 }
+
+#[tokio::test]
+async fn a_quiet_watch_ends_with_how_far_it_is() {
+    let s = start();
+    let api: Api<ConfigMap> = Api::default_namespaced(s.client.clone());
+    let from = s.server.revision().to_string();
+    let params = WatchParams::default().timeout(1);
+    let mut watch = api.watch(&params, &from).await.unwrap().boxed();
+    // Something of another kind happens.
+    let namespaces: Api<Namespace> = Api::all(s.client.clone());
+    let namespace = serde_json::from_value(json!({"metadata": {"name": "team"}})).unwrap();
+    namespaces
+        .create(&PostParams::default(), &namespace)
+        .await
+        .unwrap();
+    let WatchEvent::Bookmark(bookmark) = watch.try_next().await.unwrap().unwrap() else {
+        panic!("nothing of this kind happened")
+    };
+    assert_eq!(
+        bookmark.metadata.resource_version,
+        s.server.revision().to_string()
+    );
+    assert!(watch.next().await.is_none());
+}

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     schema::{Schema, SchemaError, builtin::Builtins},
-    store::KindId,
+    store::{KindId, StoreKind},
 };
 
 struct Row {
@@ -297,7 +297,10 @@ pub fn add(registry: &mut Registry, definitions: &Definitions) -> Result<Arc<Sch
         },
         schema,
     );
-    events.store = registry.store_of("", "events");
+    if let Some(core) = registry.find("", "events") {
+        events.store = core.store;
+        events.stored_as = core.stored_as.clone();
+    }
     for version in &mut events.versions {
         version.renamed = EVENT_NAMES;
     }
@@ -336,6 +339,7 @@ fn resource(row: &Row, schema: Arc<Schema>) -> ResourceType {
         },
         namespaced: row.namespaced,
         store: KindId(0),
+        stored_as: StoreKind::default(),
         versions: vec![version],
         selectable: row.selectable.iter().map(text).collect(),
         name_form: row.name_form,

@@ -13,7 +13,7 @@ use crate::{
     jsonpath::{JsonPath, JsonPathError},
     names,
     schema::{Compiler, Schema, SchemaError},
-    store::KindId,
+    store::{KindId, StoreKind},
 };
 
 /// Why a definition cannot be served.
@@ -96,6 +96,7 @@ pub fn read(
         categories: spec.names.categories.clone().unwrap_or_default(),
         namespaced: spec.scope == "Namespaced",
         store: KindId(0),
+        stored_as: StoreKind::default(),
         versions,
         selectable,
         name_form: NameForm::Subdomain,

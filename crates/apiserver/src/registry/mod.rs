@@ -53,6 +53,7 @@ pub struct ResourceType {
     pub categories: Vec<String>,
     pub namespaced: bool,
     pub store: KindId,
+    pub stored_as: StoreKind,
     /// The preferred one first.
     pub versions: Vec<Version>,
     /// Fields that can be selected on, in the order of `Stored::fields`; metadata.name and
@@ -236,14 +237,16 @@ impl Registry {
     /// Adds a type with a storage of its own.
     fn add(&mut self, mut ty: ResourceType) {
         ty.store = KindId(self.store_kinds.len() as u16);
-        self.store_kinds.push(StoreKind {
+        ty.stored_as = StoreKind {
             path: format!("{}/{}", ty.group, ty.plural),
             selectable: ty
                 .selectable
                 .iter()
                 .map(|field| field.split('.').map(str::to_owned).collect())
                 .collect(),
-        });
+            spec_finalizers: ty.is("", "namespaces"),
+        };
+        self.store_kinds.push(ty.stored_as.clone());
         self.add_sharing(ty);
     }
 

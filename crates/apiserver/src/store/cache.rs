@@ -65,13 +65,7 @@ impl KindCache {
         let start = self
             .history
             .partition_point(|event| event.revision <= revision);
-        Ok(self
-            .history
-            .iter()
-            .skip(start)
-            .take(limit)
-            .cloned()
-            .collect())
+        Ok(self.history.range(start..).take(limit).cloned().collect())
     }
 
     /// The objects of a namespace (all if empty) as they were at a revision.

@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::{
     cache::{Cache, Event, KindId, TooOld},
     disk::io,
-    object::{Key, Stored, Uid, format_uid, has_finalizers, head, key, parse_uid},
+    object::{Key, StoreKind, Stored, Uid, format_uid, head, key, parse_uid},
     writer::{Change, Committed, Expect, Write, WriteError},
 };
 use self::{disk::Disk, writer::Writer};
@@ -38,15 +38,6 @@ use crate::error::OpenError;
 
 /// Writes that may wait for the disk; more wait at the door.
 const QUEUE: usize = 1024;
-
-/// A kind of stored object.
-#[derive(Debug, Clone)]
-pub struct StoreKind {
-    /// `<group>/<plural>`; part of every key on the disk.
-    pub path: String,
-    /// Paths of the fields that can be selected on.
-    pub selectable: Vec<Vec<String>>,
-}
 
 /// The store. Dropping it ends the writer after what is queued.
 pub struct Store {
@@ -76,7 +67,7 @@ impl Store {
             let kind = key.split_once('\0').and_then(|(path, _)| by_path.get(path));
             // Objects of a kind that is not defined any more stay on the disk, unseen.
             let Some(&index) = kind else { continue };
-            let stored = Stored::from_disk(revision, &object, &kinds[index].selectable);
+            let stored = Stored::from_disk(revision, &object, &kinds[index]);
             let Some(stored) = stored else {
                 return Err(OpenError::Object {
                     path: dir.join("api.redb"),

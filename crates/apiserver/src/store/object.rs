@@ -7,6 +7,17 @@ use serde_json::{Map, Value};
 
 use crate::json;
 
+/// A kind of stored object.
+#[derive(Debug, Clone, Default)]
+pub struct StoreKind {
+    /// `<group>/<plural>`; part of every key on the disk.
+    pub path: String,
+    /// Paths of the fields that can be selected on.
+    pub selectable: Vec<Vec<String>>,
+    /// `spec.finalizers` hold an object back as well: it is the kind of namespaces.
+    pub spec_finalizers: bool,
+}
+
 /// The place of an object among those of its kind: `<namespace>/<name>`.
 pub type Key = Arc<str>;
 
@@ -62,7 +73,7 @@ pub struct Stored {
 impl Stored {
     /// Takes an object apart. `apiVersion`, `kind` and the resource version are left out; the
     /// revision is given when it is written. `None` if it is not an object with metadata.
-    pub fn from_value(value: &Value, selectable: &[Vec<String>]) -> Option<Self> {
+    pub fn from_value(value: &Value, kind: &StoreKind) -> Option<Self> {
         let object = value.as_object()?;
         let metadata = object.get("metadata")?.as_object()?;
         let mut tail = Vec::with_capacity(512);
@@ -81,24 +92,19 @@ impl Stored {
             }
         }
         tail.push(b'}');
-        Some(Self::index(value, metadata, selectable, tail.into()))
+        Some(Self::index(value, metadata, kind, tail.into()))
     }
 
     /// Reads what [`Stored::tail`] was written to the disk as.
-    pub fn from_disk(revision: u64, tail: &[u8], selectable: &[Vec<String>]) -> Option<Self> {
+    pub fn from_disk(revision: u64, tail: &[u8], kind: &StoreKind) -> Option<Self> {
         let value = parse_tail(tail)?;
         let metadata = value.get("metadata")?.as_object()?;
-        let mut stored = Self::index(&value, metadata, selectable, Bytes::copy_from_slice(tail));
+        let mut stored = Self::index(&value, metadata, kind, Bytes::copy_from_slice(tail));
         stored.revision = revision;
         Some(stored)
     }
 
-    fn index(
-        value: &Value,
-        metadata: &Map<String, Value>,
-        selectable: &[Vec<String>],
-        tail: Bytes,
-    ) -> Self {
+    fn index(value: &Value, metadata: &Map<String, Value>, kind: &StoreKind, tail: Bytes) -> Self {
         let text = |field| {
             metadata
                 .get(field)
@@ -112,7 +118,7 @@ impl Stored {
             revision: 0,
             uid: parse_uid(text("uid")),
             deleting: metadata.contains_key("deletionTimestamp"),
-            finalizers: has_finalizers(value),
+            finalizers: has_finalizers(value, kind),
             labels: labels
                 .into_iter()
                 .flatten()
@@ -124,7 +130,8 @@ impl Stored {
                 .map(|owner| parse_uid(json::text(owner, &["uid"])))
                 .filter(|uid| *uid != 0)
                 .collect(),
-            fields: selectable
+            fields: kind
+                .selectable
                 .iter()
                 .map(|path| {
                     let path: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -190,10 +197,12 @@ pub fn head(api_version: &str, kind: &str) -> String {
     )
 }
 
-/// Whether something holds a deleted object back: finalizers, a namespace's own ones included.
-pub fn has_finalizers(value: &Value) -> bool {
-    [&["metadata", "finalizers"][..], &["spec", "finalizers"][..]]
-        .into_iter()
+/// Whether something holds a deleted object back.
+fn has_finalizers(value: &Value, kind: &StoreKind) -> bool {
+    let own = Some(&["metadata", "finalizers"][..]);
+    let specs = kind.spec_finalizers.then_some(&["spec", "finalizers"][..]);
+    own.into_iter()
+        .chain(specs)
         .filter_map(|path| json::at(value, path)?.as_array())
         .any(|finalizers| !finalizers.is_empty())
 }
@@ -230,8 +239,11 @@ mod tests {
             },
             "spec": {"x": [1, "two"]},
         });
-        let path = vec!["spec".to_owned(), "x".to_owned()];
-        let mut stored = Stored::from_value(&value, &[path]).unwrap();
+        let kind = StoreKind {
+            selectable: vec![vec!["spec".to_owned(), "x".to_owned()]],
+            ..StoreKind::default()
+        };
+        let mut stored = Stored::from_value(&value, &kind).unwrap();
         stored.revision = 7;
         assert_eq!((stored.namespace(), stored.name()), ("ns", "n"));
         assert_eq!((stored.uid, &*stored.owners), (255, &[1][..]));
@@ -246,8 +258,20 @@ mod tests {
         expected["metadata"]["resourceVersion"] = json!("7");
         assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
 
-        let again = Stored::from_disk(7, &stored.tail, &[]).unwrap();
+        let again = Stored::from_disk(7, &stored.tail, &StoreKind::default()).unwrap();
         assert_eq!(again.to_value(), stored.to_value());
+    }
+
+    #[test]
+    fn finalizers_in_the_spec_count_for_namespaces_only() {
+        let value = json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}});
+        let namespaces = StoreKind {
+            spec_finalizers: true,
+            ..StoreKind::default()
+        };
+        assert!(Stored::from_value(&value, &namespaces).unwrap().finalizers);
+        let others = StoreKind::default();
+        assert!(!Stored::from_value(&value, &others).unwrap().finalizers);
     }
 
     #[test]

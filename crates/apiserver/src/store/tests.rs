@@ -11,7 +11,7 @@ const THINGS: KindId = KindId(1);
 fn mk_store(dir: &Path) -> Store {
     let kind = |path: &str| StoreKind {
         path: path.to_owned(),
-        selectable: Vec::new(),
+        ..StoreKind::default()
     };
     Store::open(
         dir,
@@ -32,7 +32,9 @@ fn mk_put(kind: KindId, namespace: &str, name: &str, expect: Expect, n: u32) -> 
         kind,
         key: key(namespace, name),
         expect,
-        change: Change::Put(Box::new(Stored::from_value(&value, &[]).unwrap())),
+        change: Change::Put(Box::new(
+            Stored::from_value(&value, &StoreKind::default()).unwrap(),
+        )),
         into_namespace: !namespace.is_empty(),
     }
 }
@@ -106,7 +108,9 @@ fn history_that_was_dropped_is_said_to_be_too_old() {
                 kind: NAMESPACES,
                 key: last.key.clone(),
                 expect: Expect::Revision(last.revision),
-                change: Change::Put(Box::new(Stored::from_value(&value, &[]).unwrap())),
+                change: Change::Put(Box::new(
+                    Stored::from_value(&value, &StoreKind::default()).unwrap(),
+                )),
                 into_namespace: false,
             })
             .unwrap();

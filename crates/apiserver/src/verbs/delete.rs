@@ -7,7 +7,7 @@ use crate::{
     api::{Api, Target},
     error::ApiError,
     json,
-    store::{Change, Expect, Stored, Write, WriteError, format_uid, has_finalizers},
+    store::{Change, Expect, Stored, Write, WriteError, format_uid},
 };
 
 const MOST_TRIES: usize = 16;
@@ -133,8 +133,7 @@ fn step(
     current: &Stored,
     options: &DeleteOptions,
 ) -> Result<Step, ApiError> {
-    let old = target.value(current);
-    let mut value = old.clone();
+    let mut value = target.value(current);
     let is_namespace = target.ty.store == api.registry.namespaces;
     if is_namespace && matches!(current.name(), "default" | "kube-system") {
         return Err(ApiError::forbidden(
@@ -168,18 +167,14 @@ fn step(
             );
         }
     }
-    if !has_finalizers(&value) {
-        return Ok(Step::Remove(if is_namespace {
-            Change::DeleteEmptyNamespace
-        } else {
-            Change::Delete
-        }));
-    }
-    if current.deleting {
-        return Ok(Step::Wait);
-    }
     if is_namespace {
         value["status"]["phase"] = "Terminating".into();
     }
-    Ok(Step::Begin(Box::new(target.to_stored(value)?)))
+    let ending = target.to_stored(value)?;
+    Ok(match (ending.finalizers, current.deleting) {
+        (false, _) if is_namespace => Step::Remove(Change::DeleteEmptyNamespace),
+        (false, _) => Step::Remove(Change::Delete),
+        (true, true) => Step::Wait,
+        (true, false) => Step::Begin(Box::new(ending)),
+    })
 }

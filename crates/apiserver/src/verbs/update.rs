@@ -8,7 +8,7 @@ use crate::{
     error::{ApiError, FieldError},
     json,
     patch::{self, PatchError},
-    store::{Change, Expect, Stored, Write, WriteError, has_finalizers},
+    store::{Change, Expect, Stored, Write, WriteError},
 };
 
 /// Times that a patch is applied anew because another write came between.
@@ -122,8 +122,8 @@ async fn update(
             let object = current;
             return Ok(Written { object, warnings });
         }
-        let finished = current.deleting && !has_finalizers(&new);
         let mut stored = target.to_stored(new)?;
+        let finished = current.deleting && !stored.finalizers;
         if options.dry_run {
             stored.revision = current.revision;
             let object = Arc::new(stored);
