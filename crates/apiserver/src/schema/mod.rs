@@ -1,7 +1,7 @@
 //! What objects look like: a compact form of OpenAPI schemas, and what is done with it.
 //!
-//! The order for an object that comes in: [`prune`] (unknown fields), [`default`], [`validate`],
-//! [`cel`].
+//! The order for an object that comes in: [`prune()`] (unknown fields), [`default()`],
+//! [`validate()`], [`cel`].
 
 pub mod builtin;
 pub mod cel;
