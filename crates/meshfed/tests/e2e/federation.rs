@@ -67,7 +67,7 @@ impl Drop for Process {
         if std::thread::panicking() {
             let text = fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            let last = &lines[lines.len().saturating_sub(30)..];
+            let last = &lines[lines.len().saturating_sub(10)..];
             eprintln!("--- {}\n{}", self.log.display(), last.join("\n"));
         }
     }
@@ -315,8 +315,11 @@ async fn serve(mut stream: TcpStream, received: &AtomicUsize) -> std::io::Result
         ANSWER.len()
     );
     loop {
-        read_head(&mut stream, received).await?;
+        let head = read_head(&mut stream, received).await?;
         stream.write_all(answer.as_bytes()).await?;
+        if head.contains("\r\nconnection: close\r\n") {
+            return stream.shutdown().await;
+        }
     }
 }
 

@@ -27,6 +27,9 @@ const NOT_EXPORTED: &str =
     "outbound_.9080_._.details.red-mesh-bookinfo.svc.green-mesh-exports.local";
 const OF_ANOTHER_PEER: &str = "outbound_.9080_._.red-ratings.bookinfo.svc.blue-mesh-exports.local";
 const DISCOVERY_SNI: &str = "discovery.red-mesh-system.svc.red-mesh.local";
+/// The one identity that is let in.
+const CLIENT_ID: &str =
+    "spiffe://green-mesh.local/ns/green-mesh-system/sa/egress-red-mesh-service-account";
 /// A request that the application would answer, and discovery would write down; nobody honest
 /// uses PUT there.
 const REQUEST: &[u8] =
@@ -87,7 +90,14 @@ async fn nobody_but_the_peers_egress_gets_a_byte_through_a_stock_envoy() {
     let mut seen = Vec::new();
     for caller in scene.callers() {
         let from = scene.is_refused(&caller).await;
-        logged(&caller, from, log).await;
+        let line = logged(&caller, from, log).await;
+        let reason = match caller.reason {
+            "no_cluster" => "flags=NC",
+            "no_chain_for_sni" => "flags=NR",
+            "not_allowed" => "status=403",
+            _ => "downstream_tls=\"TLS_error",
+        };
+        assert!(line.contains(reason), "{}: {line}", caller.what);
         seen.push((caller.what, from));
     }
     assert_logged_once(&seen, &log());
@@ -110,7 +120,9 @@ async fn logged(caller: &Caller, from: SocketAddr, log: impl Fn() -> String) -> 
 fn assert_logged_once(seen: &[(&str, SocketAddr)], log: &str) {
     for (what, from) in seen {
         let mark = format!(" client={from} ");
-        let lines: Vec<&str> = log.lines().filter(|line| line.contains(&mark)).collect();
+        let of_caller = log.lines().filter(|line| line.contains(&mark));
+        // An Envoy tells of each request, and of the connection that it came by.
+        let lines: Vec<&str> = of_caller.filter(|l| !l.contains("kind=request")).collect();
         assert_eq!(lines.len(), 1, "{what}: {lines:#?}");
     }
 }
@@ -119,6 +131,7 @@ fn assert_logged_once(seen: &[(&str, SocketAddr)], log: &str) {
 struct Scene<'a> {
     federation: &'a Federation,
     green: Forge,
+    before: Arrived,
 }
 
 impl<'a> Scene<'a> {
@@ -126,10 +139,10 @@ impl<'a> Scene<'a> {
         Self {
             federation,
             green: authority_of(&federation.green).await,
+            before: Arrived::so_far(federation).await,
         }
     }
 
-    /// The one identity that is let in.
     fn peer(&self) -> Forged {
         self.green.issue(CLIENT_ID)
     }
@@ -229,8 +242,7 @@ impl<'a> Scene<'a> {
     /// Tries to get a request through; at most a TLS alert, or 403 on 8188, comes back, and
     /// nothing arrives behind. Returns the address of the caller.
     async fn is_refused(&self, caller: &Caller) -> SocketAddr {
-        let before = self.arrived().await;
-        let (from, answer) = self.call(caller.port, &caller.speaks).await;
+        let (from, answer) = self.call(caller.what, caller.port, &caller.speaks).await;
         let shown = String::from_utf8_lossy(&answer);
         match &caller.speaks {
             // The content type of an alert, and its whole length.
@@ -246,13 +258,14 @@ impl<'a> Scene<'a> {
                 caller.what
             ),
         }
-        assert_eq!(self.arrived().await, before, "{}", caller.what);
+        let now = Arrived::so_far(self.federation).await;
+        assert_eq!(now, self.before, "{}", caller.what);
         from
     }
 
-    /// The same call with the identity that is let in, so that the refusals above mean something.
+    /// The same call with the identity that is let in, so that the refusals above mean something;
+    /// and it is all that arrived.
     async fn the_same_as_the_peer_gets_through(&self) {
-        let before = self.arrived().await;
         for (port, sni, expected) in [
             (SERVICES, EXPORTED, "HTTP/1.1 200 "),
             (DISCOVERY, DISCOVERY_SNI, "HTTP/1.1 405 "),
@@ -261,33 +274,24 @@ impl<'a> Scene<'a> {
                 sni: Some(sni),
                 certificate: Some(self.peer()),
             };
-            let (_, answer) = self.call(port, &speaks).await;
+            let (_, answer) = self.call("the peer", port, &speaks).await;
             let answer = String::from_utf8_lossy(&answer);
             assert!(answer.starts_with(expected), "{port}: {answer:?}");
         }
         let expected = Arrived {
-            connections: before.connections + 1,
-            bytes: before.bytes,
-            discovery: before.discovery + 1,
+            connections: self.before.connections + 1,
+            bytes: self.before.bytes + REQUEST.len(),
+            discovery: self.before.discovery + 1,
         };
         eventually(PATIENCE, async || {
-            let now = self.arrived().await;
-            let bytes = now.bytes > before.bytes;
-            let now = Arrived {
-                bytes: before.bytes,
-                ..now
-            };
-            if bytes && now == expected {
-                Ok(())
-            } else {
-                Err(now)
-            }
+            let now = Arrived::so_far(self.federation).await;
+            if now == expected { Ok(()) } else { Err(now) }
         })
         .await;
     }
 
     /// What came back until the other end was done.
-    async fn call(&self, port: u16, speaks: &Speaks) -> (SocketAddr, Vec<u8>) {
+    async fn call(&self, what: &str, port: u16, speaks: &Speaks) -> (SocketAddr, Vec<u8>) {
         let to = self.federation.red.address(AT, port);
         let mut stream = TcpStream::connect(to).await.unwrap();
         let from = stream.local_addr().unwrap();
@@ -309,16 +313,8 @@ impl<'a> Scene<'a> {
             }
         };
         let answer = tokio::time::timeout(PATIENCE, exchange).await;
-        (from, answer.expect("an end in time"))
-    }
-
-    async fn arrived(&self) -> Arrived {
-        let log = self.federation.red.log_of("istiod-red-mesh");
-        Arrived {
-            connections: self.federation.connections_of_apps_sidecar().await,
-            bytes: self.federation.app.received(),
-            discovery: log.lines().filter(|l| l.contains("method=PUT")).count(),
-        }
+        let answer = answer.unwrap_or_else(|_| panic!("{what} on {port}: no end in time"));
+        (from, answer)
     }
 }
 
@@ -333,8 +329,16 @@ struct Arrived {
     discovery: usize,
 }
 
-const CLIENT_ID: &str =
-    "spiffe://green-mesh.local/ns/green-mesh-system/sa/egress-red-mesh-service-account";
+impl Arrived {
+    async fn so_far(federation: &Federation) -> Self {
+        let log = federation.red.log_of("istiod-red-mesh");
+        Self {
+            connections: federation.connections_of_apps_sidecar().await,
+            bytes: federation.app.received(),
+            discovery: log.lines().filter(|l| l.contains("method=PUT")).count(),
+        }
+    }
+}
 
 /// Everything that comes back. A broken connection is an end like another.
 async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> Vec<u8> {
