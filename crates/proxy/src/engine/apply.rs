@@ -1,28 +1,26 @@
 //! Applying changes, one piece at a time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshfed_pki::{IdentityCell, TrustError};
+use meshfed_pki::IdentityCell;
 use meshfed_proxy_config::{
-    Cluster as ClusterConfig, Discovery, Endpoints, Listener, ProxyConfig, RouteTable, TrustBundle,
-    UpstreamTls,
+    Cluster as ClusterConfig, Discovery, Endpoints, Listener, ProxyConfig, TrustBundle, UpstreamTls,
 };
 use meshfed_runtime::AccessLog;
-use socket2::SockRef;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use super::Tables;
-use super::chains::{Chains, ChainsError};
-use crate::cluster::{Cluster, ClusterError};
+use super::chains::Chains;
+use super::change::{Change, Rejection, RejectionCause, difference};
+use super::running::Running;
+use crate::cluster::Cluster;
 use crate::cut::Cut;
-use crate::http::{RouteError, RouteIndex};
+use crate::http::RouteIndex;
 use crate::limits::ConnectionLimits;
-use crate::listener::{BindError, Reserved, Shared, accept, reserve};
+use crate::listener::{Reserved, Shared, reserve};
 use crate::metrics::Metrics;
 use crate::record::Reporter;
 use crate::shards::Shards;
@@ -41,44 +39,6 @@ pub struct EngineOptions {
     pub drain: Duration,
 }
 
-/// One piece of configuration that is new, changed or gone.
-#[derive(Debug, Clone)]
-pub enum Change {
-    Trust(String, Arc<TrustBundle>),
-    Cluster(Arc<ClusterConfig>),
-    Endpoints(Arc<Endpoints>),
-    Listener(Arc<Listener>),
-    Routes(Arc<RouteTable>),
-    RemoveTrust(String),
-    RemoveCluster(String),
-    RemoveEndpoints(String),
-    RemoveListener(String),
-    RemoveRoutes(String),
-}
-
-/// A piece that was not applied. What was there before under its name stays.
-#[derive(Debug, thiserror::Error)]
-#[error("{name}: {cause}")]
-pub struct Rejection {
-    pub name: String,
-    #[source]
-    pub cause: Box<RejectionCause>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum RejectionCause {
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    #[error(transparent)]
-    Chains(#[from] ChainsError),
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    #[error(transparent)]
-    Routes(#[from] RouteError),
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-}
-
 /// Owns the configuration: one task applies changes, connections read what is in force.
 ///
 /// Lives inside a tokio runtime. Dropping it cuts everything; [`stop`](Self::stop) ends it in
@@ -94,24 +54,6 @@ pub struct Engine {
     /// Cluster names by the EDS resource, and by the trust bundle, that they use.
     by_endpoints: HashMap<String, HashSet<String>>,
     by_trust: HashMap<String, HashSet<String>>,
-}
-
-struct Running {
-    /// As configured: port 0 stays 0.
-    address: SocketAddr,
-    bound: SocketAddr,
-    shared: Arc<Shared>,
-    socket: Arc<TcpListener>,
-    stop: CancellationToken,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        // The task that accepts may hold the socket a moment longer; the address is free now. If
-        // this fails, it is free a moment later.
-        let _ = SockRef::from(&*self.socket).shutdown(Shutdown::Both);
-    }
 }
 
 impl Engine {
@@ -228,7 +170,7 @@ impl Engine {
             Change::RemoveListener(name) => {
                 self.reserved.remove(&name);
                 if let Some(running) = self.listeners.remove(&name) {
-                    drain(running, self.options.drain);
+                    running.drain(self.options.drain);
                 }
                 Ok(())
             }
@@ -371,23 +313,6 @@ impl Engine {
             Some(reserved) if reserved.address == config.address => reserved,
             _ => reserve(config.address)?,
         };
-        let running = self.run(name, &config, chains, reserved.listen()?)?;
-        if let Some(old) = self.listeners.insert(name.to_owned(), running) {
-            drain(old, self.options.drain);
-        }
-        Ok(())
-    }
-
-    fn run(
-        &self,
-        name: &str,
-        config: &Listener,
-        chains: Chains,
-        socket: TcpListener,
-    ) -> Result<Running, BindError> {
-        let bound = socket
-            .local_addr()
-            .map_err(|cause| BindError::new(config.address, cause))?;
         let reporter = Arc::new(Reporter {
             listener: name.into(),
             log: self.options.access_log.clone(),
@@ -395,22 +320,12 @@ impl Engine {
         });
         let limit = self.options.limits.per_listener;
         let shared = Shared::new(chains, reporter, limit, self.slots.clone());
-        let stop = CancellationToken::new();
-        let socket = Arc::new(socket);
-        tokio::spawn(accept(
-            socket.clone(),
-            shared.clone(),
-            self.tables.clone(),
-            stop.clone(),
-        ));
-        tracing::info!(listener = name, address = %bound, "listening");
-        Ok(Running {
-            address: config.address,
-            bound,
-            shared,
-            socket,
-            stop,
-        })
+        let socket = reserved.listen()?;
+        let running = Running::start(config.address, socket, shared, self.tables.clone())?;
+        if let Some(old) = self.listeners.insert(name.to_owned(), running) {
+            old.drain(self.options.drain);
+        }
+        Ok(())
     }
 
     /// Stops accepting, lets connections finish until the deadline, and cuts the rest. Returns
@@ -445,17 +360,6 @@ impl Drop for Engine {
     }
 }
 
-/// Connections of a listener that is gone may end by themselves for a while.
-fn drain(running: Running, deadline: Duration) {
-    let shared = running.shared.clone();
-    drop(running);
-    shared.connections.drain();
-    tokio::spawn(async move {
-        let _ = tokio::time::timeout(deadline, shared.connections.emptied()).await;
-        shared.connections.close(Cut::Drained);
-    });
-}
-
 fn named(
     name: String,
     apply: impl FnOnce(&str) -> Result<(), RejectionCause>,
@@ -466,65 +370,56 @@ fn named(
     })
 }
 
-/// The changes from one configuration to another, in an order that never refers to what is not
-/// there yet: what is needed comes first, what needs it goes first.
-fn difference(old: &ProxyConfig, new: &ProxyConfig) -> Vec<Change> {
-    let mut changes = Vec::new();
-    let pairs =
-        |name: &String, bundle: &Arc<TrustBundle>| Change::Trust(name.clone(), bundle.clone());
-    changed(&old.trust, &new.trust, pairs, &mut changes);
-    let own = |_: &String, c: &Arc<ClusterConfig>| Change::Cluster(c.clone());
-    changed(&old.clusters, &new.clusters, own, &mut changes);
-    let own = |_: &String, e: &Arc<Endpoints>| Change::Endpoints(e.clone());
-    changed(&old.endpoints, &new.endpoints, own, &mut changes);
-    let own = |_: &String, r: &Arc<RouteTable>| Change::Routes(r.clone());
-    changed(&old.routes, &new.routes, own, &mut changes);
-    // Before the new ones, which may have the same addresses.
-    removed(
-        &old.listeners,
-        &new.listeners,
-        Change::RemoveListener,
-        &mut changes,
-    );
-    let own = |_: &String, l: &Arc<Listener>| Change::Listener(l.clone());
-    changed(&old.listeners, &new.listeners, own, &mut changes);
-    removed(&old.routes, &new.routes, Change::RemoveRoutes, &mut changes);
-    removed(
-        &old.clusters,
-        &new.clusters,
-        Change::RemoveCluster,
-        &mut changes,
-    );
-    removed(
-        &old.endpoints,
-        &new.endpoints,
-        Change::RemoveEndpoints,
-        &mut changes,
-    );
-    removed(&old.trust, &new.trust, Change::RemoveTrust, &mut changes);
-    changes
-}
+#[cfg(test)]
+mod tests {
+    use meshfed_runtime::AccessLogMetrics;
 
-fn changed<T: PartialEq>(
-    old: &BTreeMap<String, Arc<T>>,
-    new: &BTreeMap<String, Arc<T>>,
-    change: impl Fn(&String, &Arc<T>) -> Change,
-    out: &mut Vec<Change>,
-) {
-    for (name, value) in new {
-        let same = |o: &Arc<T>| Arc::ptr_eq(o, value) || o == value;
-        if !old.get(name).is_some_and(same) {
-            out.push(change(name, value));
-        }
+    use super::*;
+
+    fn cluster(name: &str, connect_timeout: u64) -> Change {
+        Change::Cluster(Arc::new(ClusterConfig {
+            name: name.to_owned(),
+            discovery: Discovery::Eds(name.to_owned()),
+            connect_timeout: Duration::from_secs(connect_timeout),
+            tls: None,
+            protocol: meshfed_proxy_config::UpstreamProtocol::Http1,
+            outlier: None,
+        }))
     }
-}
 
-fn removed<T>(
-    old: &BTreeMap<String, Arc<T>>,
-    new: &BTreeMap<String, Arc<T>>,
-    change: impl Fn(String) -> Change,
-    out: &mut Vec<Change>,
-) {
-    let gone = old.keys().filter(|name| !new.contains_key(*name));
-    out.extend(gone.map(|name| change(name.clone())));
+    #[tokio::test]
+    async fn one_change_touches_none_of_ten_thousand_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = Engine::new(EngineOptions {
+            proxy: "p".into(),
+            identity: Arc::default(),
+            access_log: AccessLog::open(dir.path(), "p", &AccessLogMetrics::default()).unwrap(),
+            metrics: Metrics::default(),
+            limits: ConnectionLimits::default(),
+            drain: Duration::ZERO,
+        });
+        let names: Vec<String> = (0..10_000).map(|n| format!("c{n}")).collect();
+        assert!(engine.apply(names.iter().map(|n| cluster(n, 1))).is_empty());
+        let all = |engine: &Engine| -> Vec<Arc<Cluster>> {
+            let found = names.iter().map(|n| engine.tables.clusters.get(n).unwrap());
+            found.collect()
+        };
+        let before = all(&engine);
+        let endpoints = Endpoints {
+            name: "c9".into(),
+            localities: vec![],
+        };
+        let changes = [
+            cluster("c7", 2),
+            // Nothing new.
+            cluster("c8", 1),
+            Change::Endpoints(Arc::new(endpoints)),
+        ];
+        assert!(engine.apply(changes).is_empty());
+        let after = all(&engine);
+        let replaced: Vec<_> = (0..names.len())
+            .filter(|n| !Arc::ptr_eq(&before[*n], &after[*n]))
+            .collect();
+        assert_eq!(replaced, [7]);
+    }
 }

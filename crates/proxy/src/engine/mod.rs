@@ -2,14 +2,17 @@
 
 mod apply;
 mod chains;
+mod change;
+mod running;
 
 use std::sync::Arc;
 
 use meshfed_pki::IdentityCell;
 
-pub use apply::{Change, Engine, EngineOptions, Rejection, RejectionCause};
+pub use apply::{Engine, EngineOptions};
 pub use chains::ChainsError;
 pub(crate) use chains::{Chain, Chains, allowed};
+pub use change::{Change, Rejection, RejectionCause};
 
 use crate::cluster::Cluster;
 use crate::http::RouteIndex;
