@@ -72,7 +72,7 @@ pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcom
     }
 }
 
-/// The newest connection of a name wins; one without a usable address or name has no Pod.
+/// The newest connection of a name counts; one without a usable address or name has no Pod.
 fn wanted_pods(nodes: &NodeSet, system_namespace: &str) -> BTreeMap<ObjectKey, Pod> {
     let mut pods = BTreeMap::new();
     let mut addresses = BTreeMap::new();
@@ -84,11 +84,12 @@ fn wanted_pods(nodes: &NodeSet, system_namespace: &str) -> BTreeMap<ObjectKey, P
             continue;
         }
         let key = ObjectKey::new(node.namespace(), name.clone());
-        if let Some(other) = addresses.insert(*ip, key.clone())
-            && other != key
-        {
-            warn!(address = %ip, pod = %key, %other, "two workloads claim the same address");
-            pods.remove(&other);
+        // Nodes come in the order in which they connected. Whoever has an address keeps it, so that
+        // no workload can push another one out.
+        let holder = addresses.entry(*ip).or_insert_with(|| key.clone());
+        if *holder != key {
+            warn!(address = %ip, pod = %key, %holder, "this address is another workload's");
+            continue;
         }
         pods.insert(key, pod(node, name));
     }
