@@ -6,6 +6,7 @@
 
 mod limit;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -81,6 +82,14 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+/// Who belongs to the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    pub trust_domain: TrustDomain,
+    /// The members, and the control plane's own namespace.
+    pub namespaces: BTreeSet<String>,
+}
+
 /// What the service counts.
 #[derive(Debug, Clone, Default)]
 pub struct CaMetrics {
@@ -109,8 +118,8 @@ impl CaMetrics {
 /// [`MAX_MESSAGE`].
 pub struct CaService<A> {
     authority: Arc<ArcSwap<CertificateAuthority>>,
-    /// `None` until there is a ServiceMeshControlPlane, which may set it.
-    trust_domain: watch::Receiver<Option<TrustDomain>>,
+    /// `None` until there is a ServiceMeshControlPlane.
+    mesh: watch::Receiver<Option<Membership>>,
     authenticator: A,
     metrics: CaMetrics,
     turns: Semaphore,
@@ -152,13 +161,13 @@ impl<A: TokenAuthenticator> CaService<A> {
     /// The authority can be exchanged while the service runs.
     pub fn new(
         authority: Arc<ArcSwap<CertificateAuthority>>,
-        trust_domain: watch::Receiver<Option<TrustDomain>>,
+        mesh: watch::Receiver<Option<Membership>>,
         authenticator: A,
         metrics: CaMetrics,
     ) -> Self {
         Self {
             authority,
-            trust_domain,
+            mesh,
             authenticator,
             metrics,
             turns: Semaphore::new(MAX_IN_FLIGHT),
@@ -207,13 +216,27 @@ impl<A: TokenAuthenticator> CaService<A> {
         Ok((issued, root, id, proof))
     }
 
-    fn trust_domain(&self) -> Result<TrustDomain, Refused> {
-        self.trust_domain.borrow().clone().ok_or_else(|| {
+    /// The identity of a ServiceAccount, if its namespace belongs to the mesh.
+    fn identity(&self, account: &ServiceAccountRef) -> Result<SpiffeId, Refused> {
+        let mesh = self.mesh.borrow();
+        let mesh = mesh.as_ref().ok_or_else(|| {
             Refused::new(
                 "no_mesh",
                 Status::unavailable("there is no ServiceMeshControlPlane yet"),
             )
-        })
+        })?;
+        if !mesh.namespaces.contains(&account.namespace) {
+            return Err(Refused::new(
+                "no_member",
+                Status::permission_denied(format!(
+                    "the namespace {} is no member of the mesh",
+                    account.namespace
+                )),
+            ));
+        }
+        mesh.trust_domain
+            .service_account(&account.namespace, &account.name)
+            .map_err(|e| Refused::new("bad_name", Status::invalid_argument(e.to_string())))
     }
 
     /// A token decides alone, even if it is refused; only without one the certificate counts.
@@ -228,10 +251,7 @@ impl<A: TokenAuthenticator> CaService<A> {
                 .authenticate(token)
                 .await
                 .map_err(|e| refused_proof(&e))?;
-            let id = self
-                .trust_domain()?
-                .service_account(&account.namespace, &account.name)
-                .map_err(|e| Refused::new("bad_name", Status::invalid_argument(e.to_string())))?;
+            let id = self.identity(&account)?;
             return Ok((id, Proof::Token));
         }
         let Some(certificate) = &peer.certificate else {
@@ -242,16 +262,16 @@ impl<A: TokenAuthenticator> CaService<A> {
                 ),
             ));
         };
-        if certificate.id.trust_domain() != &self.trust_domain()? {
+        let account = ServiceAccountRef {
+            namespace: certificate.id.namespace().to_string(),
+            name: certificate.id.service_account().to_string(),
+        };
+        if self.identity(&account)? != certificate.id {
             return Err(Refused::new(
                 "wrong_trust_domain",
                 Status::permission_denied("the certificate is of another trust domain"),
             ));
         }
-        let account = ServiceAccountRef {
-            namespace: certificate.id.namespace().to_string(),
-            name: certificate.id.service_account().to_string(),
-        };
         self.authenticator
             .exists(&account)
             .await

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::plan::plan;
 use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
 use meshfed_pki::{IdError, TrustDomain, TrustStore};
@@ -21,8 +22,8 @@ use tracing::error;
 
 use crate::ads::{AdsMetrics, AdsService, Nodes};
 use crate::apply::{self, Outcomes};
-use crate::ca_service::{CaMetrics, CaService, MAX_MESSAGE, TokenAuthenticator};
-use crate::discovery::{self, DiscoveryServer};
+use crate::ca_service::{CaMetrics, CaService, MAX_MESSAGE, Membership, TokenAuthenticator};
+use crate::discovery::{self, DiscoveryServer, PeerCache};
 use crate::grpc::{GrpcMetrics, GrpcServer, serve_grpc};
 use crate::hub::{Ends, Hub};
 use crate::identity::{OwnIdentity, OwnIdentityError};
@@ -50,6 +51,8 @@ pub struct ControlPlane<A> {
     pub discovery: TcpListener,
     /// Judges the tokens with which proxies join.
     pub tokens: A,
+    /// What peers exported when they were last heard.
+    pub peer_lists: PeerCache,
     /// A line for each request for discovery.
     pub access_log: AccessLog,
     pub metrics: Metrics,
@@ -128,6 +131,15 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
             },
         ) = Hub::new(world, plan);
         seen.own_roots(self.identity.authority.load().root_pem().into());
+        // Before the first plan, or that would take away what is imported.
+        let kept = self.peer_lists.load();
+        for (peer, services) in &kept {
+            let state = RemoteState {
+                services: services.clone(),
+                ..RemoteState::default()
+            };
+            seen.remote(peer.as_str(), Arc::new(state));
+        }
         let mut tasks = JoinSet::new();
         let kinds = observe::start(&self.client, &self.namespace, &observations, &mut tasks);
         drop(observations);
@@ -149,17 +161,17 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         tasks.spawn(proxies.clone().follow_plans());
         tasks.spawn(proxies.clone().follow_nodes(nodes.subscribe()));
 
-        let (domain, domains) = watch::channel(None);
+        let (mesh, meshes) = watch::channel(None);
         let (store, stores) = watch::channel(self.identity.trust(&default_domain)?);
         tasks.spawn(follow_trust(
             self.identity.clone(),
             outcomes.clone(),
-            domain,
+            mesh,
             store,
         ));
         let certificates = CaService::new(
             self.identity.authority.clone(),
-            domains,
+            meshes,
             self.tokens,
             self.metrics.register(CaMetrics::new),
         );
@@ -195,34 +207,42 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         tasks.spawn(discovery::follow_peers(
             self.identity.clone(),
             seen,
+            self.peer_lists,
+            kept,
             outcomes.clone(),
         ));
         Ok(Running { outcomes, tasks })
     }
 }
 
-/// Keeps the trust domain and what vouches for it as the plan has them.
+/// Keeps the trust domain, its members and what vouches for it as the plan has them.
 async fn follow_trust(
     identity: Arc<OwnIdentity>,
     mut outcomes: Outcomes,
-    domain: watch::Sender<Option<TrustDomain>>,
+    mesh: watch::Sender<Option<Membership>>,
     store: watch::Sender<Arc<TrustStore>>,
 ) {
     loop {
         let newest = outcomes.borrow_and_update().clone();
         let wanted = newest
             .filter(|outcome| outcome.plan.control_plane.is_some())
-            .map(|outcome| outcome.plan.trust_domain.clone());
-        if *domain.borrow() != wanted {
+            .map(|outcome| Membership {
+                trust_domain: outcome.plan.trust_domain.clone(),
+                namespaces: (outcome.plan.members.iter())
+                    .chain([&outcome.world.mesh.system_namespace])
+                    .cloned()
+                    .collect(),
+            });
+        if *mesh.borrow() != wanted {
             if let Some(wanted) = &wanted {
-                match identity.trust(wanted) {
+                match identity.trust(&wanted.trust_domain) {
                     Ok(trust) => {
                         store.send_replace(trust);
                     }
                     Err(error) => error!(%error, "the own root certificate cannot be used"),
                 }
             }
-            domain.send_replace(wanted);
+            mesh.send_replace(wanted);
         }
         if outcomes.changed().await.is_err() {
             return;

@@ -1,9 +1,11 @@
 //! Discovery between control planes: sockets around the machines of `meshfed-federation`.
 
+mod cache;
 mod client;
 mod clock;
 mod server;
 
+pub use cache::PeerCache;
 pub use client::follow as follow_peers;
 pub use clock::Clock;
 pub use server::{DiscoveryServer, ServeError};

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use meshfed_federation::discovery::client::RemoteState;
+use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::discovery::server::SourceStatus;
 use meshfed_federation::plan::Plan;
 use meshfed_federation::world::{GatewayState, Observed, PeerState, Shared, World};
@@ -25,6 +26,9 @@ use crate::observe::Observation;
 const INBOX: usize = 1024;
 /// At most this many observations go into one plan, so that a flood cannot delay it for ever.
 const BATCH: usize = 512;
+
+/// A machine may sleep and a clock may be set; times of the wall clock are looked at this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// A world and what follows from it.
 #[derive(Debug, Clone)]
@@ -63,10 +67,19 @@ impl Seen {
         self.peer(peer, |state| state.watchers = watchers);
     }
 
-    /// The peer is none any more.
-    pub fn forget_peer(&self, peer: &str) {
-        self.0
-            .send_if_modified(|seen| set(&mut seen.peers, peer, None));
+    /// The peer is not asked any more; what it exported stays, and is returned.
+    pub fn disconnected(&self, peer: &str) -> Arc<RemoteServices> {
+        let mut services = Arc::default();
+        self.peer(peer, |state| {
+            Arc::make_mut(&mut state.remote).watch.connected = false;
+            services = state.remote.services.clone();
+        });
+        services
+    }
+
+    /// It is no peer any more, so nothing is imported from it.
+    pub fn forget_remote(&self, peer: &str) {
+        self.peer(peer, |state| state.remote = Arc::default());
     }
 
     fn peer(&self, peer: &str, change: impl FnOnce(&mut PeerState)) {
@@ -77,7 +90,8 @@ impl Seen {
                 .map(|s| PeerState::clone(s))
                 .unwrap_or_default();
             change(&mut state);
-            set(&mut seen.peers, peer, Some(state))
+            let known = Some(state).filter(|state| *state != PeerState::default());
+            set(&mut seen.peers, peer, known)
         });
     }
 }
@@ -183,7 +197,7 @@ async fn sleep_until(at: Option<Timestamp>) {
         Some(at) => {
             let left = at.duration_since(Timestamp::now());
             let left = Duration::try_from(left).unwrap_or_default();
-            tokio::time::sleep(left).await;
+            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
         }
     }
 }

@@ -21,8 +21,10 @@ use meshfed_pki::{
 const OWN_CA_SECRET: &str = "istio-ca-secret";
 /// Life of the control plane's own certificate.
 const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
-/// Its clock may be behind ours.
-const RETRY: Duration = Duration::from_secs(10);
+/// After a failure, and while nothing is due, it is looked at again after one of these: a machine may
+/// sleep and a clock may be set.
+const LEAST_SLEEP: Duration = Duration::from_secs(1);
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// Why there is no certificate authority.
 #[derive(Debug, thiserror::Error)]
@@ -216,10 +218,10 @@ impl OwnIdentity {
             let due = self.cell.identity().map(|i| i.renew_at(now));
             let wait = due
                 .and_then(|at| at.duration_since(now).ok())
-                .unwrap_or(RETRY);
+                .unwrap_or_default();
             tokio::select! {
                 changed = outcomes.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(wait.max(Duration::from_secs(1))) => {}
+                () = tokio::time::sleep(wait.clamp(LEAST_SLEEP, LONGEST_SLEEP)) => {}
             }
         }
     }

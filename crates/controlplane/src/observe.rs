@@ -8,7 +8,6 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use meshfed_federation::world::{ObjectKey, Resources, Shared};
@@ -71,15 +70,6 @@ pub fn start(
     tasks.len() - before
 }
 
-/// An API of one namespace, for kinds that have one.
-pub fn namespaced<K>(client: &Client, namespace: &str) -> Api<K>
-where
-    K: Resource<Scope = NamespaceResourceScope>,
-    K::DynamicType: Default,
-{
-    Api::namespaced(client.clone(), namespace)
-}
-
 async fn observe<K>(api: Api<K>, field: Field<K>, out: mpsc::Sender<Observation>)
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -89,6 +79,8 @@ where
         .default_backoff()
         .boxed();
     let mut listing: BTreeMap<ObjectKey, Arc<K>> = BTreeMap::new();
+    // A later list, after a watch that broke, is a change like any other.
+    let mut first = true;
     while let Some(event) = events.next().await {
         let observation = match event {
             Ok(watcher::Event::Init) => {
@@ -101,7 +93,12 @@ where
             }
             Ok(watcher::Event::InitDone) => {
                 let whole = Arc::new(std::mem::take(&mut listing));
-                Observation::Listed(Box::new(move |r| *field(r) = whole))
+                let change: Change = Box::new(move |r| *field(r) = whole);
+                if std::mem::take(&mut first) {
+                    Observation::Listed(change)
+                } else {
+                    Observation::Changed(change)
+                }
             }
             Ok(watcher::Event::Apply(object)) => {
                 let (key, object) = (key_of(&object), Arc::new(object));

@@ -1,5 +1,6 @@
 //! A connected sidecar is its workload's registration: while it is connected it has a Pod.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcom
         let mut failed = false;
         if let Some(outcome) = newest {
             let present = &outcome.world.resources.pods;
-            let wanted = wanted_pods(&connected, &outcome.world.mesh.system_namespace);
+            let wanted = wanted_pods(&connected, &outcome.plan.members);
             for (key, pod) in &wanted {
                 seen.insert(key.clone());
                 let old = present.get(key).map(AsRef::as_ref);
@@ -53,6 +54,10 @@ pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcom
                 }
             }
             let in_grace = Instant::now() < grace_ends;
+            if !in_grace {
+                // Only to tell who has not come back yet.
+                seen.clear();
+            }
             for (key, pod) in present.iter() {
                 if !is_ours(pod) || wanted.contains_key(key) || (in_grace && !seen.contains(key)) {
                     continue;
@@ -73,14 +78,14 @@ pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcom
 }
 
 /// The newest connection of a name counts; one without a usable address or name has no Pod.
-fn wanted_pods(nodes: &NodeSet, system_namespace: &str) -> BTreeMap<ObjectKey, Pod> {
+fn wanted_pods(nodes: &NodeSet, members: &BTreeSet<String>) -> BTreeMap<ObjectKey, Pod> {
     let mut pods = BTreeMap::new();
     let mut addresses = BTreeMap::new();
     for node in nodes.values() {
         let (Some(name), Some(ip)) = (&node.name, node.addresses.first()) else {
             continue;
         };
-        if node.namespace() == system_namespace {
+        if !members.contains(node.namespace()) {
             continue;
         }
         let key = ObjectKey::new(node.namespace(), name.clone());
@@ -91,7 +96,20 @@ fn wanted_pods(nodes: &NodeSet, system_namespace: &str) -> BTreeMap<ObjectKey, P
             warn!(address = %ip, pod = %key, %holder, "this address is another workload's");
             continue;
         }
-        pods.insert(key, pod(node, name));
+        let pod = pod(node, name);
+        // A second connection of a name is its next one, unless it is of somebody else.
+        let account = |pod: &Pod| pod.spec.as_ref()?.service_account_name.clone();
+        match pods.entry(key) {
+            Entry::Occupied(held) if account(held.get()) != account(&pod) => {
+                warn!(pod = %held.key(), id = %node.identity, "this name is another workload's");
+            }
+            Entry::Occupied(mut held) => {
+                held.insert(pod);
+            }
+            Entry::Vacant(free) => {
+                free.insert(pod);
+            }
+        }
     }
     pods
 }
@@ -220,11 +238,12 @@ async fn delete(client: &Client, key: &ObjectKey) -> Result<(), kube::Error> {
     }
 }
 
-/// Conflicts are normal: something newer is on its way to us. True: look again soon.
+/// Conflicts are normal: something newer is on its way to us. True: look again soon, which does not
+/// help where the API finds fault with what the workload says of itself.
 fn report(key: &ObjectKey, error: &kube::Error) -> bool {
     if !matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409)) {
         let error = explain(error);
         warn!(pod = %key, error, "cannot register a workload, trying again");
     }
-    true
+    !matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 422))
 }

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use kube::Client;
 use meshfed_apiserver::{ApiServer, Kubeconfig};
 use meshfed_controlplane::control_plane::{ControlPlane, ensure_namespace};
+use meshfed_controlplane::discovery::PeerCache;
 use meshfed_controlplane::identity::{OwnIdentity, authority};
 use meshfed_controlplane::subnet::Subnet;
 use meshfed_pki::IdentityCell;
@@ -58,6 +59,16 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
     let dir = DataDir::open(&up.data_dir)?;
     let bound = Bound::bind(&up, &dir).await?;
     let subnet = bound.subnet;
+    let metrics = Metrics::new();
+    let log_metrics = metrics.register(AccessLogMetrics::new);
+    let readiness = Readiness::new();
+    let admin = Admin {
+        readiness: readiness.clone(),
+        metrics: metrics.clone(),
+        log: Some(log),
+        config_dump: None,
+    };
+    let admin = admin.bind(bound.admin).await?;
     let api = {
         let options = meshfed_apiserver::Options::new(dir.path(), meshfed_api::crds());
         tokio::task::spawn_blocking(move || ApiServer::open(options)).await??
@@ -78,9 +89,6 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
     );
     write_access(&up, &dir, &identity, &root, &server_url)?;
 
-    let metrics = Metrics::new();
-    let log_metrics = metrics.register(AccessLogMetrics::new);
-    let readiness = Readiness::new();
     let (drain, watch) = Drain::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     {
@@ -93,13 +101,6 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
                 .context("the API server ended")
         });
     }
-    let admin = Admin {
-        readiness: readiness.clone(),
-        metrics: metrics.clone(),
-        log: Some(log),
-        config_dump: None,
-    };
-    let admin = admin.bind(bound.admin).await?;
     {
         let watch = watch.clone();
         tasks.spawn(async move { admin.serve(watch).await.context("the admin server ended") });
@@ -116,6 +117,7 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
         grpc: bound.grpc,
         discovery: bound.discovery,
         tokens: Tokens::new(&api, &client),
+        peer_lists: PeerCache::open(dir.peers()).context("cannot keep the lists of peers")?,
         access_log: AccessLog::open(&dir.logs(), &format!("istiod-{}", up.name), &log_metrics)?,
         metrics: metrics.clone(),
         drain: watch.clone(),

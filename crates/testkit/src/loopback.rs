@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The port that marks a network as taken. Outside the range from which systems pick ports
 /// themselves, and none that is used otherwise.
 const LOCK_PORT: u16 = 61_599;
-/// Networks to choose from: 127.64.1.0/24 to 127.127.254.0/24. Meshes choose theirs above, people
+/// Networks to choose from: 127.64.4.0/24 to 127.127.253.0/24; the demo takes those below. Meshes choose theirs above, people
 /// below.
 const SECOND: u32 = 64;
-const THIRD: u32 = 254;
+const THIRD: u32 = 250;
 
 /// A /24 of 127.0.0.0/8 that nobody else on this machine uses while this is held, so that fixed
 /// ports can be listened on.
@@ -35,7 +35,7 @@ impl LoopbackNet {
         for _ in 0..count {
             let n = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count;
             let second = (SECOND + n / THIRD) as u8;
-            let third = (1 + n % THIRD) as u8;
+            let third = (4 + n % THIRD) as u8;
             let lock = (Ipv4Addr::new(127, second, third, 254), LOCK_PORT);
             if let Ok(lock) = TcpListener::bind(lock) {
                 return Self {

@@ -31,11 +31,11 @@ pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
     let mut done = Done::Yes;
     for (key, slice) in &wanted {
         let present = resources.endpoint_slices.get(key);
-        if present.is_some_and(|present| is_same(present, slice)) {
+        // One of this name that somebody else keeps stays as it is.
+        if present.is_some_and(|present| is_same(present, slice) || !is_ours(present)) {
             continue;
         }
         let mut slice = slice.clone();
-        // A slice of this name that somebody else keeps would be overwritten without this.
         slice.metadata.resource_version = present.and_then(|p| p.metadata.resource_version.clone());
         done = done.and(put(client, &key.namespace, &slice, present.is_some()).await);
     }

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use meshfed_federation::plan::GatewayPlan;
+use meshfed_federation::plan::gateways::service_account;
 use meshfed_federation::world::{GATEWAY_LABEL, ObjectKey};
 use tracing::warn;
 
@@ -33,22 +34,29 @@ pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) ->
         let key = ObjectKey::new(namespace.clone(), name.clone());
         done = done.and(ensure_account(client, namespace, gateway).await);
         let present = resources.services.get(&key).map(AsRef::as_ref);
+        if present.is_some_and(|service| !is_gateway(service)) {
+            warn!(service = %key, "a Service with the name of a gateway is there already");
+            continue;
+        }
         done = done.and(ensure_service(client, subnet, &mut taken, gateway, present).await);
     }
     for (key, service) in resources.services.iter() {
-        let labels = service.metadata.labels.as_ref();
-        let is_gateway = labels.is_some_and(|l| l.contains_key(GATEWAY_LABEL));
-        if is_gateway
+        if is_gateway(service)
             && key.namespace == *namespace
             && !outcome.plan.gateways.contains_key(&key.name)
         {
-            let account = format!("{}-service-account", key.name);
+            let account = service_account(&key.name);
             done = done
                 .and(delete::<Service>(client, namespace, &key.name).await)
                 .and(delete::<ServiceAccount>(client, namespace, &account).await);
         }
     }
     done
+}
+
+fn is_gateway(service: &Service) -> bool {
+    let labels = service.metadata.labels.as_ref();
+    labels.is_some_and(|l| l.contains_key(GATEWAY_LABEL))
 }
 
 fn taken_addresses(outcome: &Outcome) -> BTreeSet<Ipv4Addr> {

@@ -13,16 +13,17 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use meshfed_federation::discovery::client::{Action, Client, ClientSettings, Failure, RequestId};
+use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::names::PeerName;
 use meshfed_federation::plan::DiscoveryTarget;
 use meshfed_pki::{ClientTls, HandshakeRefusal, ServerIds};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsConnector;
 use tracing::{debug, info};
 
-use super::Clock;
+use super::{Clock, PeerCache};
 use crate::apply::Outcomes;
 use crate::hub::Seen;
 use crate::identity::OwnIdentity;
@@ -33,31 +34,56 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A dead path is noticed within about a minute even when nothing is sent.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// Keeps one task for each peer that the plan names.
-pub async fn follow(identity: Arc<OwnIdentity>, seen: Seen, mut outcomes: Outcomes) {
+/// Keeps one task for each peer that the plan names. `kept` is what peers exported when they were
+/// last heard.
+pub async fn follow(
+    identity: Arc<OwnIdentity>,
+    seen: Seen,
+    cache: PeerCache,
+    mut kept: BTreeMap<PeerName, Arc<RemoteServices>>,
+    mut outcomes: Outcomes,
+) {
     let mut running: BTreeMap<PeerName, Running> = BTreeMap::new();
     loop {
         let newest = outcomes.borrow_and_update().clone();
         if let Some(outcome) = newest {
             let wanted = &outcome.plan.discovery;
-            let gone: Vec<PeerName> = running
-                .keys()
-                .filter(|name| !wanted.contains_key(*name))
-                .cloned()
-                .collect();
-            for name in gone {
-                running.remove(&name);
-                seen.forget_peer(name.as_str());
+            let (stay, gone): (BTreeMap<_, _>, _) = std::mem::take(&mut running)
+                .into_iter()
+                .partition(|(name, _)| wanted.contains_key(name));
+            running = stay;
+            for (name, task) in gone {
+                task.end().await;
+                // It cannot be asked now; what it exported stays, for as long as it is a peer.
+                let services = seen.disconnected(name.as_str());
+                kept.insert(name, services);
             }
-            for (name, target) in wanted {
-                match running.get(name) {
-                    Some(task) if task.target == *target => {}
-                    Some(_) | None => {
-                        let task =
-                            Running::start(name, target, &identity, &seen, running.remove(name));
-                        running.insert(name.clone(), task);
-                    }
+            let peers = &outcome.world.resources.peers;
+            kept.retain(|name, _| {
+                let stays = peers.keys().any(|key| key.name == name.as_str());
+                if !stays {
+                    seen.forget_remote(name.as_str());
+                    cache.remove(name);
                 }
+                stays
+            });
+            for (name, target) in wanted {
+                if let Some(task) = running.get_mut(name) {
+                    task.go_by(target);
+                    continue;
+                }
+                let (targets, receiver) = watch::channel(target.clone());
+                let driver = Driver::new(
+                    name.clone(),
+                    receiver,
+                    identity.clone(),
+                    seen.clone(),
+                    cache.clone(),
+                    kept.remove(name).unwrap_or_default(),
+                );
+                let mut tasks = JoinSet::new();
+                tasks.spawn(driver.run());
+                running.insert(name.clone(), Running { targets, tasks });
             }
         }
         if outcomes.changed().await.is_err() {
@@ -68,34 +94,23 @@ pub async fn follow(identity: Arc<OwnIdentity>, seen: Seen, mut outcomes: Outcom
 
 /// The task of one peer; it ends with this value.
 struct Running {
-    target: Arc<DiscoveryTarget>,
-    targets: tokio::sync::watch::Sender<Arc<DiscoveryTarget>>,
-    _tasks: JoinSet<()>,
+    targets: watch::Sender<Arc<DiscoveryTarget>>,
+    tasks: JoinSet<()>,
 }
 
 impl Running {
-    /// A task that already runs is told the new way to its peer, and keeps what it knows.
-    fn start(
-        name: &PeerName,
-        target: &Arc<DiscoveryTarget>,
-        identity: &Arc<OwnIdentity>,
-        seen: &Seen,
-        before: Option<Self>,
-    ) -> Self {
-        if let Some(mut running) = before {
-            running.target = target.clone();
-            running.targets.send_replace(target.clone());
-            return running;
-        }
-        let (targets, receiver) = tokio::sync::watch::channel(target.clone());
-        let mut tasks = JoinSet::new();
-        let driver = Driver::new(name.clone(), receiver, identity.clone(), seen.clone());
-        tasks.spawn(driver.run());
-        Self {
-            target: target.clone(),
-            targets,
-            _tasks: tasks,
-        }
+    /// Tells the task the way to its peer; it keeps what it knows.
+    fn go_by(&mut self, target: &Arc<DiscoveryTarget>) {
+        self.targets.send_if_modified(|present| {
+            let changed = present != target;
+            *present = target.clone();
+            changed
+        });
+    }
+
+    /// Waits until the task has nothing more to say.
+    async fn end(mut self) {
+        self.tasks.shutdown().await;
     }
 }
 
@@ -115,9 +130,10 @@ enum Kind {
 
 struct Driver {
     name: PeerName,
-    targets: tokio::sync::watch::Receiver<Arc<DiscoveryTarget>>,
+    targets: watch::Receiver<Arc<DiscoveryTarget>>,
     identity: Arc<OwnIdentity>,
     seen: Seen,
+    cache: PeerCache,
     clock: Clock,
     machine: Client,
     requests: BTreeMap<RequestId, (Kind, AbortHandle)>,
@@ -129,9 +145,11 @@ struct Driver {
 impl Driver {
     fn new(
         name: PeerName,
-        targets: tokio::sync::watch::Receiver<Arc<DiscoveryTarget>>,
+        targets: watch::Receiver<Arc<DiscoveryTarget>>,
         identity: Arc<OwnIdentity>,
         seen: Seen,
+        cache: PeerCache,
+        last_good: Arc<RemoteServices>,
     ) -> Self {
         let (progress_in, progress) = mpsc::channel(BACKLOG);
         let seed = RandomState::new().hash_one(name.as_str());
@@ -140,8 +158,9 @@ impl Driver {
             targets,
             identity,
             seen,
+            cache,
             clock: Clock::default(),
-            machine: Client::new(ClientSettings::default(), seed, Arc::default()),
+            machine: Client::new(ClientSettings::default(), seed, last_good),
             requests: BTreeMap::new(),
             tasks: JoinSet::new(),
             progress_in,
@@ -152,7 +171,7 @@ impl Driver {
     async fn run(mut self) {
         loop {
             let actions = self.machine.tick(self.clock.now());
-            self.act(actions);
+            self.act(actions).await;
             let wake_in = self
                 .machine
                 .wake_at()
@@ -169,7 +188,7 @@ impl Driver {
                 // Capped, as the timer does not take every duration.
                 () = tokio::time::sleep(wake_in.min(Duration::from_secs(3600))) => Vec::new(),
             };
-            self.act(actions);
+            self.act(actions).await;
         }
     }
 
@@ -199,7 +218,7 @@ impl Driver {
         }
     }
 
-    fn act(&mut self, actions: Vec<Action>) {
+    async fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::OpenWatch(id) => self.request(id, Kind::Watch),
@@ -212,6 +231,14 @@ impl Driver {
                 Action::Changed { services } => {
                     debug!(peer = %self.name, services, "what is known of the peer changed");
                     let state = self.machine.state().clone();
+                    if services {
+                        let (cache, name) = (self.cache.clone(), self.name.clone());
+                        let list = state.services.clone();
+                        // One after the other, so that an older list never replaces a newer one.
+                        let writing =
+                            tokio::task::spawn_blocking(move || cache.store(&name, &list));
+                        let _panic_was_reported = writing.await;
+                    }
                     self.seen.remote(self.name.as_str(), state);
                 }
             }

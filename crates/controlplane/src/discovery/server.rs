@@ -60,10 +60,14 @@ pub struct DiscoveryServer {
 #[derive(Debug, Default)]
 struct State {
     peers: BTreeMap<String, Peer>,
+    /// Counts the peers that there ever were, so that a watch of one that was removed and came back
+    /// is not taken for one of now.
+    generations: u64,
 }
 
 #[derive(Debug)]
 struct Peer {
+    generation: u64,
     /// The ingress gateway that may ask for this peer's list.
     client: Option<SpiffeId>,
     machine: Server,
@@ -105,7 +109,10 @@ impl DiscoveryServer {
             stays
         });
         for (name, exports) in &plan.exports {
+            state.generations += 1;
+            let generation = state.generations;
             let peer = state.peers.entry(name.to_string()).or_insert_with(|| Peer {
+                generation,
                 client: None,
                 machine: Server::new(ServerSettings::default()),
                 wakers: BTreeMap::new(),
@@ -262,6 +269,7 @@ impl DiscoveryServer {
             let events = Events {
                 server: self.clone(),
                 peer: name.to_owned(),
+                generation: peer.generation,
                 id,
                 waiting: Box::pin(notified(waker.clone())),
                 waker,
@@ -278,10 +286,10 @@ impl DiscoveryServer {
         response
     }
 
-    fn watch_ended(&self, peer: &str, id: WatchId) {
+    fn watch_ended(&self, peer: &str, generation: u64, id: WatchId) {
         let now = self.clock.now();
         let mut state = self.lock();
-        let Some(known) = state.peers.get_mut(peer) else {
+        let Some(known) = state.current(peer, generation) else {
             return;
         };
         known.wakers.remove(&id);
@@ -293,6 +301,13 @@ impl DiscoveryServer {
     /// The machines keep their invariants in every call, so a panic elsewhere does not spoil them.
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn current(&mut self, peer: &str, generation: u64) -> Option<&mut Peer> {
+        let peer = self.peers.get_mut(peer)?;
+        (peer.generation == generation).then_some(peer)
     }
 }
 
@@ -323,6 +338,7 @@ async fn notified(waker: Arc<Notify>) {
 pub struct Events {
     server: DiscoveryServer,
     peer: String,
+    generation: u64,
     id: WatchId,
     waker: Arc<Notify>,
     waiting: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -339,7 +355,7 @@ impl Body for Events {
         loop {
             let taken = {
                 let mut state = self.server.lock();
-                let peer = state.peers.get_mut(&self.peer);
+                let peer = state.current(&self.peer, self.generation);
                 peer.map_or(Take::Closed, |peer| peer.machine.take(self.id))
             };
             match taken {
@@ -359,6 +375,7 @@ impl Body for Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        self.server.watch_ended(&self.peer, self.id);
+        self.server
+            .watch_ended(&self.peer, self.generation, self.id);
     }
 }

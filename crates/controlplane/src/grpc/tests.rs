@@ -31,7 +31,7 @@ use crate::ads::{
     Report,
 };
 use crate::ca_service::{
-    AuthError, CaMetrics, CaService, MAX_MESSAGE, ServiceAccountRef, TokenAuthenticator,
+    AuthError, CaMetrics, CaService, MAX_MESSAGE, Membership, ServiceAccountRef, TokenAuthenticator,
 };
 
 const RED: &str = "red-mesh.local";
@@ -40,6 +40,14 @@ const RATINGS: &str = "spiffe://red-mesh.local/ns/bookinfo/sa/ratings";
 const HOUR: Duration = Duration::from_secs(3600);
 /// Longer than anything here takes; a test that waits this long fails.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Every namespace that these tests use belongs to the mesh.
+fn mk_membership(trust_domain: TrustDomain) -> Membership {
+    Membership {
+        trust_domain,
+        namespaces: ["bookinfo", "red-mesh-system"].map(str::to_owned).into(),
+    }
+}
 
 /// Knows the token `ratings-token`, and one that has expired.
 struct FakeTokens {
@@ -51,6 +59,10 @@ impl TokenAuthenticator for FakeTokens {
         match token {
             "ratings-token" => Ok(ServiceAccountRef {
                 namespace: "bookinfo".to_string(),
+                name: "ratings".to_string(),
+            }),
+            "stranger-token" => Ok(ServiceAccountRef {
+                namespace: "default".to_string(),
                 name: "ratings".to_string(),
             }),
             "expired-token" => Err(AuthError::Refused("the token has expired".to_string())),
@@ -133,7 +145,7 @@ impl Plane {
         let deleted = Arc::new(Mutex::new(Vec::new()));
         let authority = CaService::new(
             Arc::new(ArcSwap::new(ca.clone())),
-            watch::channel(Some(domain)).1,
+            watch::channel(Some(mk_membership(domain))).1,
             FakeTokens {
                 deleted: deleted.clone(),
             },
@@ -388,6 +400,17 @@ async fn a_token_buys_a_certificate_and_the_certificate_a_configuration() {
     ads.subscribe(Some(mk_node(&[])), TypeUrl::Endpoints, &["a"])
         .await;
     assert_eq!(names(&ads.accept().await), ["a"]);
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_no_member_gets_no_certificate() {
+    let plane = Plane::start().await;
+    let (_, csr) = mk_csr();
+    let refused = plane
+        .certify(None, Some("stranger-token"), &csr)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
 }
 
 #[tokio::test]

@@ -93,6 +93,13 @@ impl ImportedHost {
     }
 }
 
+impl ImportedHost {
+    /// What follows name and namespace.
+    pub fn suffix(&self) -> &str {
+        self.0.splitn(3, '.').nth(2).unwrap_or_default()
+    }
+}
+
 /// `discovery.<system-ns>.svc.<peer>.local`: the authority and the SNI of our discovery requests to
 /// a peer. Nobody but our own egress reads it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -4,6 +4,7 @@
 //! name leads to the peer's ingress gateway under the name that the peer gave the service. 8188
 //! takes discovery requests of our control plane alone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ pub fn config(
     }
     for address in addresses {
         for listener in [
-            service_listener(mesh, address),
+            service_listener(mesh, address, peers),
             discovery_listener(mesh, address, peers),
         ] {
             config
@@ -88,7 +89,23 @@ pub fn config(
     config
 }
 
-fn service_listener(mesh: &Mesh<'_>, address: &GatewayAddress) -> Listener {
+/// Only names of imports are let through: the SNI picks a cluster, and the clusters of discovery are
+/// for the control plane alone.
+fn service_listener(
+    mesh: &Mesh<'_>,
+    address: &GatewayAddress,
+    peers: &[EgressPeer<'_>],
+) -> Listener {
+    let imports = peers.iter().flat_map(|peer| &peer.imports);
+    let suffixes: BTreeSet<&str> = imports.map(|import| import.imported.suffix()).collect();
+    let allow = suffixes
+        .into_iter()
+        .map(|suffix| AllowPolicy {
+            name: suffix.to_owned(),
+            principals: Vec::new(),
+            server_name_suffix: Some(format!(".{suffix}")),
+        })
+        .collect();
     Listener {
         name: format!("{}_{}", address.ip, address.service_port),
         address: (address.ip, address.service_port).into(),
@@ -99,7 +116,7 @@ fn service_listener(mesh: &Mesh<'_>, address: &GatewayAddress) -> Listener {
             tls: Some(mesh.downstream_tls(Vec::new(), Vec::new())),
             network: Network::Tcp(Tcp {
                 target: TcpTarget::SniCluster,
-                allow: None,
+                allow: Some(allow),
                 idle_timeout: IDLE_TIMEOUT,
             }),
         }],

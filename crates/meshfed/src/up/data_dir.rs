@@ -7,6 +7,7 @@
 //! | `root-cert.pem` | the mesh's root, for proxies that join |
 //! | `subnet`, `instance` | kept from the first start on |
 //! | `tokens/` | ServiceAccount tokens of gateways that run in this process |
+//! | `peers/` | what each peer exported when it was last heard |
 //! | `logs/` | one access log per component |
 
 use std::path::{Path, PathBuf};
@@ -45,6 +46,10 @@ impl DataDir {
 
     pub fn tokens(&self) -> PathBuf {
         self.0.join("tokens")
+    }
+
+    pub fn peers(&self) -> PathBuf {
+        self.0.join("peers")
     }
 
     pub fn logs(&self) -> PathBuf {

@@ -17,6 +17,11 @@ use crate::proxies::{Gateway, ProxyMetrics, Running};
 /// After a failed start it is tried again after this.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// A gateway that cannot join in this time must not keep the others waiting.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// Tokens live for a day. One that is fresh is needed only if a certificate was not renewed in time.
+const TOKEN_REFRESH: Duration = Duration::from_secs(6 * 3600);
+
 /// What is needed to run gateways in this process.
 pub struct Gateways {
     pub client: Client,
@@ -35,6 +40,7 @@ impl Gateways {
     /// Follows the plan until the drain begins; then waits for nothing more.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut running: BTreeMap<String, Running> = BTreeMap::new();
+        let mut refresh = tokio::time::interval(TOKEN_REFRESH);
         loop {
             let newest = self.outcomes.borrow_and_update().clone();
             let wanted: BTreeSet<String> = newest
@@ -63,7 +69,11 @@ impl Gateways {
                     failed = true;
                     continue;
                 }
-                match self.start(&name).await {
+                let started = tokio::select! {
+                    started = tokio::time::timeout(START_TIMEOUT, self.start(&name)) => started,
+                    () = self.drain.signaled() => break,
+                };
+                match started.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long"))) {
                     Ok(gateway) => {
                         running.insert(name, gateway);
                     }
@@ -81,6 +91,13 @@ impl Gateways {
                 () = self.drain.signaled() => break,
                 changed = self.outcomes.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep(RETRY), if failed => {}
+                _ = refresh.tick() => {
+                    for name in running.keys() {
+                        if let Err(error) = self.write_token(name).await {
+                            warn!(gateway = name, error = format!("{error:#}"), "no new token");
+                        }
+                    }
+                }
             }
         }
         futures::future::join_all(running.into_values().map(Running::stop)).await;
@@ -95,10 +112,7 @@ impl Gateways {
     }
 
     async fn start(&self, name: &str) -> anyhow::Result<Running> {
-        let service_account = service_account(name);
-        let token_file = self.join.token_file.join(name);
-        let token = new_token(&self.client, &self.namespace, &service_account).await?;
-        write_token(&token_file, &token)?;
+        let token_file = self.write_token(name).await?;
         Gateway {
             join: Join {
                 token_file,
@@ -110,5 +124,13 @@ impl Gateways {
         }
         .start(&self.metrics)
         .await
+    }
+
+    /// A new token, where the gateway reads it at its next use.
+    async fn write_token(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let file = self.join.token_file.join(name);
+        let token = new_token(&self.client, &self.namespace, &service_account(name)).await?;
+        write_token(&file, &token)?;
+        Ok(file)
     }
 }

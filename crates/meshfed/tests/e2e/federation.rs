@@ -182,6 +182,19 @@ impl Mesh {
         .await;
     }
 
+    /// Waits until this mesh says that it has no connection with the peer.
+    pub async fn alone(&self, peer: &str) {
+        let api: Api<ServiceMeshPeer> = Api::namespaced(self.client.clone(), &self.system());
+        eventually(PATIENCE, async || {
+            let status = api.get(peer).await.map_err(text)?.status;
+            match &status {
+                Some(status) if status.discovery_status.active.is_empty() => Ok(()),
+                _ => Err(format!("{} with {peer}: {status:?}", self.name)),
+            }
+        })
+        .await;
+    }
+
     /// The arguments by which a proxy joins this mesh as a ServiceAccount.
     pub async fn join(&self, namespace: &str, account: &str) -> Vec<String> {
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);

@@ -67,9 +67,16 @@ async fn calls_go_on_while_both_control_planes_are_away_and_while_they_come_back
         federation.call().await.unwrap();
         tunnel.call().await.unwrap();
     }
-    // Neither does a control plane that knows nothing yet take anything away.
-    federation.red.start_again().await;
+    // A control plane that cannot ask its peer goes by what the peer last exported.
     federation.green.start_again().await;
+    federation.green.alone("red-mesh").await;
+    // Long enough for the proxies of green to come back and to be told of everything anew.
+    for _ in 0..100 {
+        federation.call().await.unwrap();
+        tunnel.call().await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    federation.red.start_again().await;
     let Federation { red, green, .. } = &federation;
     let back = async {
         red.connected("green-mesh").await;

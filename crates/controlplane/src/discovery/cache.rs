@@ -1,0 +1,105 @@
+//! The last good list of each peer, kept on disk: what a peer exported stays while it, or we, are
+//! away. One file a peer, in the protocol's own form, and checked when it is read as if the peer
+//! had sent it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use meshfed_federation::discovery::message::{Limits, decode_list};
+use meshfed_federation::discovery::remote::RemoteServices;
+use meshfed_federation::names::PeerName;
+use tracing::warn;
+
+const SUFFIX: &str = ".json";
+
+/// The directory of the lists.
+#[derive(Debug, Clone)]
+pub struct PeerCache(PathBuf);
+
+impl PeerCache {
+    /// Makes the directory if it is not there.
+    pub fn open(dir: PathBuf) -> std::io::Result<Self> {
+        meshfed_runtime::create_private_dir(&dir)?;
+        Ok(Self(dir))
+    }
+
+    /// All lists that can be read; others are told of and left.
+    pub fn load(&self) -> BTreeMap<PeerName, Arc<RemoteServices>> {
+        let entries = match std::fs::read_dir(&self.0) {
+            Ok(entries) => entries,
+            Err(error) => {
+                warn!(dir = %self.0.display(), %error, "cannot read the lists of peers");
+                return BTreeMap::new();
+            }
+        };
+        let mut lists = BTreeMap::new();
+        for entry in entries.flatten() {
+            let file = entry.file_name();
+            let name = file.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+            let Some(peer) = name.and_then(|name| name.parse::<PeerName>().ok()) else {
+                continue;
+            };
+            match read(&entry.path()) {
+                Ok(services) => {
+                    lists.insert(peer, Arc::new(services));
+                }
+                Err(error) => warn!(%peer, error, "the kept list of this peer is not usable"),
+            }
+        }
+        lists
+    }
+
+    /// Keeps a list. Blocks for the time of a write to disk.
+    pub fn store(&self, peer: &PeerName, services: &RemoteServices) {
+        let path = self.path(peer);
+        let document = services.to_list().encode();
+        if let Err(error) = meshfed_runtime::write_private(&path, &document) {
+            warn!(%peer, %error, "cannot keep the list of this peer");
+        }
+    }
+
+    /// Drops the list of what is no peer any more.
+    pub fn remove(&self, peer: &PeerName) {
+        match std::fs::remove_file(self.path(peer)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                warn!(%peer, %error, "cannot remove the list of this peer");
+            }
+            _ => {}
+        }
+    }
+
+    fn path(&self, peer: &PeerName) -> PathBuf {
+        self.0.join(format!("{peer}{SUFFIX}"))
+    }
+}
+
+fn read(path: &Path) -> Result<RemoteServices, String> {
+    let limits = Limits::default();
+    let document = std::fs::read(path).map_err(|e| e.to_string())?;
+    let received = decode_list(&document, &limits).map_err(|e| e.to_string())?;
+    RemoteServices::check(received, &limits).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &[u8] = br#"{"checksum":12328941072753332621,"services":[{"name":"a","namespace":"b","hostname":"a.b.svc.c-exports.local"}]}"#;
+
+    #[test]
+    fn a_list_survives_and_one_that_is_damaged_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = PeerCache::open(dir.path().join("peers")).unwrap();
+        let limits = Limits::default();
+        let services = RemoteServices::check(decode_list(LIST, &limits).unwrap(), &limits).unwrap();
+        let red: PeerName = "red-mesh".parse().unwrap();
+        cache.store(&red, &services);
+        std::fs::write(cache.path(&"blue-mesh".parse().unwrap()), "{").unwrap();
+        let loaded = cache.load();
+        assert_eq!(loaded.len(), 1);
+        assert_eq!(*loaded[&red], services);
+        cache.remove(&red);
+        assert!(cache.load().is_empty());
+    }
+}
