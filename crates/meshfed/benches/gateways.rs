@@ -65,7 +65,7 @@ impl Settings {
     fn read() -> anyhow::Result<Self> {
         Ok(Self {
             rounds: setting("MESHFED_BENCH_ROUNDS", 3)?,
-            seconds: setting("MESHFED_BENCH_SECONDS", 4.0)?,
+            seconds: setting("MESHFED_BENCH_SECONDS", 3.0)?,
             connections: setting("MESHFED_BENCH_CONNECTIONS", 16)?,
             json: std::env::args().any(|argument| argument == "--json"),
         })
@@ -150,6 +150,10 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
          {OPENERS}; meshfed gateway and Envoy with {threads} worker threads each",
         settings.rounds, settings.seconds, settings.connections
     );
+    for way in ways.iter().filter(|way| way.target.tls.is_some()) {
+        let group = way.target.key_exchange().await?;
+        eprintln!("{}: the client and its server agree on {group}", way.name);
+    }
     measure(settings, &mut ways).await?;
     if let Some(pair) = &envoys {
         pair.check()?;

@@ -129,6 +129,20 @@ impl Target {
         Ok(Connection { sender, driver })
     }
 
+    /// The key exchange of a new connection; the larger part of what a handshake costs.
+    #[allow(dead_code, reason = "of the benchmark of the gateways alone")]
+    pub async fn key_exchange(&self) -> anyhow::Result<String> {
+        let (config, name) = self.tls.as_ref().context("there is no TLS")?;
+        let stream = TcpStream::connect(self.address).await?;
+        let connector = TlsConnector::from(config.clone());
+        let stream = connector.connect(name.clone(), stream).await?;
+        let group = stream.get_ref().1.negotiated_key_exchange_group();
+        Ok(format!(
+            "{:?}",
+            group.context("no key was exchanged")?.name()
+        ))
+    }
+
     /// A new connection for one request.
     pub async fn call_once(&self) -> anyhow::Result<()> {
         let mut connection = self.open().await?;
