@@ -165,7 +165,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
         print(&ways, &rows);
     }
     if envoys.is_none() {
-        println!("Envoy: skipped, there is none");
+        eprintln!("Envoy: skipped, there is none");
     }
     Ok(())
 }
