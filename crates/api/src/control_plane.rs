@@ -283,6 +283,24 @@ pub struct ServiceMeshControlPlaneStatus {
 pub struct AppliedSpec {
     pub profiles: Vec<String>,
     pub version: String,
+    /// Name and network of the cluster, for whoever looks for a fault.
+    #[serde(skip_serializing_if = "AppliedCluster::is_empty")]
+    pub cluster: AppliedCluster,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AppliedCluster {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub network: String,
+}
+
+impl AppliedCluster {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use meshfed_agent::IdentityMetrics;
+use meshfed_api::control_plane::AppliedCluster;
 use meshfed_proxy::{ConnectionLimits, Node, NodeKind, Probe, Proxy, ProxyHandle, ProxyOptions};
 use meshfed_runtime::{AccessLog, AccessLogMetrics, Admin, Drain, Metrics, Readiness};
 use tokio::task::JoinSet;
@@ -24,6 +25,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// workload listens.
 const OUTBOUND_KEY: &str = "MESHFED_OUTBOUND";
 const APP_KEY: &str = "MESHFED_APP";
+
+/// The name of a cluster that has none, as in Istio.
+const DEFAULT_CLUSTER: &str = "Kubernetes";
 
 /// What proxies of one process count, registered once.
 #[derive(Clone)]
@@ -47,6 +51,8 @@ impl ProxyMetrics {
 #[derive(Debug, Clone)]
 pub struct Gateway {
     pub join: Join,
+    /// Name and network of the cluster, which the gateway says of itself.
+    pub cluster: AppliedCluster,
     pub name: String,
     pub namespace: String,
     pub log_dir: PathBuf,
@@ -91,8 +97,11 @@ impl Gateway {
             addresses: vec![Ipv4Addr::LOCALHOST.into()],
             labels: [("app".to_owned(), self.name.clone())].into(),
             ports: Vec::new(),
-            cluster_id: "Kubernetes".to_owned(),
-            network: String::new(),
+            cluster_id: match self.cluster.name.is_empty() {
+                true => DEFAULT_CLUSTER.to_owned(),
+                false => self.cluster.name,
+            },
+            network: self.cluster.network,
             metadata: BTreeMap::new(),
         };
         let log = AccessLog::open(&self.log_dir, &self.name, &metrics.log)?;
@@ -117,7 +126,7 @@ impl Sidecar {
             addresses: vec![self.address],
             labels: self.labels,
             ports: Vec::new(),
-            cluster_id: "Kubernetes".to_owned(),
+            cluster_id: DEFAULT_CLUSTER.to_owned(),
             network: String::new(),
             metadata,
         };
@@ -165,6 +174,7 @@ impl Running {
 pub fn gateway(options: GatewayOptions, logging: &Logging) -> anyhow::Result<ExitCode> {
     let gateway = Gateway {
         join: Join::from_options(&options.join)?,
+        cluster: AppliedCluster::default(),
         name: options.name.clone(),
         namespace: options.namespace,
         log_dir: options.log_dir,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
+use meshfed_api::control_plane::AppliedCluster;
 use meshfed_controlplane::apply::Outcomes;
 use meshfed_federation::plan::gateways::service_account;
 use meshfed_runtime::DrainWatch;
@@ -118,12 +119,24 @@ impl Gateways {
                 token_file,
                 ..self.join.clone()
             },
+            cluster: self.cluster(),
             name: name.to_owned(),
             namespace: self.namespace.clone(),
             log_dir: self.logs.clone(),
         }
         .start(&self.metrics)
         .await
+    }
+
+    /// Name and network of the cluster, as the control plane's status has them.
+    fn cluster(&self) -> AppliedCluster {
+        let newest = self.outcomes.borrow();
+        let statuses = newest.iter().flat_map(|outcome| {
+            let ruling = outcome.plan.control_plane.as_ref()?;
+            outcome.plan.statuses.control_planes.get(ruling)
+        });
+        let applied = statuses.map(|status| status.applied_spec.cluster.clone());
+        applied.last().unwrap_or_default()
     }
 
     /// A new token, where the gateway reads it at its next use.

@@ -183,6 +183,12 @@ fn fields_that_are_not_acted_on_are_kept_and_named() {
     assert!(named.contains("spec.runtime"), "{named}");
     let kept = &mesh.get("smcp/red-mesh")["spec"]["runtime"]["defaults"]["container"];
     assert_eq!(kept["imagePullPolicy"], "Always");
+    let cluster = "{\"spec\": {\"cluster\": {\"name\": \"here\", \"network\": \"red-network\"}}}";
+    mesh.kubectl(&["patch", "smcp/red-mesh", "--type=merge", "-p", cluster]);
+    mesh.until("smcp/red-mesh", |smcp| {
+        let applied = &smcp["status"]["appliedSpec"]["cluster"];
+        (applied["name"] == "here" && applied["network"] == "red-network").then_some(())
+    });
 }
 
 fn peer(namespace: &str, kind: &str) -> String {

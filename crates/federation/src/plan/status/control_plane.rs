@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use meshfed_api::ServiceMeshControlPlane;
 use meshfed_api::control_plane::{
-    AppliedSpec, Components, DEFAULT_PROFILE, DEFAULT_VERSION, Gateway, Readiness,
+    AppliedCluster, AppliedSpec, Components, DEFAULT_PROFILE, DEFAULT_VERSION, Gateway, Readiness,
     ServiceMeshControlPlaneStatus,
 };
 
@@ -63,6 +63,13 @@ fn status(
                 .version
                 .clone()
                 .unwrap_or_else(|| DEFAULT_VERSION.to_owned()),
+            cluster: spec
+                .cluster
+                .as_ref()
+                .map_or_else(AppliedCluster::default, |cluster| AppliedCluster {
+                    name: cluster.name.clone().unwrap_or_default(),
+                    network: cluster.network.clone().unwrap_or_default(),
+                }),
         },
     }
 }
