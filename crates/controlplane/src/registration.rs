@@ -31,9 +31,10 @@ const CONTAINER: &str = "workload";
 const GRACE: Duration = Duration::from_secs(30);
 /// After a failed write the difference is looked at again after this.
 const RETRY: Duration = Duration::from_millis(500);
-/// Metadata of our sidecars beyond Istio's.
-const OUTBOUND_KEY: &str = "MESHFED_OUTBOUND";
-const APP_KEY: &str = "MESHFED_APP";
+/// Metadata of our sidecars beyond Istio's: where they listen for the workload, and where the
+/// workload listens (`ip:port`).
+pub const OUTBOUND_KEY: &str = "MESHFED_OUTBOUND";
+pub const APP_KEY: &str = "MESHFED_APP";
 
 /// Keeps the Pods until the nodes' sender goes.
 pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcomes: Outcomes) {

@@ -33,7 +33,6 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(options) => up::run(options.resolve()?, &logging),
         Command::Gateway(options) => proxies::gateway(options, &logging),
         Command::Sidecar(options) => proxies::sidecar(options, &logging),
-
         Command::Agent(options) => agent::run(options, &logging),
         Command::Demo(options) => demo::run(options, &logging),
         Command::Crds => cli::print_crds(),

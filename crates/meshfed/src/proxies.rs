@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use meshfed_agent::IdentityMetrics;
 use meshfed_api::control_plane::AppliedCluster;
+use meshfed_controlplane::registration::{APP_KEY, OUTBOUND_KEY};
 use meshfed_proxy::{ConnectionLimits, Node, NodeKind, Probe, Proxy, ProxyHandle, ProxyOptions};
 use meshfed_runtime::{AccessLog, AccessLogMetrics, Admin, Drain, Metrics, Readiness};
 use tokio::task::JoinSet;
@@ -21,10 +22,6 @@ use crate::join::{Join, Joined, init_logging};
 
 /// Connections have this long to finish when their proxy is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Metadata of our sidecars beyond Istio's: where they listen for the workload, and where the
-/// workload listens.
-const OUTBOUND_KEY: &str = "MESHFED_OUTBOUND";
-const APP_KEY: &str = "MESHFED_APP";
 
 /// The name of a cluster that has none, as in Istio.
 const DEFAULT_CLUSTER: &str = "Kubernetes";
