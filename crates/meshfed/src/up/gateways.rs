@@ -131,12 +131,11 @@ impl Gateways {
     /// Name and network of the cluster, as the control plane's status has them.
     fn cluster(&self) -> AppliedCluster {
         let newest = self.outcomes.borrow();
-        let statuses = newest.iter().flat_map(|outcome| {
+        let status = newest.as_ref().and_then(|outcome| {
             let ruling = outcome.plan.control_plane.as_ref()?;
             outcome.plan.statuses.control_planes.get(ruling)
         });
-        let applied = statuses.map(|status| status.applied_spec.cluster.clone());
-        applied.last().unwrap_or_default()
+        status.map_or_else(AppliedCluster::default, |s| s.applied_spec.cluster.clone())
     }
 
     /// A new token, where the gateway reads it at its next use.
