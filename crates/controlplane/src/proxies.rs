@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use meshfed_federation::plan::ProxyKey;
+use meshfed_federation::plan::gateways::gateway_of;
 use meshfed_federation::world::{GatewayState, ObjectKey};
 use meshfed_proxy_config::ProxyConfig;
 use tokio::sync::watch;
@@ -14,9 +15,6 @@ use crate::ads::{
 };
 use crate::apply::Outcomes;
 use crate::hub::{Outcome, Seen};
-
-/// End of the name of a gateway's service account.
-const GATEWAY_ACCOUNT: &str = "-service-account";
 
 /// Gives each proxy what the plan has for it.
 #[derive(Debug)]
@@ -105,7 +103,7 @@ impl Proxies {
 
     fn key(&self, node: &AuthenticatedNode) -> Result<ProxyKey, Refusal> {
         if node.namespace() == self.system_namespace
-            && let Some(name) = node.service_account().strip_suffix(GATEWAY_ACCOUNT)
+            && let Some(name) = gateway_of(node.service_account())
         {
             return Ok(ProxyKey::Gateway(name.to_owned()));
         }

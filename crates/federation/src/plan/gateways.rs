@@ -16,6 +16,7 @@ use crate::world::GATEWAY_LABEL;
 
 /// Node ports lie in this range (Kubernetes' default, table 2 of the documents).
 const NODE_PORTS: std::ops::RangeInclusive<i32> = 30000..=32767;
+const ACCOUNT_SUFFIX: &str = "-service-account";
 const APP_LABEL: &str = "app";
 const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 const OWNER_LABEL: &str = "maistra.io/owner";
@@ -69,7 +70,12 @@ pub fn desired(
 
 /// The service account of a gateway: `<gateway>-service-account`.
 pub fn service_account(gateway: &str) -> String {
-    format!("{gateway}-service-account")
+    format!("{gateway}{ACCOUNT_SUFFIX}")
+}
+
+/// The gateway that a service account is named after; the inverse of [`service_account`].
+pub fn gateway_of(service_account: &str) -> Option<&str> {
+    service_account.strip_suffix(ACCOUNT_SUFFIX)
 }
 
 /// Where a gateway listens: one of its addresses, with the ports that are bound there.
