@@ -7,6 +7,7 @@ mod meshes;
 mod screen;
 mod workloads;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -83,6 +84,8 @@ enum Scene {
 /// Everything that runs.
 #[derive(Default)]
 struct Stage {
+    /// Holds the network against other demos.
+    network: Option<TcpListener>,
     meshes: Vec<Mesh>,
     workloads: Workloads,
 }
@@ -96,7 +99,8 @@ impl Stage {
         check: bool,
     ) -> anyhow::Result<Scene> {
         let third = profiles.len() > 2;
-        let network = network(profiles, data)?;
+        let (network, lock) = network(profiles, data)?;
+        self.network = lock;
         screen.heading("Starting the meshes");
         for profile in profiles {
             let step = screen.step(format!("start {}", profile.name));
@@ -248,6 +252,7 @@ impl Stage {
 
     async fn stop(self) {
         self.workloads.stop().await;
+        drop(self.network);
         futures::future::join_all(self.meshes.into_iter().map(Mesh::stop)).await;
     }
 }
@@ -278,18 +283,18 @@ async fn call(
 }
 
 /// The network of an earlier demo in this directory, else one that is free.
-fn network(profiles: &[Profile], data: &Path) -> anyhow::Result<u8> {
+fn network(profiles: &[Profile], data: &Path) -> anyhow::Result<(u8, Option<TcpListener>)> {
     let file = data.join("network");
     if let Ok(text) = std::fs::read_to_string(&file)
         && let Ok(network) = text.trim().parse()
     {
-        return Ok(network);
+        return Ok((network, None));
     }
-    let network = meshes::free_network(profiles)?;
+    let (network, lock) = meshes::free_network(profiles)?;
     std::fs::create_dir_all(data).with_context(|| format!("cannot create {}", data.display()))?;
     std::fs::write(&file, network.to_string())
         .with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(network)
+    Ok((network, Some(lock)))
 }
 
 /// Hands the root of `from` to `to`, as two administrators would by mail.

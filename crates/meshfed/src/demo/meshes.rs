@@ -1,5 +1,6 @@
 //! The meshes of the demo: each a process of its own with everything of its own.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use tokio::process::{Child, ChildStdin, Command};
 use super::manifests::{self, Manifest};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Marks a network as a demo's.
+const LOCK_PORT: u16 = 15999;
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What makes a mesh different from the others.
@@ -168,18 +171,19 @@ fn last_line(log: &Path) -> Option<String> {
 /// # Errors
 ///
 /// None is free.
-pub fn free_network(profiles: &[Profile]) -> anyhow::Result<u8> {
-    (manifests::NETWORK..=127)
-        .find(|network| {
-            profiles.iter().all(|profile| {
-                let address = Subnet::new(*network, profile.third).control_plane();
-                let ports = [6443, 15012];
-                ports
-                    .iter()
-                    .all(|port| std::net::TcpListener::bind((address, *port)).is_ok())
-            })
-        })
-        .context(
-            "no network from 127.64.0.0/16 to 127.127.0.0/16 is free; is another demo running?",
-        )
+pub fn free_network(profiles: &[Profile]) -> anyhow::Result<(u8, TcpListener)> {
+    let free = |network: u8| {
+        // Held as long as the demo runs: two that start at once do not take the same one.
+        let lock = TcpListener::bind((Subnet::new(network, 0).address(254), LOCK_PORT)).ok()?;
+        let all = profiles.iter().all(|profile| {
+            let address = Subnet::new(network, profile.third).control_plane();
+            [6443, 15012]
+                .iter()
+                .all(|port| TcpListener::bind((address, *port)).is_ok())
+        });
+        all.then_some((network, lock))
+    };
+    (manifests::NETWORK..=127).find_map(free).context(
+        "no network from 127.64.0.0/16 to 127.127.0.0/16 is free; is another demo running?",
+    )
 }
