@@ -20,6 +20,7 @@ mod membership;
 mod peers;
 pub mod proxy;
 mod roots;
+mod settings;
 mod sharing;
 pub mod sidecar;
 mod status;
@@ -44,6 +45,7 @@ pub use self::imports::ImportProblem;
 pub use self::membership::MemberProblem;
 pub use self::peers::{GatewayGap, PeerProblem};
 pub use self::roots::RootProblem;
+pub use self::settings::{PeerSettings, SettingProblem};
 
 use self::configs::Decided;
 use self::egress::{DISCOVERY_SERVICE_HEADER, REMOTE_HEADER};
@@ -120,6 +122,8 @@ pub struct DiscoveryTarget {
     pub authority: String,
     /// Request headers: `discovery-service` and `remote`.
     pub headers: Vec<(String, String)>,
+    /// What the peer's annotations set.
+    pub settings: PeerSettings,
 }
 
 /// The statuses that resources should have. Times of transitions are kept from the resource's
@@ -263,6 +267,7 @@ fn discovery_targets(world: &World, peers: &Peers<'_>) -> BTreeMap<PeerName, Arc
                     ),
                     (REMOTE_HEADER.to_owned(), peer.remote_hash.to_string()),
                 ],
+                settings: peer.settings.clone(),
             };
             Some((peer.name.clone(), Arc::new(target)))
         })

@@ -12,6 +12,7 @@ use super::GatewayKind;
 use super::control_plane::Ruling;
 use super::gateways::{GatewayAddress, GatewayProblem};
 use super::roots::{RootProblem, Roots, roots_of_peer};
+use super::settings::PeerSettings;
 use crate::discovery::checksum::remote_hash;
 use crate::names::{DiscoveryHost, DomainSuffix, Label, NameError, PeerName, clip};
 use crate::world::{ObjectKey, World};
@@ -122,6 +123,7 @@ pub(super) struct Trusted<'w> {
     pub discovery_port: u16,
     pub remote_hash: u64,
     pub discovery_host: DiscoveryHost,
+    pub settings: PeerSettings,
     /// Where the peer comes in.
     pub ingress: Result<Gateway, GatewayGap>,
     /// Where we go out to the peer.
@@ -212,6 +214,7 @@ fn judge_one<'w>(
         discovery_host: DiscoveryHost::new(&namespace, &name),
         ingress: gateway(ruling, GatewayKind::Ingress, &gateways.ingress.name),
         egress: gateway(ruling, GatewayKind::Egress, &gateways.egress.name),
+        settings: PeerSettings::parse(object.metadata.annotations.as_ref()).0,
         going: object.metadata.deletion_timestamp.is_some(),
         object,
         name,

@@ -81,7 +81,7 @@ fn a_condition_keeps_its_time_until_it_turns_and_those_of_others_stay() {
             .unwrap()
             .conditions
             .clone();
-        assert_eq!(conditions[1].type_, "Audited");
+        assert_eq!(conditions.last().unwrap().type_, "Audited");
         (
             conditions[0].status.clone(),
             conditions[0]
@@ -95,6 +95,39 @@ fn a_condition_keeps_its_time_until_it_turns_and_those_of_others_stay() {
     assert_eq!(ready(&red), ("True".into(), "2020-01-01T00:00:00Z".into()));
     red.edit_peer("green-mesh", |peer| peer.spec.security.client_id = None);
     assert_eq!(ready(&red), ("False".into(), now().to_string()));
+}
+
+#[test]
+fn a_setting_that_cannot_be_read_is_said_and_nothing_else_changes() {
+    let (mut red, _) = red_and_green();
+    let settings = |lab: &Lab| {
+        let plan = lab.plan();
+        let status = plan.statuses.peers.values().next().unwrap();
+        let mut conditions = status.conditions.iter();
+        let condition = conditions.find(|c| c.type_ == "SettingsUsable").unwrap();
+        let said = condition.message.clone().unwrap();
+        (condition.status.clone(), said, plan.discovery)
+    };
+    let (status, _, before) = settings(&red);
+    assert_eq!(status, "True");
+    let set = |lab: &mut Lab, value: &str| {
+        lab.edit_peer("green-mesh", |peer| {
+            let annotations = peer.metadata.annotations.get_or_insert_default();
+            annotations.insert("meshfed.io/max-services".into(), value.into());
+        });
+    };
+    set(&mut red, "all");
+    let (status, said, discovery) = settings(&red);
+    assert_eq!(status, "False");
+    assert!(
+        said.contains("meshfed.io/max-services is \"all\""),
+        "{said}"
+    );
+    assert_eq!(discovery, before);
+    set(&mut red, "7");
+    let (status, _, discovery) = settings(&red);
+    assert_eq!(status, "True");
+    assert_eq!(discovery["green-mesh"].settings.max_services, 7);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use meshfed_api::ServiceMeshPeer;
 use meshfed_api::peer::{
     DiscoveryStatus, PodDiscoveryStatus, RemoteDiscoveryStatus, ServiceMeshPeerStatus, WatchStatus,
 };
@@ -12,6 +13,7 @@ use meshfed_api::peer::{
 use super::condition::{READY, Verdict, conditions};
 use super::time;
 use crate::discovery::client::RemoteState;
+use crate::plan::PeerSettings;
 use crate::plan::configs::Decided;
 use crate::plan::peers::{PeerProblem, Trusted};
 use crate::world::{ObjectKey, PeerState, World};
@@ -33,7 +35,12 @@ pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, Service
             let present = object.status.as_ref().map(|s| s.conditions.as_slice());
             let status = ServiceMeshPeerStatus {
                 discovery_status: discovery_status(decided, &state),
-                conditions: conditions(present, [verdict], &object.metadata, world.now),
+                conditions: conditions(
+                    present,
+                    [verdict, settings(object)],
+                    &object.metadata,
+                    world.now,
+                ),
             };
             Some((key.clone(), status))
         })
@@ -82,6 +89,18 @@ fn ready(peer: &Trusted<'_>, remote: &RemoteState, now: Timestamp) -> Verdict {
         return Verdict::fails(READY, "NotConnected", message);
     }
     Verdict::holds(READY, "Connected", "the peer's exports are watched")
+}
+
+/// Whether the peer's annotations have the effect that was meant.
+fn settings(object: &ServiceMeshPeer) -> Verdict {
+    const TYPE: &str = "SettingsUsable";
+    let (_, problems) = PeerSettings::parse(object.metadata.annotations.as_ref());
+    if problems.is_empty() {
+        return Verdict::holds(TYPE, "SettingsUsed", "every setting has its effect");
+    }
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let message = format!("{}; the default counts", problems.join("; "));
+    Verdict::fails(TYPE, "InvalidSetting", message)
 }
 
 /// Never without an event or a list in the last two resync periods.
