@@ -5,6 +5,7 @@
 //! * [`rules`]: which services a rule set exports or imports, under which name, and why.
 //! * [`discovery`]: the protocol between two control planes as state machines: bytes and ticks in,
 //!   actions out.
+//! * [`difference`]: what two states of the mesh share differently, and with whom.
 //! * [`protocol`] and [`moment`]: what a port speaks, and time as a value.
 //!
 //! ```text
@@ -52,6 +53,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod difference;
 pub mod discovery;
 pub mod moment;
 pub mod names;

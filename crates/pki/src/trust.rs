@@ -51,6 +51,12 @@ impl RootCert {
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
         self.not_before <= now && now <= self.not_after
     }
+
+    /// SHA-256 of the certificate, as hexadecimal digits, for people who compare.
+    pub fn fingerprint(&self) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.der);
+        digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+    }
 }
 
 /// The roots by trust domain. Immutable: a change of trust makes a new store and new TLS

@@ -92,6 +92,15 @@ impl RemoteService {
             wire,
         })
     }
+
+    /// Its ports that carry TCP, which can be imported.
+    pub fn tcp_ports(&self) -> impl Iterator<Item = u16> {
+        let tcp = self
+            .ports
+            .iter()
+            .filter(|port| port.protocol != Protocol::Udp);
+        tcp.map(|port| port.number)
+    }
 }
 
 /// About as many bytes as its JSON has.

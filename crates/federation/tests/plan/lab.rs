@@ -281,6 +281,12 @@ impl Lab {
         edit(Arc::make_mut(peers.get_mut(&key).unwrap()));
     }
 
+    pub fn edit_service(&mut self, namespace: &str, name: &str, edit: impl FnOnce(&mut Service)) {
+        let key = ObjectKey::new(namespace, name);
+        let services = Arc::make_mut(&mut self.world.resources.services);
+        edit(Arc::make_mut(services.get_mut(&key).unwrap()));
+    }
+
     pub fn delete<K: Clone>(
         &mut self,
         of: fn(&mut Resources) -> &mut Shared<ObjectKey, K>,

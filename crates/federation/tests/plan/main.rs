@@ -5,6 +5,7 @@
     reason = "a fixture that is not as it should be fails the test"
 )]
 
+mod difference;
 mod documents;
 mod lab;
 mod names;

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use crate::lab::Lab;
 
 #[derive(Debug, Clone)]
-struct Pick {
+pub struct Pick {
     namespace: &'static str,
     name: &'static str,
     alias: Option<&'static str>,
 }
 
-fn pick() -> impl Strategy<Value = Pick> {
+pub fn pick() -> impl Strategy<Value = Pick> {
     (
         prop::sample::select(vec!["*", "a", "b"]),
         prop::sample::select(vec!["*", "x", "y", "z"]),
@@ -41,7 +41,7 @@ fn matches(pick: &Pick, namespace: &str, name: &str) -> bool {
 }
 
 /// A red mesh with services in two member namespaces and one that is no member.
-fn red(services: &[(&str, &str)], picks: &[Pick]) -> Vec<Value> {
+pub fn red(services: &[(&str, &str)], picks: &[Pick]) -> Vec<Value> {
     let mut all = vec![json!({
         "kind": "ServiceMeshMemberRoll",
         "metadata": {"name": "default", "namespace": "red-mesh-system",
@@ -68,7 +68,7 @@ fn red(services: &[(&str, &str)], picks: &[Pick]) -> Vec<Value> {
     all
 }
 
-fn lab(documents: impl IntoIterator<Item = Value>) -> Lab {
+pub fn lab(documents: impl IntoIterator<Item = Value>) -> Lab {
     let mut lab = Lab::of_examples("red");
     for document in documents {
         lab.apply_json(document);
@@ -76,7 +76,7 @@ fn lab(documents: impl IntoIterator<Item = Value>) -> Lab {
     lab
 }
 
-fn services() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+pub fn services() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
     let all: Vec<_> = ["a", "b", "c"]
         .into_iter()
         .flat_map(|namespace| ["x", "y", "z"].map(|name| (namespace, name)))
