@@ -82,4 +82,22 @@ pub struct Endpoint {
     /// False: the workload has no sidecar, plain bytes are sent even though the cluster has TLS
     /// (Envoy: `transport_socket_matches` on endpoint metadata `tlsMode`).
     pub mesh_tls: bool,
+    /// Share of the traffic in proportion to the other endpoints of the priority: 1 to
+    /// [`MAX_WEIGHT`]. What is outside is written as the nearest bound.
+    pub weight: u32,
+}
+
+/// The heaviest that an endpoint can be. Envoy adds the weights of a locality in 32 bits, so this
+/// leaves room for 65,536 of the heaviest.
+pub const MAX_WEIGHT: u32 = 65_535;
+
+impl Endpoint {
+    /// An endpoint behind mutual TLS, of weight 1.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            mesh_tls: true,
+            weight: 1,
+        }
+    }
 }

@@ -20,8 +20,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use cluster::{
-    Cluster, Discovery, Endpoint, Endpoints, Locality, LocalityEndpoints, OutlierDetection,
-    ServerIds, UpstreamTls,
+    Cluster, Discovery, Endpoint, Endpoints, Locality, LocalityEndpoints, MAX_WEIGHT,
+    OutlierDetection, ServerIds, UpstreamTls,
 };
 pub use http::{
     HeaderMatch, PathMatch, Route, RouteAction, RouteTable, UpstreamProtocol, VirtualHost,

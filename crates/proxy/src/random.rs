@@ -21,8 +21,13 @@ pub(crate) fn next() -> u64 {
 
 /// An index below `len`, which must not be zero.
 pub(crate) fn below(len: usize) -> usize {
+    below_u64(len as u64) as usize
+}
+
+/// A number below `end`, which must not be zero.
+pub(crate) fn below_u64(end: u64) -> u64 {
     // The high half of a product spreads better than a remainder, and needs no division.
-    ((u128::from(next()) * len as u128) >> 64) as usize
+    ((u128::from(next()) * u128::from(end)) >> 64) as u64
 }
 
 /// Between half of `base` and all of it.

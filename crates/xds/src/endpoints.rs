@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::mem::take;
 use std::net::SocketAddr;
 
-use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints};
+use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints, MAX_WEIGHT};
 
 use crate::Reason;
 use crate::pb::endpoint::{
@@ -74,6 +74,7 @@ fn locality(l: &LocalityEndpoints) -> LocalityLbEndpoints {
             .iter()
             .map(|e| LbEndpoint {
                 metadata: (!e.mesh_tls).then(no_tls),
+                load_balancing_weight: weight(e.weight),
                 ..host(wire::socket_address(e.address))
             })
             .collect(),
@@ -96,10 +97,12 @@ fn read_locality(at: &Path<'_>, mut m: LocalityLbEndpoints) -> Read<LocalityEndp
             Some(m) if m == no_tls() => false,
             Some(_) => return Err(at.field("metadata").refuse(Reason::Unsupported)),
         };
+        let weight = read_weight(at, h.load_balancing_weight.take())?;
         let address = read_host(at, h)?;
         Ok(Endpoint {
             address: wire::read_socket_address(&at.field("endpoint.address"), address)?,
             mesh_tls,
+            weight,
         })
     });
     Ok(LocalityEndpoints {
@@ -111,6 +114,19 @@ fn read_locality(at: &Path<'_>, mut m: LocalityLbEndpoints) -> Read<LocalityEndp
         priority,
         endpoints: endpoints.collect::<Read<_>>()?,
     })
+}
+
+/// None means 1, which nearly every endpoint has.
+fn weight(weight: u32) -> Option<UInt32Value> {
+    let value = weight.clamp(1, MAX_WEIGHT);
+    (value != 1).then_some(UInt32Value { value })
+}
+
+fn read_weight(at: &Path<'_>, weight: Option<UInt32Value>) -> Read<u32> {
+    match weight.map_or(1, |w| w.value) {
+        weight @ 1..=MAX_WEIGHT => Ok(weight),
+        _ => Err(at.field("load_balancing_weight").refuse(Reason::OutOfRange)),
+    }
 }
 
 /// The endpoints of a cluster that brings them along.

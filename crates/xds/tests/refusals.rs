@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use envoy_types::pb::google::protobuf::{Any, BoolValue};
+use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
 use meshfed_proxy_config::*;
 use meshfed_xds::{DecodeError, decode, encode};
 use prost::{Message, Name};
@@ -347,13 +347,21 @@ fn endpoints_that_ask_for_more_are_refused_at_the_field() {
             endpoints: vec![Endpoint {
                 address: "127.0.0.1:1".parse().unwrap(),
                 mesh_tls: false,
+                weight: 1,
             }],
             ..Default::default()
         }],
     };
     type Change = fn(&mut endpoint::ClusterLoadAssignment);
-    let cases: [(&str, Change); 5] = [
+    let cases: [(&str, Change); 7] = [
         ("policy", |e| e.policy = None),
+        ("endpoints[0].lb_endpoints[0].load_balancing_weight", |e| {
+            e.endpoints[0].lb_endpoints[0].load_balancing_weight = Some(UInt32Value { value: 0 });
+        }),
+        ("endpoints[0].lb_endpoints[0].load_balancing_weight", |e| {
+            let value = MAX_WEIGHT + 1;
+            e.endpoints[0].lb_endpoints[0].load_balancing_weight = Some(UInt32Value { value });
+        }),
         ("endpoints[0].priority", |e| e.endpoints[0].priority = 129),
         ("endpoints[0].lb_endpoints[0].health_status", |e| {
             e.endpoints[0].lb_endpoints[0].health_status = 2;

@@ -161,8 +161,8 @@ fn localities(
         endpoints: addresses
             .into_iter()
             .map(|address| Endpoint {
-                address,
                 mesh_tls: mutual_tls.contains(&address.ip()),
+                ..Endpoint::new(address)
             })
             .collect(),
     }]

@@ -144,10 +144,7 @@ pub fn outbound(
 }
 
 fn add_endpoint(localities: &mut Vec<LocalityEndpoints>, import: &SidecarImport) {
-    let endpoint = Endpoint {
-        address: import.egress,
-        mesh_tls: true,
-    };
+    let endpoint = Endpoint::new(import.egress);
     match localities
         .iter_mut()
         .find(|l| l.locality == import.locality)

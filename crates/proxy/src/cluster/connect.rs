@@ -55,7 +55,7 @@ pub(crate) async fn connect(
             Ok(dialed) => {
                 load.host().succeeded();
                 return Ok(Connected {
-                    address: load.host().endpoint.address,
+                    address: load.host().address,
                     held: Held {
                         _use: dialed.enter(tables, cluster, control),
                         _load: load,
@@ -102,13 +102,13 @@ impl<'a> Attempts<'a> {
             .failed(host, self.cluster.config.outlier.as_ref());
         tracing::debug!(
             cluster = &*self.cluster.name,
-            upstream = %host.endpoint.address,
+            upstream = %host.address,
             reason = end.label(),
             "endpoint failed"
         );
         self.last = Failure {
             end,
-            upstream: Some(host.endpoint.address),
+            upstream: Some(host.address),
         };
         self.tried.push(host.clone());
     }
@@ -124,7 +124,7 @@ pub(super) struct Generation {
 impl Generation {
     pub(super) fn current(tables: &Tables, cluster: &Cluster, host: &Host) -> Self {
         match &cluster.config.tls {
-            Some(tls) if host.endpoint.mesh_tls => Self {
+            Some(tls) if host.mesh_tls => Self {
                 identity: tables.identity.get(),
                 trust: tables.trust.get(&tls.trust).map(|t| t.store.clone()),
             },
@@ -191,13 +191,13 @@ pub(super) async fn dial(tables: &Tables, cluster: &Cluster, host: &Host) -> Res
 }
 
 async fn dial_unbounded(tables: &Tables, cluster: &Cluster, host: &Host) -> Result<Dialed, End> {
-    let address = host.endpoint.address;
+    let address = host.address;
     let socket = TcpStream::connect(address)
         .await
         .map_err(|_| End::UpstreamConnect)?;
     prepare(&socket);
     let tls = match &cluster.config.tls {
-        Some(tls) if host.endpoint.mesh_tls => tls,
+        Some(tls) if host.mesh_tls => tls,
         _ => {
             return Ok(Dialed {
                 stream: Stream::Plain(socket),

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 
 use meshfed_proxy_config::{Endpoint, Endpoints, OutlierDetection};
 
+use super::group::Group;
 use super::pool::HostPool;
-use crate::random;
 
 /// One endpoint as a cluster sees it. Lives on while the address stays, so that what is known of
 /// it survives a change of the others.
 pub(crate) struct Host {
-    pub(crate) endpoint: Endpoint,
-    active: AtomicUsize,
+    pub(crate) address: SocketAddr,
+    /// Whether it speaks the cluster's TLS.
+    pub(crate) mesh_tls: bool,
+    /// Connections and requests in use.
+    pub(super) active: AtomicUsize,
     health: Health,
     pub(crate) pool: HostPool,
 }
@@ -45,9 +48,10 @@ impl Drop for Load {
 }
 
 impl Host {
-    pub(crate) fn new(endpoint: Endpoint) -> Arc<Self> {
+    pub(crate) fn new(address: SocketAddr, mesh_tls: bool) -> Arc<Self> {
         Arc::new(Self {
-            endpoint,
+            address,
+            mesh_tls,
             active: AtomicUsize::new(0),
             health: Health {
                 epoch: Instant::now(),
@@ -108,7 +112,7 @@ const MAX_EJECTION: Duration = Duration::from_secs(300);
 #[derive(Default)]
 pub(crate) struct Hosts {
     /// Highest priority first; none is empty.
-    priorities: Vec<Vec<Arc<Host>>>,
+    priorities: Vec<Group>,
 }
 
 impl Hosts {
@@ -116,21 +120,26 @@ impl Hosts {
     pub(crate) fn new(endpoints: &Endpoints, old: &Self) -> Self {
         let mut known: HashMap<(SocketAddr, bool), Arc<Host>> = old
             .all()
-            .map(|h| ((h.endpoint.address, h.endpoint.mesh_tls), h.clone()))
+            .map(|h| ((h.address, h.mesh_tls), h.clone()))
             .collect();
         let mut localities: Vec<_> = endpoints.localities.iter().collect();
         localities.sort_by_key(|l| l.priority);
-        let mut priorities: Vec<(u32, Vec<Arc<Host>>)> = Vec::new();
+        let mut priorities: Vec<(u32, Group)> = Vec::new();
         for locality in localities.into_iter().filter(|l| !l.endpoints.is_empty()) {
-            let hosts = locality.endpoints.iter().map(|e| {
-                known
+            if priorities
+                .last()
+                .is_none_or(|(p, _)| *p != locality.priority)
+            {
+                priorities.push((locality.priority, Group::default()));
+            }
+            let Some((_, group)) = priorities.last_mut() else {
+                continue;
+            };
+            for e in &locality.endpoints {
+                let host = known
                     .entry((e.address, e.mesh_tls))
-                    .or_insert_with(|| Host::new(e.clone()))
-                    .clone()
-            });
-            match priorities.last_mut() {
-                Some((priority, group)) if *priority == locality.priority => group.extend(hosts),
-                _ => priorities.push((locality.priority, hosts.collect())),
+                    .or_insert_with(|| Host::new(e.address, e.mesh_tls));
+                group.push(host.clone(), e.weight);
             }
         }
         Self {
@@ -140,10 +149,7 @@ impl Hosts {
 
     /// A single group of addresses that all speak the cluster's TLS.
     pub(crate) fn of_addresses(addresses: &[SocketAddr], old: &Self) -> Self {
-        let endpoints = addresses.iter().map(|address| Endpoint {
-            address: *address,
-            mesh_tls: true,
-        });
+        let endpoints = addresses.iter().copied().map(Endpoint::new);
         let endpoints = Endpoints {
             localities: vec![meshfed_proxy_config::LocalityEndpoints {
                 endpoints: endpoints.collect(),
@@ -155,19 +161,16 @@ impl Hosts {
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Host>> {
-        self.priorities.iter().flatten()
+        self.priorities.iter().flat_map(Group::hosts)
     }
 
-    /// The less loaded of two random hosts of the best priority that has one which is neither
-    /// ejected nor `tried`. If all are ejected, ejections are ignored: a doubtful endpoint is
+    /// A host of the best priority that has one which is neither ejected nor `tried`. If all are ejected, ejections are ignored: a doubtful endpoint is
     /// better than none.
     pub(crate) fn pick(&self, tried: &[Arc<Host>]) -> Option<Load> {
         let fresh = |h: &Host| !tried.iter().any(|t| std::ptr::eq(&**t, h));
         let usable = |h: &Host| !h.is_ejected() && fresh(h);
         let find = |test: &dyn Fn(&Host) -> bool| {
-            self.priorities
-                .iter()
-                .find_map(|group| two_choices(group, test))
+            self.priorities.iter().find_map(|group| group.choose(test))
         };
         find(&usable).or_else(|| find(&fresh)).map(Host::take)
     }
@@ -189,32 +192,6 @@ impl Hosts {
             host.health.eject(policy);
         }
     }
-}
-
-fn two_choices<'a>(group: &'a [Arc<Host>], test: &dyn Fn(&Host) -> bool) -> Option<&'a Arc<Host>> {
-    let load = |h: &Host| h.active.load(Ordering::Relaxed);
-    // A few draws find two usable hosts unless most are not; then all are looked at, from a
-    // random place on.
-    let draw = || Some(&group[random::below(group.len())]).filter(|h| test(h));
-    let mut found: Option<&Arc<Host>> = None;
-    for _ in 0..4 {
-        match (found, draw()) {
-            (None, next) => found = next,
-            (Some(first), Some(next)) => {
-                return Some(if load(next) < load(first) {
-                    next
-                } else {
-                    first
-                });
-            }
-            (Some(_), None) => {}
-        }
-    }
-    found.or_else(|| {
-        let start = random::below(group.len());
-        let (tail, head) = group.split_at(start);
-        head.iter().chain(tail).find(|h| test(h))
-    })
 }
 
 #[cfg(test)]

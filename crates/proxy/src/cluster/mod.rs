@@ -2,6 +2,7 @@
 
 mod connect;
 mod dns;
+mod group;
 mod hosts;
 mod pool;
 

@@ -112,7 +112,7 @@ pub(crate) async fn send(
             Sender::Http1(sender) => sender.try_send_request(request).await,
             Sender::Http2(sender) => sender.try_send_request(request).await,
         };
-        let upstream = host.endpoint.address;
+        let upstream = host.address;
         match sent {
             Ok(response) => {
                 if response.status().is_server_error() {

@@ -382,8 +382,8 @@ fn gateway_config(config: &mut ProxyConfig, peer: &Mesh, backend: SocketAddr, po
         name: SNI.into(),
         localities: vec![LocalityEndpoints {
             endpoints: vec![Endpoint {
-                address: backend,
                 mesh_tls: false,
+                ..Endpoint::new(backend)
             }],
             ..LocalityEndpoints::default()
         }],

@@ -130,8 +130,8 @@ fn set_endpoints(config: &mut ProxyConfig, name: &str, list: &[(u32, SocketAddr,
             locality: Locality::default(),
             priority: *priority,
             endpoints: vec![Endpoint {
-                address: *address,
                 mesh_tls: *mesh_tls,
+                ..Endpoint::new(*address)
             }],
         });
     let endpoints = Endpoints {

@@ -288,8 +288,13 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
 }
 
 pub fn endpoints() -> impl Strategy<Value = Endpoints> {
+    let weight = prop_oneof![Just(1), 1..=MAX_WEIGHT];
     let endpoint =
-        (address(), any::<bool>()).prop_map(|(address, mesh_tls)| Endpoint { address, mesh_tls });
+        (address(), any::<bool>(), weight).prop_map(|(address, mesh_tls, weight)| Endpoint {
+            address,
+            mesh_tls,
+            weight,
+        });
     let locality =
         ("[a-z]{0,4}", "[a-z]{0,4}", "[a-z]{0,4}").prop_map(|(region, zone, subzone)| Locality {
             region,

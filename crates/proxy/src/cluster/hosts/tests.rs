@@ -1,4 +1,4 @@
-use meshfed_proxy_config::{Locality, LocalityEndpoints};
+use meshfed_proxy_config::{Endpoint, Locality, LocalityEndpoints};
 
 use super::*;
 
@@ -8,10 +8,7 @@ fn endpoints(groups: &[(u32, &[u16])]) -> Endpoints {
         priority: *priority,
         endpoints: ports
             .iter()
-            .map(|port| Endpoint {
-                address: SocketAddr::from(([127, 0, 0, 1], *port)),
-                mesh_tls: true,
-            })
+            .map(|port| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], *port))))
             .collect(),
     });
     Endpoints {
@@ -25,7 +22,7 @@ fn hosts(groups: &[(u32, &[u16])]) -> Hosts {
 }
 
 fn port(load: &Load) -> u16 {
-    load.host().endpoint.address.port()
+    load.host().address.port()
 }
 
 fn policy(percent: u32) -> OutlierDetection {
@@ -38,7 +35,7 @@ fn policy(percent: u32) -> OutlierDetection {
 }
 
 fn find(hosts: &Hosts, port: u16) -> Arc<Host> {
-    let found = hosts.all().find(|h| h.endpoint.address.port() == port);
+    let found = hosts.all().find(|h| h.address.port() == port);
     found.unwrap().clone()
 }
 
