@@ -1,11 +1,12 @@
 //! What all verbs share: the store, the kinds, the clock, and the making of errors.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
 use aws_lc_rs::rand;
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
@@ -20,6 +21,20 @@ use crate::{
 /// Tells the time; tests turn it.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
+/// A JSON document that another part of the program makes when it is asked for. `None` while there is
+/// none yet.
+pub type Document = Arc<dyn Fn() -> Option<Bytes> + Send + Sync>;
+
+/// A document that only administrators may read, at a path like that of a collection:
+/// `/apis/<group>/<version>/<plural>`. No client lists or watches it, so discovery does not name it.
+#[derive(Clone)]
+pub struct View {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub plural: &'static str,
+    pub document: Document,
+}
+
 /// Watches that may be open at a time.
 pub const MOST_WATCHES: usize = 2048;
 
@@ -32,6 +47,8 @@ pub struct Api {
     pub clock: Clock,
     pub signer: TokenSigner,
     pub watches: Arc<Semaphore>,
+    /// Set once, when the part that makes the document runs.
+    pub view: OnceLock<View>,
     /// Set when the server is to end; watches end then.
     pub ending: watch::Sender<bool>,
 }
@@ -57,7 +74,7 @@ pub fn rfc3339(time: Timestamp) -> String {
 }
 
 /// One resource, or all of a kind, as a request names it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Target {
     pub ty: Arc<ResourceType>,
     /// Index in `ty.versions`.

@@ -50,6 +50,20 @@ pub fn parse_yaml(bytes: &[u8]) -> Result<Document, ParseError> {
     })
 }
 
+/// Every document of a YAML or JSON text.
+pub fn parse_documents(text: &str) -> Result<Vec<Value>, ParseError> {
+    if text.trim_start().starts_with('{')
+        && let Ok(value) = serde_json::from_str(text)
+    {
+        return Ok(vec![value]);
+    }
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+    };
+    serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| ParseError::Yaml(error.to_string()))
+}
+
 /// The value at a path of field names.
 pub fn at<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, field| value.get(field))

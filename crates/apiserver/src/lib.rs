@@ -36,6 +36,7 @@ mod janitor;
 mod json;
 mod jsonpath;
 mod kubeconfig;
+mod manifest;
 mod names;
 mod patch;
 mod protobuf;
@@ -50,10 +51,11 @@ mod verbs;
 mod watch;
 
 pub use self::{
-    api::Clock,
+    api::{Clock, Document, View},
     error::OpenError,
     http::{InProcess, LARGEST_BODY, Limits, ResponseBody, ServeError},
     kubeconfig::{Kubeconfig, kubeconfig},
+    manifest::{Manifest, ManifestError, ManifestKey, Manifests},
     server::{ApiServer, Options},
     tls::{TlsConfigError, tls_config},
     token::{ServiceAccountRef, TokenError, TokenVerifier},

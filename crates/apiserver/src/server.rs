@@ -1,6 +1,10 @@
 //! The server as a whole.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
@@ -10,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    api::{Api, Clock, MOST_WATCHES, Target, random_uid},
+    api::{Api, Clock, MOST_WATCHES, Target, View, random_uid},
     error::OpenError,
     http::{InProcess, Limits, ServeError, serve},
     janitor, json,
@@ -75,6 +79,7 @@ impl ApiServer {
             clock: options.clock,
             signer,
             watches: Arc::new(Semaphore::new(MOST_WATCHES)),
+            view: OnceLock::new(),
             ending: watch::Sender::new(false),
         });
         let server = Self {
@@ -127,6 +132,11 @@ impl ApiServer {
         TokenVerifier {
             api: Arc::clone(&self.api),
         }
+    }
+
+    /// Serves a document from now on. There is one; false if there is one already.
+    pub fn serve_view(&self, view: View) -> bool {
+        self.api.view.set(view).is_ok()
     }
 
     /// Ends all watches, for good. Readers in this process would otherwise keep the server alive.

@@ -17,7 +17,7 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
 };
-use meshfed_apiserver::{Limits, TokenError};
+use meshfed_apiserver::{Limits, TokenError, View};
 use rcgen::ExtendedKeyUsagePurpose as Purpose;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -160,6 +160,52 @@ async fn only_an_administrators_certificate_opens_the_api() {
     s.stop().await;
 }
 
+fn view(text: &'static str) -> View {
+    View {
+        group: "view.example.com",
+        version: "v1",
+        plural: "sights",
+        document: Arc::new(move || (!text.is_empty()).then(|| text.into())),
+    }
+}
+
+#[tokio::test]
+async fn a_view_is_read_by_administrators_alone_and_is_no_resource() {
+    let s = HttpsServer::start(|_| {}).await;
+    let path = "/apis/view.example.com/v1/sights";
+    let admin = s.authority.admin();
+    let look = async |identity, method| ask(&s, identity, None, method, path).await;
+    assert_eq!(look(Some(&admin), Method::GET).await.code, 404);
+    assert!(s.server.serve_view(view(r#"{"seen": 1}"#)));
+    assert!(!s.server.serve_view(view("{}")), "there is one already");
+    let seen = look(Some(&admin), Method::GET).await;
+    assert_eq!(seen.code, 200);
+    assert_eq!(seen.headers[header::CONTENT_TYPE], "application/json");
+    assert_eq!(seen.body["seen"], 1);
+    assert_eq!(look(None, Method::GET).await.code, 401);
+    for method in [Method::POST, Method::PUT, Method::DELETE] {
+        assert_eq!(look(Some(&admin), method).await.code, 405);
+    }
+    for below in ["/one", "/../sights/one"] {
+        let answer = ask(
+            &s,
+            Some(&admin),
+            None,
+            Method::GET,
+            &format!("{path}{below}"),
+        )
+        .await;
+        assert_ne!(answer.code, 200, "{below}");
+    }
+    let groups = ask(&s, Some(&admin), None, Method::GET, "/apis").await;
+    assert!(!groups.body.to_string().contains("view.example.com"));
+
+    let s = HttpsServer::start(|_| {}).await;
+    s.server.serve_view(view(""));
+    let answer = ask(&s, Some(&s.authority.admin()), None, Method::GET, path).await;
+    assert_eq!(answer.code, 503, "there is nothing to see yet");
+}
+
 #[tokio::test]
 async fn certificates_of_another_authority_or_purpose_do_not_connect() {
     let s = HttpsServer::start(|_| {}).await;
@@ -215,7 +261,9 @@ async fn a_service_accounts_token_opens_nothing_but_what_it_is() {
         answer.map(|answer| answer.status.unwrap().token)
     };
     let api_token = token(json!([]), json!(null)).await.unwrap();
+    s.server.serve_view(view("{}"));
     for (path, code) in [
+        ("/apis/view.example.com/v1/sights", 403),
         ("/api/v1/namespaces", 403),
         ("/api/v1/namespaces/default/secrets", 403),
         ("/apis/example.com/v1/widgets", 403),

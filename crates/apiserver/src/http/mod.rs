@@ -28,9 +28,12 @@ pub use self::{
     serve::{Limits, ServeError, serve},
     shape::Shape,
 };
-use self::{query::Query, route::Route};
+use self::{
+    query::Query,
+    route::{ResourcePath, Route},
+};
 use crate::{
-    api::Api,
+    api::{Api, View},
     auth::{Attributes, Caller, reviews},
     error::ApiError,
     json::{self, Document},
@@ -116,6 +119,13 @@ where
     let aggregated = wants_aggregated(&parts.headers);
     let value = match route? {
         Route::Resource(resource) => {
+            if let Some(view) = view(api, &resource) {
+                caller.authorize(&attributes("get", &resource, &resource.plural))?;
+                if !matches!(parts.method, Method::GET | Method::HEAD) {
+                    return Err(ApiError::method_not_allowed(&parts.method));
+                }
+                return viewed(view).await;
+            }
             let query = Query::parse(parts.uri.query())?;
             let request = resources::Request {
                 api,
@@ -157,6 +167,27 @@ where
         }
     };
     read_only(&parts.method, document(&value))
+}
+
+/// The view at a path.
+fn view<'a>(api: &'a Api, path: &ResourcePath) -> Option<&'a View> {
+    api.view.get().filter(|view| {
+        let of = [view.group, view.version, view.plural];
+        of == [&*path.group, &*path.version, &*path.plural]
+            && path.namespace.is_empty()
+            && path.name.is_empty()
+    })
+}
+
+async fn viewed(view: &View) -> Result<Response<ResponseBody>, ApiError> {
+    let document = Arc::clone(&view.document);
+    // It may be long, and others wait for this thread.
+    let made = tokio::task::spawn_blocking(move || document()).await;
+    match made {
+        Ok(Some(body)) => Ok(json_response(StatusCode::OK, body)),
+        Ok(None) => Err(ApiError::unavailable("there is nothing to see yet")),
+        Err(error) => Err(ApiError::internal(error.to_string())),
+    }
 }
 
 fn read_only(
@@ -339,11 +370,7 @@ fn success(group: &str, plural: &str, name: &str, uid: &str) -> Value {
 }
 
 /// The attributes of a request for the judgement of what is allowed.
-fn attributes<'a>(
-    verb: &'a str,
-    path: &'a route::ResourcePath,
-    resource: &'a str,
-) -> Attributes<'a> {
+fn attributes<'a>(verb: &'a str, path: &'a ResourcePath, resource: &'a str) -> Attributes<'a> {
     Attributes {
         verb,
         group: &path.group,

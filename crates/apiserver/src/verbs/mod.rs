@@ -1,6 +1,6 @@
 //! What can be done with resources.
 
-mod admit;
+pub mod admit;
 mod create;
 mod delete;
 mod list;

@@ -1,0 +1,319 @@
+//! What applying a manifest would store, judged as the server judges it, without a server.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde_json::{Map, Value};
+
+use crate::{
+    api::Target,
+    error::OpenError,
+    json,
+    registry::Registry,
+    verbs::{Body, Validation, admit},
+};
+
+/// Where kubectl keeps what it applied the last time.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Documents that are read from one text, at most.
+const MOST_DOCUMENTS: usize = 10_000;
+
+/// Why a manifest would be refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    #[error("it is no YAML or JSON: {0}")]
+    Form(String),
+    #[error("it has more than {MOST_DOCUMENTS} documents")]
+    TooMany,
+    #[error("document {0} is no object with apiVersion, kind and metadata.name")]
+    NoObject(usize),
+    /// A group that the server serves, and a kind or version in it that it does not.
+    #[error("no kind {kind:?} is known in {api_version:?}")]
+    Kind { api_version: String, kind: String },
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Which object a manifest describes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ManifestKey {
+    /// Empty for the core group.
+    pub group: String,
+    pub kind: String,
+    /// Empty for kinds without namespaces.
+    pub namespace: String,
+    pub name: String,
+}
+
+/// One document.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    pub key: ManifestKey,
+    object: Value,
+    target: Option<Target>,
+}
+
+impl Manifest {
+    /// Whether the server has a kind for it; what it has none for cannot be judged.
+    pub fn is_known(&self) -> bool {
+        self.target.is_some()
+    }
+}
+
+/// The kinds by which manifests are judged.
+#[derive(Debug)]
+pub struct Manifests(Registry);
+
+impl Manifests {
+    /// The builtin kinds and those of the definitions.
+    pub fn new(crds: &[CustomResourceDefinition]) -> Result<Self, OpenError> {
+        Registry::new(crds).map(Self)
+    }
+
+    /// Reads YAML or JSON with any number of documents; those of kind `List` are taken apart. Objects
+    /// without a namespace that need one get `namespace`.
+    pub fn read(&self, text: &str, namespace: &str) -> Result<Vec<Manifest>, ManifestError> {
+        let documents =
+            json::parse_documents(text).map_err(|error| ManifestError::Form(error.to_string()))?;
+        let mut all = Vec::new();
+        for (index, document) in documents.into_iter().enumerate() {
+            let number = index + 1;
+            if document.is_null() {
+                continue;
+            }
+            let is_list = json::text(&document, &["kind"]).ends_with("List");
+            match document.get("items").and_then(Value::as_array) {
+                Some(items) if is_list => {
+                    for item in items {
+                        all.push(self.one(item.clone(), namespace, number)?);
+                    }
+                }
+                _ => all.push(self.one(document, namespace, number)?),
+            }
+            if all.len() > MOST_DOCUMENTS {
+                return Err(ManifestError::TooMany);
+            }
+        }
+        Ok(all)
+    }
+
+    fn one(
+        &self,
+        object: Value,
+        namespace: &str,
+        number: usize,
+    ) -> Result<Manifest, ManifestError> {
+        let text = |path: &[&str]| json::text(&object, path).to_owned();
+        let (api_version, kind) = (text(&["apiVersion"]), text(&["kind"]));
+        let name = text(&["metadata", "name"]);
+        if api_version.is_empty() || kind.is_empty() || name.is_empty() {
+            return Err(ManifestError::NoObject(number));
+        }
+        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+        let of_kind = |ty: &&std::sync::Arc<crate::registry::ResourceType>| {
+            ty.group == group && ty.kind == kind
+        };
+        let ty = self.0.types().find(of_kind);
+        let known = ty.and_then(|ty| {
+            let version = ty.versions.iter().position(|v| v.name == version)?;
+            Some((ty, version))
+        });
+        if known.is_none() && self.0.types().any(|ty| ty.group == group) {
+            return Err(ManifestError::Kind { api_version, kind });
+        }
+        let given = text(&["metadata", "namespace"]);
+        let namespace = match ty {
+            Some(ty) if !ty.namespaced => String::new(),
+            _ if given.is_empty() => namespace.to_owned(),
+            _ => given,
+        };
+        let key = ManifestKey {
+            group: group.to_owned(),
+            kind,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        };
+        let target = known.map(|(ty, version)| Target {
+            ty: ty.clone(),
+            version,
+            namespace,
+            name,
+        });
+        Ok(Manifest {
+            key,
+            object,
+            target,
+        })
+    }
+
+    /// The object that applying the manifest over `live` gives, or over nothing; as stored, without a
+    /// status of its own. Fields that somebody else set stay; those that were applied before and are
+    /// not in the manifest any more go. Lists are replaced whole.
+    ///
+    /// # Errors
+    ///
+    /// The server would refuse it: by its schema, with unknown fields as kubectl asks for it, or by a
+    /// rule.
+    pub fn apply(&self, manifest: &Manifest, live: Option<&Value>) -> Result<Value, ManifestError> {
+        let Some(target) = &manifest.target else {
+            let api_version = json::text(&manifest.object, &["apiVersion"]).to_owned();
+            let kind = manifest.key.kind.clone();
+            return Err(ManifestError::Kind { api_version, kind });
+        };
+        let mut body = Body {
+            value: manifest.object.clone(),
+            duplicates: Vec::new(),
+        };
+        let refused = |error: crate::error::ApiError| ManifestError::Refused(error.to_string());
+        admit::identify(target, &mut body.value).map_err(refused)?;
+        admit::strip(target, &mut body, Validation::Strict).map_err(refused)?;
+        let mut wanted = body.value;
+        if let Some(object) = wanted.as_object_mut() {
+            object.shift_remove("status");
+        }
+        let mut merged = match live {
+            None => wanted,
+            Some(live) => {
+                let live = target.version().read_stored(live.clone());
+                let annotations = json::metadata(&live).get("annotations");
+                let last = annotations
+                    .and_then(|all| all.get(LAST_APPLIED)?.as_str())
+                    .and_then(|text| serde_json::from_str::<Value>(text).ok())
+                    .unwrap_or(Value::Null);
+                let mut merged = live;
+                overlay(&mut merged, &last, wanted);
+                merged
+            }
+        };
+        admit::identify(target, &mut merged).map_err(refused)?;
+        let old = live.map(|live| target.version().read_stored(live.clone()));
+        admit::complete(target, &mut merged, old.as_ref()).map_err(refused)?;
+        Ok(target.version().to_storage(merged))
+    }
+}
+
+/// Makes `live` what `wanted` says; fields of `last` that are not wanted any more go.
+fn overlay(live: &mut Value, last: &Value, wanted: Value) {
+    let (Value::Object(fields), Value::Object(wanted)) = (&mut *live, &wanted) else {
+        *live = wanted;
+        return;
+    };
+    let none = Map::new();
+    let last = last.as_object().unwrap_or(&none);
+    fields.retain(|name, _| wanted.contains_key(name) || !last.contains_key(name));
+    for (name, value) in wanted {
+        match fields.get_mut(name) {
+            // A null takes the field away, as in a merge patch.
+            _ if value.is_null() => {
+                fields.shift_remove(name);
+            }
+            Some(field) => {
+                let last = last.get(name).unwrap_or(&Value::Null);
+                overlay(field, last, value.clone());
+            }
+            None => {
+                fields.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn manifests() -> Manifests {
+        Manifests::new(&[]).unwrap()
+    }
+
+    fn config_map(data: Value) -> Value {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data})
+    }
+
+    fn one(object: &Value) -> Manifest {
+        let all = manifests().read(&object.to_string(), "home").unwrap();
+        all.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn documents_lists_and_namespaces_are_read_as_kubectl_does() {
+        let text = "
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: a}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: b}}
+---
+# nothing
+---
+{apiVersion: v1, kind: Service, metadata: {name: c, namespace: d}, spec: {ports: [{port: 80}]}}
+---
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: e}}
+";
+        let all = manifests().read(text, "home").unwrap();
+        let shown: Vec<_> = all
+            .iter()
+            .map(|m| {
+                format!(
+                    "{} {}/{} {}",
+                    m.key.kind,
+                    m.key.namespace,
+                    m.key.name,
+                    m.is_known()
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "ConfigMap home/a true",
+                "Namespace /b true",
+                "Service d/c true",
+                "Deployment home/e false"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused_and_says_where() {
+        let refusal = |text: &str| manifests().read(text, "home").unwrap_err();
+        assert!(matches!(refusal("a: [b"), ManifestError::Form(_)));
+        assert_eq!(refusal("a: b\n"), ManifestError::NoObject(1));
+        let wrong = "{apiVersion: v1, kind: Sevice, metadata: {name: a}}";
+        assert_eq!(
+            refusal(wrong).to_string(),
+            "no kind \"Sevice\" is known in \"v1\""
+        );
+    }
+
+    #[test]
+    fn unknown_fields_and_broken_rules_are_refused_with_their_path() {
+        let mut object = config_map(json!({}));
+        object["dta"] = json!({});
+        let error = manifests().apply(&one(&object), None).unwrap_err();
+        assert!(
+            error.to_string().contains("unknown field \"dta\""),
+            "{error}"
+        );
+        let error = manifests()
+            .apply(&one(&config_map(json!({"a b": "c"}))), None)
+            .unwrap_err();
+        assert!(error.to_string().contains("data[a b]"), "{error}");
+    }
+
+    #[test]
+    fn what_others_set_stays_and_what_was_applied_before_goes() {
+        let last = config_map(json!({"old": "1", "both": "1"}));
+        let mut live = config_map(json!({"old": "1", "both": "1", "theirs": "1"}));
+        live["metadata"]["namespace"] = json!("home");
+        live["metadata"]["uid"] = json!("1-2");
+        live["metadata"]["annotations"] = json!({LAST_APPLIED: last.to_string()});
+        let wanted = config_map(json!({"both": "2", "new": "2"}));
+        let merged = manifests().apply(&one(&wanted), Some(&live)).unwrap();
+        assert_eq!(
+            merged["data"],
+            json!({"both": "2", "theirs": "1", "new": "2"})
+        );
+        assert_eq!(merged["metadata"]["uid"], "1-2");
+    }
+}
