@@ -6,6 +6,7 @@
 //! * [`discovery`]: the protocol between two control planes as state machines: bytes and ticks in,
 //!   actions out.
 //! * [`difference`]: what two states of the mesh share differently, and with whom.
+//! * [`observations`]: what a control plane sees outside of the API, as a document for tools.
 //! * [`protocol`] and [`moment`]: what a port speaks, and time as a value.
 //!
 //! ```text
@@ -57,6 +58,7 @@ pub mod difference;
 pub mod discovery;
 pub mod moment;
 pub mod names;
+pub mod observations;
 pub mod plan;
 pub mod protocol;
 pub mod rules;

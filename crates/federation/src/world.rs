@@ -109,6 +109,16 @@ pub struct Observed {
     pub peers: Shared<String, PeerState>,
 }
 
+impl Observed {
+    pub fn insert_gateway(&mut self, name: impl Into<String>, state: GatewayState) {
+        Arc::make_mut(&mut self.gateways).insert(name.into(), Arc::new(state));
+    }
+
+    pub fn insert_peer(&mut self, name: impl Into<String>, state: PeerState) {
+        Arc::make_mut(&mut self.peers).insert(name.into(), Arc::new(state));
+    }
+}
+
 /// A connected gateway proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GatewayState {

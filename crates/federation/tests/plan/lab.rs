@@ -281,6 +281,35 @@ impl Lab {
         edit(Arc::make_mut(peers.get_mut(&key).unwrap()));
     }
 
+    pub fn edit_remote(&mut self, peer: &str, edit: impl FnOnce(&mut RemoteState)) {
+        let mut state = PeerState::clone(&self.world.observed.peers[peer]);
+        edit(Arc::make_mut(&mut state.remote));
+        self.world.observed.insert_peer(peer, state);
+    }
+
+    /// Writes the statuses of the plan, as a control plane does.
+    pub fn keep_statuses(&mut self) {
+        let statuses = self.plan().statuses;
+        let resources = &mut self.world.resources;
+        macro_rules! keep {
+            ($($field:ident),+) => {$(
+                for (key, status) in statuses.$field {
+                    let mut object = (*resources.$field[&key]).clone();
+                    object.status = Some(status);
+                    insert(&mut resources.$field, key, object);
+                }
+            )+};
+        }
+        keep!(
+            control_planes,
+            member_rolls,
+            members,
+            peers,
+            exports,
+            imports
+        );
+    }
+
     pub fn edit_service(&mut self, namespace: &str, name: &str, edit: impl FnOnce(&mut Service)) {
         let key = ObjectKey::new(namespace, name);
         let services = Arc::make_mut(&mut self.world.resources.services);

@@ -9,6 +9,7 @@ mod difference;
 mod documents;
 mod lab;
 mod names;
+mod observations;
 mod peers;
 mod properties;
 mod snapshots;

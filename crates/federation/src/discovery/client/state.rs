@@ -43,4 +43,7 @@ pub enum RemoteError {
     /// It may be a control plane that has just started.
     #[error("the peer's list is suddenly empty and not believed until it stays so")]
     SuddenlyEmpty,
+    /// As a control plane told a tool.
+    #[error("{0}")]
+    Told(String),
 }
