@@ -2,6 +2,7 @@
 //! with what is there, and writes only differences.
 
 mod endpoint_slices;
+mod finalizers;
 mod gateways;
 mod roots;
 mod statuses;
@@ -38,6 +39,10 @@ pub fn start(client: &Client, subnet: Subnet, outcomes: &Outcomes, tasks: &mut J
     let (c, o) = (client.clone(), outcomes.clone());
     tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
         endpoint_slices::apply(&c, outcome).await
+    }));
+    let (c, o) = (client.clone(), outcomes.clone());
+    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+        finalizers::apply(&c, outcome).await
     }));
     let (c, o) = (client.clone(), outcomes.clone());
     tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {

@@ -118,6 +118,7 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
                 instance_suffix: self.instance_suffix,
                 discovery_address,
                 node_address: self.node_address,
+                started: Timestamp::now(),
             },
             resources: Resources::default(),
             observed: Observed::default(),

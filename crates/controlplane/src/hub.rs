@@ -82,6 +82,37 @@ impl Seen {
         self.peer(peer, |state| state.remote = Arc::default());
     }
 
+    /// Since when a peer's watchers have heard that nothing is exported to it any more; the first
+    /// time counts. `None`: they have not, or are not to.
+    pub fn told(&self, peer: &str, at: Option<Timestamp>) {
+        let known = self.0.borrow().peers.get(peer).map(|s| s.farewell.told);
+        if known.flatten().is_some() == at.is_some() {
+            return;
+        }
+        self.peer(peer, |state| state.farewell.told = at);
+    }
+
+    /// No connected proxy has this ServiceMeshPeer in its configuration.
+    pub fn let_go(&self, peer: &str, uid: &str) {
+        self.peer(peer, |state| {
+            state.farewell.let_go = Some(uid.to_owned());
+        });
+    }
+
+    /// Nothing is kept of this ServiceMeshPeer.
+    pub fn forgotten(&self, peer: &str, uid: &str) {
+        self.peer(peer, |state| {
+            state.remote = Arc::default();
+            state.farewell.forgotten = Some(uid.to_owned());
+        });
+    }
+
+    /// The ServiceMeshPeer is gone, and with it everything that was seen of it.
+    pub fn forget(&self, peer: &str) {
+        self.0
+            .send_if_modified(|seen| set(&mut seen.peers, peer, None));
+    }
+
     fn peer(&self, peer: &str, change: impl FnOnce(&mut PeerState)) {
         self.0.send_if_modified(|seen| {
             let mut state = seen

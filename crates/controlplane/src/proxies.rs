@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use meshfed_federation::plan::ProxyKey;
 use meshfed_federation::plan::gateways::gateway_of;
+use meshfed_federation::plan::{ProxyKey, Step};
 use meshfed_federation::world::{GatewayState, ObjectKey};
 use meshfed_proxy_config::ProxyConfig;
 use tokio::sync::watch;
@@ -25,6 +25,17 @@ pub struct Proxies {
     configs: Mutex<HashMap<ProxyKey, watch::Sender<Option<Arc<ProxyConfig>>>>>,
     /// What the gateways of the present connections told.
     gateways: Mutex<HashMap<ConnectionId, (String, GatewayState)>>,
+    /// How far the proxies have followed.
+    followed: Mutex<Followed>,
+}
+
+/// Which configurations the proxies of the present connections have confirmed, and which peers
+/// are to be gone from all of them.
+#[derive(Debug, Default)]
+struct Followed {
+    confirmed: HashMap<ConnectionId, (ProxyKey, Option<Arc<ProxyConfig>>)>,
+    /// Name and uid of ServiceMeshPeers that the configurations which were handed on do not have.
+    leaving: Vec<(String, String)>,
 }
 
 impl Proxies {
@@ -35,6 +46,7 @@ impl Proxies {
             system_namespace,
             configs: Mutex::default(),
             gateways: Mutex::default(),
+            followed: Mutex::default(),
         }
     }
 
@@ -71,6 +83,11 @@ impl Proxies {
                 self.seen.gateway(&name, other.map(|(_, s)| s.clone()));
                 info!(gateway = name, "a gateway has disconnected");
             }
+            drop(gateways);
+            lock(&self.followed)
+                .confirmed
+                .retain(|id, _| connected.contains_key(id));
+            self.tell_who_left();
         }
     }
 
@@ -99,6 +116,35 @@ impl Proxies {
                 (None, ProxyKey::Sidecar(_)) => true,
             }
         });
+        let removals = outcome.plan.withdrawal.peers.iter();
+        lock(&self.followed).leaving = removals
+            .filter(|(_, removal)| removal.step >= Step::Names)
+            .map(|(key, removal)| (key.name.clone(), removal.uid.clone()))
+            .collect();
+        self.tell_who_left();
+    }
+
+    /// Peers that are going have left when every connected proxy has confirmed what it was last
+    /// handed.
+    fn tell_who_left(&self) {
+        let followed = lock(&self.followed);
+        if followed.leaving.is_empty() {
+            return;
+        }
+        let configs = lock(&self.configs);
+        let is_behind = |(key, confirmed): &(ProxyKey, Option<Arc<ProxyConfig>>)| {
+            let wanted = configs.get(key).and_then(|sender| sender.borrow().clone());
+            wanted.is_some_and(|wanted| {
+                let confirmed = confirmed.as_ref();
+                !confirmed.is_some_and(|c| Arc::ptr_eq(c, &wanted) || *c == wanted)
+            })
+        };
+        if followed.confirmed.values().any(is_behind) {
+            return;
+        }
+        for (peer, uid) in &followed.leaving {
+            self.seen.let_go(peer, uid);
+        }
     }
 
     fn key(&self, node: &AuthenticatedNode) -> Result<ProxyKey, Refusal> {
@@ -152,6 +198,10 @@ impl ConfigSource for Proxies {
                 }
             }
         }
+        lock(&self.followed)
+            .confirmed
+            .entry(node.connection)
+            .or_insert_with(|| (key.clone(), None));
         let mut configs = lock(&self.configs);
         let sender = configs
             .entry(key)
@@ -163,6 +213,12 @@ impl ConfigSource for Proxies {
     }
 
     fn report(&self, node: &AuthenticatedNode, report: Report) {
+        if let Report::Synced(config) = &report {
+            if let Some((_, confirmed)) = lock(&self.followed).confirmed.get_mut(&node.connection) {
+                *confirmed = Some(config.clone());
+            }
+            self.tell_who_left();
+        }
         let mut gateways = lock(&self.gateways);
         let Some((name, state)) = gateways.get_mut(&node.connection) else {
             return;

@@ -140,6 +140,7 @@ fn world() -> World {
             instance_suffix: "0".to_owned(),
             discovery_address: "10.2.0.1:8188".parse().unwrap(),
             node_address: "10.2.0.2".parse().unwrap(),
+            started: jiff::Timestamp::UNIX_EPOCH,
         },
         resources,
         observed: Observed {

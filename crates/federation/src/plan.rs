@@ -24,6 +24,7 @@ mod settings;
 mod sharing;
 pub mod sidecar;
 mod status;
+mod withdrawal;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +47,7 @@ pub use self::membership::MemberProblem;
 pub use self::peers::{GatewayGap, PeerProblem};
 pub use self::roots::RootProblem;
 pub use self::settings::{PeerSettings, SettingProblem};
+pub use self::withdrawal::{FINALIZER, Finalizers, Removal, Step, Withdrawal};
 
 use self::configs::Decided;
 use self::egress::{DISCOVERY_SERVICE_HEADER, REMOTE_HEADER};
@@ -82,6 +84,8 @@ pub struct Plan {
     /// The configuration of every gateway and sidecar.
     pub proxies: BTreeMap<ProxyKey, Arc<ProxyConfig>>,
     pub statuses: Statuses,
+    /// What is going, step by step.
+    pub withdrawal: Withdrawal,
     /// When the answer changes without a change of the world.
     pub wake_at: Option<Timestamp>,
 }
@@ -109,6 +113,8 @@ pub struct GatewayPlan {
     /// The Service that should exist, without the addresses that the shell allocates
     /// (`clusterIP`, and the address of a load balancer unless `loadBalancerIP` asks for one).
     pub service: Service,
+    /// Nobody asks for it any more: its Service is to be deleted, and it runs until that is gone.
+    pub going: bool,
 }
 
 /// Where the control plane asks for a peer's exports: our own egress gateway.
@@ -153,6 +159,7 @@ pub fn plan(world: &World) -> Plan {
     let local_suffix = DomainSuffix::of_cluster(&world.mesh.cluster_domain);
     let imports = all_imports(world, &peers, &local_suffix);
     let workloads = workloads::workloads(&world.resources, &membership.namespaces);
+    let withdrawal = withdrawal::withdrawal(world, &ruling, &peers);
     let decided = Decided {
         world,
         ruling: &ruling,
@@ -161,6 +168,7 @@ pub fn plan(world: &World) -> Plan {
         exports: &exports,
         imports: &imports,
         workloads: &workloads,
+        withdrawal: &withdrawal,
         local_suffix: &local_suffix,
     };
     Plan {
@@ -169,10 +177,14 @@ pub fn plan(world: &World) -> Plan {
         discovery_clients: discovery_clients(&peers),
         proxies: decided.configs(),
         statuses: status::statuses(&decided, &membership),
-        wake_at: [peers::next_change(&peers), status::next_change(world)]
-            .into_iter()
-            .flatten()
-            .min(),
+        wake_at: [
+            peers::next_change(&peers),
+            status::next_change(world),
+            withdrawal.next_change,
+        ]
+        .into_iter()
+        .flatten()
+        .min(),
         exports: exports
             .iter()
             .map(|(peer, exports)| (peer.clone(), exports.list.clone()))
@@ -188,10 +200,12 @@ pub fn plan(world: &World) -> Plan {
         members: membership.namespaces,
         trust_domain: ruling.trust_domain,
         control_plane_id: ruling.control_plane_id,
+        withdrawal,
     }
 }
 
-/// A peer that is going, or that no set names, is told that nothing is exported.
+/// A peer that no set names is told that nothing is exported. So is one that is going, or whose
+/// gateway is, but calls that are on their way still arrive.
 fn all_exports(
     world: &World,
     services: &BTreeMap<ServiceKey, Arc<LocalService>>,
@@ -201,11 +215,14 @@ fn all_exports(
     let mut all = BTreeMap::new();
     for (key, peer) in trusted(peers) {
         let Ok(ingress) = &peer.ingress else { continue };
-        let set = world.resources.exports.get(key).filter(|_| !peer.going);
-        let exports = set.map_or_else(PeerExports::default, |set| {
+        let set = world.resources.exports.get(key);
+        let mut exports = set.map_or_else(PeerExports::default, |set| {
             let rules = ExportRules::parse(&set.spec);
             exports::exports(&candidates, &rules, &peer.name, &ingress.id)
         });
+        if peer.withdraws() {
+            exports.list = Arc::default();
+        }
         all.insert(peer.name.clone(), exports);
     }
     all

@@ -55,6 +55,15 @@ impl std::fmt::Display for ObjectKey {
     }
 }
 
+/// The objects of one namespace. Costs nothing for those of others.
+pub fn in_namespace<'m, V>(
+    all: &'m Shared<ObjectKey, V>,
+    namespace: &'m str,
+) -> impl Iterator<Item = (&'m ObjectKey, &'m Arc<V>)> {
+    all.range(ObjectKey::new(namespace, "")..)
+        .take_while(move |(key, _)| key.namespace == namespace)
+}
+
 /// Everything that a plan depends on.
 #[derive(Debug, Clone)]
 pub struct World {
@@ -79,6 +88,8 @@ pub struct MeshSettings {
     pub discovery_address: SocketAddr,
     /// Where node ports are bound.
     pub node_address: IpAddr,
+    /// When this control plane began to act; time before does not count as waiting.
+    pub started: Timestamp,
 }
 
 /// The objects of the API, as they are stored.
@@ -135,4 +146,17 @@ pub struct PeerState {
     pub remote: Arc<RemoteState>,
     /// The peer's connections to us.
     pub watchers: Vec<SourceStatus>,
+    pub farewell: Farewell,
+}
+
+/// What is seen of the removal of a peer, or of its ingress gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Farewell {
+    /// Since when its watchers have been sent the removal of everything, of which they are to
+    /// hear.
+    pub told: Option<Timestamp>,
+    /// uid of the ServiceMeshPeer that no connected proxy has in its configuration any more.
+    pub let_go: Option<String>,
+    /// uid of the ServiceMeshPeer of which nothing is kept any more.
+    pub forgotten: Option<String>,
 }

@@ -32,10 +32,20 @@ pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) ->
     let mut done = Done::Yes;
     for (name, gateway) in &outcome.plan.gateways {
         let key = ObjectKey::new(namespace.clone(), name.clone());
+        if gateway.going {
+            if gateway.service.metadata.deletion_timestamp.is_none() {
+                done = done.and(remove(client, namespace, name).await);
+            }
+            continue;
+        }
         done = done.and(ensure_account(client, namespace, gateway).await);
         let present = resources.services.get(&key).map(AsRef::as_ref);
         if present.is_some_and(|service| !is_gateway(service)) {
             warn!(service = %key, "a Service with the name of a gateway is there already");
+            continue;
+        }
+        // Somebody deleted it. It is made anew when it is gone.
+        if present.is_some_and(|service| service.metadata.deletion_timestamp.is_some()) {
             continue;
         }
         done = done.and(ensure_service(client, subnet, &mut taken, gateway, present).await);
@@ -45,13 +55,19 @@ pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) ->
             && key.namespace == *namespace
             && !outcome.plan.gateways.contains_key(&key.name)
         {
-            let account = service_account(&key.name);
-            done = done
-                .and(delete::<Service>(client, namespace, &key.name).await)
-                .and(delete::<ServiceAccount>(client, namespace, &account).await);
+            done = done.and(remove(client, namespace, &key.name).await);
         }
     }
     done
+}
+
+/// The Service goes last, as it is what brings us here again.
+async fn remove(client: &Client, namespace: &str, name: &str) -> Done {
+    let account = service_account(name);
+    match delete::<ServiceAccount>(client, namespace, &account).await {
+        Done::Yes => delete::<Service>(client, namespace, name).await,
+        Done::TryAgain => Done::TryAgain,
+    }
 }
 
 fn is_gateway(service: &Service) -> bool {
@@ -211,6 +227,15 @@ fn merged(planned: &Service, present: Option<&Service>) -> Service {
     annotations.insert(OURS_ANNOTATION.to_owned(), ours);
     wanted.metadata.annotations = Some(annotations);
     wanted.metadata.labels = Some(with_others(labels, old_labels, labels_before));
+    if let Some(others) = old.and_then(|m| m.finalizers.as_ref()) {
+        let all = wanted.metadata.finalizers.get_or_insert_default();
+        let missing: Vec<String> = others
+            .iter()
+            .filter(|f| !all.contains(f))
+            .cloned()
+            .collect();
+        all.extend(missing);
+    }
     if let (Some(present), Some(spec)) = (present, wanted.spec.as_mut()) {
         wanted.metadata.resource_version = present.metadata.resource_version.clone();
         wanted.metadata.uid = present.metadata.uid.clone();

@@ -3,7 +3,7 @@
 //! One task per peer drives a [`Client`] machine; each request that the machine asks for is a task
 //! of its own with a connection of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use hyper_util::rt::TokioIo;
 use meshfed_federation::discovery::client::{Action, Client, ClientSettings, Failure, RequestId};
 use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::names::PeerName;
-use meshfed_federation::plan::DiscoveryTarget;
+use meshfed_federation::plan::{DiscoveryTarget, Step};
+use meshfed_federation::world::ObjectKey;
 use meshfed_pki::{ClientTls, HandshakeRefusal, ServerIds};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -44,6 +45,7 @@ pub async fn follow(
     mut outcomes: Outcomes,
 ) {
     let mut running: BTreeMap<PeerName, Running> = BTreeMap::new();
+    let mut forgotten: BTreeSet<PeerName> = BTreeSet::new();
     loop {
         let newest = outcomes.borrow_and_update().clone();
         if let Some(outcome) = newest {
@@ -58,9 +60,30 @@ pub async fn follow(
                 let services = seen.disconnected(name.as_str());
                 kept.insert(name, services);
             }
+            let system = &outcome.world.mesh.system_namespace;
             let peers = &outcome.world.resources.peers;
+            let is_peer = |name: &PeerName| {
+                peers.contains_key(&ObjectKey::new(system.clone(), name.as_str()))
+            };
+            forgotten.retain(|name| {
+                let stays = is_peer(name);
+                if !stays {
+                    seen.forget(name.as_str());
+                }
+                stays
+            });
+            for (key, removal) in &outcome.plan.withdrawal.peers {
+                if removal.step >= Step::Names
+                    && let Ok(name) = key.name.parse::<PeerName>()
+                {
+                    kept.remove(&name);
+                    cache.remove(&name);
+                    seen.forgotten(&key.name, &removal.uid);
+                    forgotten.insert(name);
+                }
+            }
             kept.retain(|name, _| {
-                let stays = peers.keys().any(|key| key.name == name.as_str());
+                let stays = is_peer(name);
                 if !stays {
                     seen.forget_remote(name.as_str());
                     cache.remove(name);

@@ -71,6 +71,8 @@ struct Peer {
     /// The ingress gateway that may ask for this peer's list.
     client: Option<SpiffeId>,
     machine: Server,
+    /// It is to hear that nothing is exported to it any more.
+    telling: bool,
     wakers: BTreeMap<WatchId, Arc<Notify>>,
 }
 
@@ -104,6 +106,7 @@ impl DiscoveryServer {
         state.peers.retain(|name, peer| {
             let stays = plan.exports.keys().any(|peer| peer.as_str() == name);
             if !stays {
+                self.seen.watchers(name, Vec::new());
                 peer.wakers.values().for_each(|waker| waker.notify_one());
             }
             stays
@@ -115,6 +118,7 @@ impl DiscoveryServer {
                 generation,
                 client: None,
                 machine: Server::new(ServerSettings::default()),
+                telling: false,
                 wakers: BTreeMap::new(),
             });
             peer.client = plan.discovery_clients.get(name).cloned();
@@ -122,6 +126,8 @@ impl DiscoveryServer {
                 let sources = peer.machine.sources(now);
                 self.seen.watchers(name.as_str(), sources);
             }
+            peer.telling = plan.withdrawal.telling.contains(name);
+            self.seen.told(name.as_str(), peer.told(now));
         }
     }
 
@@ -294,6 +300,7 @@ impl DiscoveryServer {
         };
         known.wakers.remove(&id);
         known.machine.close_watch(id, now);
+        self.seen.told(peer, known.told(now));
         self.seen.watchers(peer, known.machine.sources(now));
         info!(peer, "the peer's watch of our exports ended");
     }
@@ -312,6 +319,11 @@ impl State {
 }
 
 impl Peer {
+    /// Now, if it has heard that nothing is exported to it any more.
+    fn told(&self, now: meshfed_federation::moment::Moment) -> Option<jiff::Timestamp> {
+        (self.telling && self.machine.has_told_all_removals()).then_some(now.wall)
+    }
+
     /// True if somebody was told something.
     fn update(&mut self, exports: &Arc<Exports>, now: meshfed_federation::moment::Moment) -> bool {
         let concerned = self.machine.set_exports(exports, now);
@@ -356,7 +368,15 @@ impl Body for Events {
             let taken = {
                 let mut state = self.server.lock();
                 let peer = state.current(&self.peer, self.generation);
-                peer.map_or(Take::Closed, |peer| peer.machine.take(self.id))
+                peer.map_or(Take::Closed, |peer| {
+                    let taken = peer.machine.take(self.id);
+                    // Whoever asks for more has sent what it had.
+                    if taken == Take::Nothing {
+                        let told = peer.told(self.server.clock.now());
+                        self.server.seen.told(&self.peer, told);
+                    }
+                    taken
+                })
             };
             match taken {
                 Take::Event(event) => {

@@ -203,6 +203,12 @@ impl Server {
         }
     }
 
+    /// Whether nothing is exported and every watch has been given all that led there.
+    pub fn has_told_all_removals(&self) -> bool {
+        let mut watches = self.watches.values();
+        self.exports.is_empty() && watches.all(|watch| watch.queue.is_empty())
+    }
+
     /// Who watches or has lately watched, in the order of their addresses.
     pub fn sources(&mut self, now: Moment) -> Vec<SourceStatus> {
         self.sources.statuses(now)

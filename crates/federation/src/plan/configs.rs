@@ -15,6 +15,7 @@ use super::local::LocalService;
 use super::peers::{Peers, Trusted};
 use super::proxy::Mesh;
 use super::sidecar::{self, Outbound, SidecarImport, Workload};
+use super::withdrawal::Withdrawal;
 use super::{GatewayKind, ProxyKey};
 use crate::names::{DomainSuffix, PeerName, ServiceKey};
 use crate::rules::ImportRules;
@@ -29,6 +30,7 @@ pub(super) struct Decided<'d, 'w> {
     pub exports: &'d BTreeMap<PeerName, PeerExports>,
     pub imports: &'d BTreeMap<PeerName, PeerImports>,
     pub workloads: &'d BTreeMap<ObjectKey, Workload>,
+    pub withdrawal: &'d Withdrawal,
     pub local_suffix: &'d DomainSuffix,
 }
 

@@ -6,8 +6,9 @@ use meshfed_api::ServiceMeshControlPlane;
 use meshfed_pki::{IdError, SpiffeId, TrustDomain};
 
 use super::gateways::{self, GatewayAddress, GatewayProblem};
+use super::withdrawal::is_held;
 use super::{GatewayKind, GatewayPlan};
-use crate::world::{GATEWAY_LABEL, ObjectKey, World};
+use crate::world::{GATEWAY_LABEL, ObjectKey, World, in_namespace};
 
 /// What the control plane is called while no ServiceMeshControlPlane gives it a name.
 const UNNAMED: &str = "istiod";
@@ -50,6 +51,8 @@ pub(super) struct GatewayView {
     pub ready: bool,
     /// What its proxy last refused to apply.
     pub refused: Option<String>,
+    /// Nobody asks for it any more, and its peers have yet to hear that.
+    pub going: bool,
 }
 
 impl GatewayView {
@@ -94,7 +97,8 @@ pub(super) fn ruling(world: &World) -> Ruling<'_> {
     }
 }
 
-/// The oldest one of the system namespace that is not being deleted.
+/// The oldest one of the system namespace. One that is being deleted goes on to rule until its
+/// gateways are gone.
 fn oldest<'w>(
     world: &'w World,
     problems: &mut BTreeMap<ObjectKey, ControlPlaneProblem>,
@@ -105,11 +109,15 @@ fn oldest<'w>(
         if key.namespace != *system {
             let problem = ControlPlaneProblem::OutsideSystemNamespace(system.clone());
             problems.insert(key.clone(), problem);
-        } else if smcp.metadata.deletion_timestamp.is_some() {
-            problems.insert(key.clone(), ControlPlaneProblem::Deleting);
-        } else {
-            candidates.push((key, &**smcp));
+            continue;
         }
+        if smcp.metadata.deletion_timestamp.is_some() {
+            problems.insert(key.clone(), ControlPlaneProblem::Deleting);
+            if !is_held(&smcp.metadata) {
+                continue;
+            }
+        }
+        candidates.push((key, &**smcp));
     }
     let created = |smcp: &ServiceMeshControlPlane| {
         let time = smcp.metadata.creation_timestamp.as_ref();
@@ -119,7 +127,7 @@ fn oldest<'w>(
     let (first, others) = candidates.split_first()?;
     for (key, _) in others {
         let problem = ControlPlaneProblem::NotTheOldest(first.0.clone());
-        problems.insert((*key).clone(), problem);
+        problems.entry((*key).clone()).or_insert(problem);
     }
     Some(*first)
 }
@@ -138,8 +146,15 @@ fn gateway_views(
     trust_domain: &TrustDomain,
 ) -> BTreeMap<String, GatewayView> {
     let namespace = &world.mesh.system_namespace;
-    gateways::desired(smcp)
+    let asked = if smcp.metadata.deletion_timestamp.is_some() {
+        BTreeMap::new()
+    } else {
+        gateways::desired(smcp)
+    };
+    let going = going(world, &asked);
+    asked
         .into_iter()
+        .chain(going)
         .map(|(name, plan)| {
             let key = ObjectKey::new(namespace.clone(), name.clone());
             // A Service of the same name that is not ours lends no address.
@@ -157,9 +172,34 @@ fn gateway_views(
                     .ok(),
                 ready: state.is_some_and(|state| state.ready),
                 refused: state.and_then(|state| state.refused.clone()),
+                going: plan.as_ref().is_ok_and(|plan| plan.going),
                 plan,
             };
             (name, view)
+        })
+        .collect()
+}
+
+/// Ingress gateways that nobody asks for any more and that our finalizer holds.
+fn going(
+    world: &World,
+    asked: &BTreeMap<String, Result<GatewayPlan, GatewayProblem>>,
+) -> BTreeMap<String, Result<GatewayPlan, GatewayProblem>> {
+    in_namespace(&world.resources.services, &world.mesh.system_namespace)
+        .filter(|(key, service)| {
+            let labels = service.metadata.labels.as_ref();
+            labels.and_then(|l| l.get(GATEWAY_LABEL)) == Some(&key.name)
+                && is_held(&service.metadata)
+                && !asked.contains_key(&key.name)
+        })
+        .map(|(key, service)| {
+            let plan = GatewayPlan {
+                kind: GatewayKind::Ingress,
+                service_account: gateways::service_account(&key.name),
+                service: (**service).clone(),
+                going: true,
+            };
+            (key.name.clone(), Ok(plan))
         })
         .collect()
 }

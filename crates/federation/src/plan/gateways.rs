@@ -10,6 +10,7 @@ use meshfed_api::ServiceMeshControlPlane;
 use meshfed_api::control_plane::{Gateway, GatewayPort, GatewayService, SNI_DNAT};
 use meshfed_api::peer::{DEFAULT_DISCOVERY_PORT, DEFAULT_SERVICE_PORT};
 
+use super::withdrawal::FINALIZER;
 use super::{GatewayKind, GatewayPlan};
 use crate::names::{Label, NameError};
 use crate::world::GATEWAY_LABEL;
@@ -176,6 +177,11 @@ fn gateway_plan(
                 namespace: control_plane.metadata.namespace.clone(),
                 labels: Some(labels),
                 annotations: Some(metadata.annotations).filter(|a| !a.is_empty()),
+                // Its peers are told before it goes; an egress gateway has nobody to tell.
+                finalizers: match kind {
+                    GatewayKind::Ingress => Some(vec![FINALIZER.to_owned()]),
+                    GatewayKind::Egress => None,
+                },
                 owner_references: Some(vec![OwnerReference {
                     api_version: "maistra.io/v2".to_owned(),
                     kind: "ServiceMeshControlPlane".to_owned(),
@@ -201,6 +207,7 @@ fn gateway_plan(
             }),
             status: None,
         },
+        going: false,
     })
 }
 

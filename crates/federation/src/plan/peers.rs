@@ -13,6 +13,7 @@ use super::control_plane::Ruling;
 use super::gateways::{GatewayAddress, GatewayProblem};
 use super::roots::{RootProblem, Roots, roots_of_peer};
 use super::settings::PeerSettings;
+use super::withdrawal::is_told;
 use crate::discovery::checksum::remote_hash;
 use crate::names::{DiscoveryHost, DomainSuffix, Label, NameError, PeerName, clip};
 use crate::world::{ObjectKey, World};
@@ -54,6 +55,8 @@ pub enum PeerProblem {
     BadAddress(String),
     #[error("spec.remote.{field} is {port}; a port is between 1 and 65535")]
     BadPort { field: &'static str, port: i32 },
+    #[error("it is being removed")]
+    Leaving,
 }
 
 impl PeerProblem {
@@ -76,6 +79,7 @@ impl PeerProblem {
             Self::Root(RootProblem::Invalid { .. }) => "InvalidRootCertificate",
             Self::Root(RootProblem::NotValidNow(_)) => "RootCertificateNotValid",
             Self::NoAddress | Self::BadAddress(_) | Self::BadPort { .. } => "InvalidRemote",
+            Self::Leaving => "Deleting",
         }
     }
 }
@@ -128,7 +132,7 @@ pub(super) struct Trusted<'w> {
     pub ingress: Result<Gateway, GatewayGap>,
     /// Where we go out to the peer.
     pub egress: Result<Gateway, GatewayGap>,
-    /// The peer is being deleted: all that it was given is taken back, and nothing is asked of it.
+    /// The peer is being deleted, and its watchers are being told: nothing is asked of it any more.
     pub going: bool,
 }
 
@@ -140,6 +144,8 @@ pub(super) struct Gateway {
     /// The address for use inside the mesh.
     pub address: GatewayAddress,
     pub ready: bool,
+    /// It is leaving the mesh.
+    pub going: bool,
 }
 
 /// All ServiceMeshPeers with what became of them.
@@ -199,6 +205,12 @@ fn judge_one<'w>(
     let remote = &object.spec.remote;
     check_addresses(&remote.addresses)?;
     let gateways = &object.spec.gateways;
+    let ingress = gateway(ruling, GatewayKind::Ingress, &gateways.ingress.name);
+    let going = object.metadata.deletion_timestamp.is_some();
+    // Without a way in there is nobody who can be told.
+    if going && (ingress.is_err() || is_told(world, &key.name, &object.metadata)) {
+        return Err(PeerProblem::Leaving);
+    }
     Ok(Trusted {
         service_port: port("servicePort", remote.service_port, DEFAULT_SERVICE_PORT)?,
         discovery_port: port(
@@ -212,10 +224,10 @@ fn judge_one<'w>(
             remote.service_port.unwrap_or(0),
         ),
         discovery_host: DiscoveryHost::new(&namespace, &name),
-        ingress: gateway(ruling, GatewayKind::Ingress, &gateways.ingress.name),
+        ingress,
         egress: gateway(ruling, GatewayKind::Egress, &gateways.egress.name),
         settings: PeerSettings::parse(object.metadata.annotations.as_ref()).0,
-        going: object.metadata.deletion_timestamp.is_some(),
+        going,
         object,
         name,
         trust_domain,
@@ -307,6 +319,7 @@ fn gateway(ruling: &Ruling<'_>, kind: GatewayKind, name: &str) -> Result<Gateway
             id,
             address: *address,
             ready: view.ready,
+            going: view.going,
         }),
     }
 }

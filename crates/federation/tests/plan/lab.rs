@@ -18,8 +18,8 @@ use meshfed_federation::discovery::server::SourceStatus;
 use meshfed_federation::names::PeerName;
 use meshfed_federation::plan::{Plan, ProxyKey, plan};
 use meshfed_federation::world::{
-    APP_ANNOTATION, GATEWAY_LABEL, GatewayState, MeshSettings, OUTBOUND_ANNOTATION, ObjectKey,
-    Observed, PeerState, Resources, Shared, TLS_MODE_ISTIO, TLS_MODE_LABEL, World,
+    APP_ANNOTATION, Farewell, GATEWAY_LABEL, GatewayState, MeshSettings, OUTBOUND_ANNOTATION,
+    ObjectKey, Observed, PeerState, Resources, Shared, TLS_MODE_ISTIO, TLS_MODE_LABEL, World,
 };
 use meshfed_proxy_config::ProxyConfig;
 use serde_json::{Value, json};
@@ -66,6 +66,7 @@ impl Lab {
                     instance_suffix: "b65457658-9wq5j".to_owned(),
                     discovery_address: format!("{subnet}.1:8188").parse().unwrap(),
                     node_address: format!("{subnet}.2").parse().unwrap(),
+                    started: now(),
                 },
                 resources: Resources::default(),
                 observed: Observed {
@@ -260,6 +261,7 @@ impl Lab {
                 last_event: None,
                 last_full_sync: at("2027-10-05T13:02:25Z"),
             }],
+            farewell: Farewell::default(),
         };
         Arc::make_mut(&mut self.world.observed.peers).insert(peer.to_owned(), state.into());
     }

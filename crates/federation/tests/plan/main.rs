@@ -12,6 +12,7 @@ mod names;
 mod observations;
 mod peers;
 mod properties;
+mod removal;
 mod snapshots;
 mod statuses;
 mod withdrawal;

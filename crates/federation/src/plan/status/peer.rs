@@ -13,9 +13,9 @@ use meshfed_api::peer::{
 use super::condition::{READY, Verdict, conditions};
 use super::time;
 use crate::discovery::client::RemoteState;
-use crate::plan::PeerSettings;
 use crate::plan::configs::Decided;
 use crate::plan::peers::{PeerProblem, Trusted};
+use crate::plan::{PeerSettings, Step};
 use crate::world::{ObjectKey, PeerState, World};
 
 /// A watch counts as connected as long as something came from the peer within two resync periods.
@@ -37,7 +37,9 @@ pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, Service
                 discovery_status: discovery_status(decided, &state),
                 conditions: conditions(
                     present,
-                    [verdict, settings(object)],
+                    [verdict, settings(object)]
+                        .into_iter()
+                        .chain(withdrawn(decided, key, object)),
                     &object.metadata,
                     world.now,
                 ),
@@ -58,6 +60,15 @@ fn ready(peer: &Trusted<'_>, remote: &RemoteState, now: Timestamp) -> Verdict {
     if peer.going {
         let message = "the peer is being removed; what was exported to it is withdrawn";
         return Verdict::fails(READY, "Deleting", message);
+    }
+    if let Ok(ingress) = &peer.ingress
+        && ingress.going
+    {
+        let message = format!(
+            "the gateway {} is being removed; what was exported through it is withdrawn",
+            ingress.name
+        );
+        return Verdict::fails(READY, "GatewayGoing", message);
     }
     let mut names = Vec::new();
     for gateway in [&peer.ingress, &peer.egress] {
@@ -89,6 +100,48 @@ fn ready(peer: &Trusted<'_>, remote: &RemoteState, now: Timestamp) -> Verdict {
         return Verdict::fails(READY, "NotConnected", message);
     }
     Verdict::holds(READY, "Connected", "the peer's exports are watched")
+}
+
+/// How far the removal of a peer has come.
+fn withdrawn(
+    decided: &Decided<'_, '_>,
+    key: &ObjectKey,
+    object: &ServiceMeshPeer,
+) -> Option<Verdict> {
+    const TYPE: &str = "Withdrawn";
+    let removal = decided.withdrawal.peers.get(key)?;
+    let (reason, waits_for) = match removal.step {
+        Step::Exports => (
+            "WithdrawingExports",
+            "the peer is told that nothing is exported to it any more",
+        ),
+        Step::Names => (
+            "RemovingNames",
+            "proxies lose its names and connections; each confirms it",
+        ),
+        Step::Trust => ("RemovingTrust", "what is kept of it is removed"),
+        Step::Done => {
+            let message = "nothing of the peer is left";
+            return Some(Verdict::holds(TYPE, "Withdrawn", message));
+        }
+    };
+    let gateways = &object.spec.gateways;
+    let away: Vec<&str> = [&gateways.ingress.name, &gateways.egress.name]
+        .into_iter()
+        .filter(|name| {
+            let known = decided.ruling.gateways.contains_key(*name);
+            known && !decided.world.observed.gateways.contains_key(*name)
+        })
+        .map(String::as_str)
+        .collect();
+    let message = match away[..] {
+        [] => waits_for.to_owned(),
+        _ => format!(
+            "{waits_for}; not connected, and told when they are again: {}",
+            away.join(", ")
+        ),
+    };
+    Some(Verdict::fails(TYPE, reason, message))
 }
 
 /// Whether the peer's annotations have the effect that was meant.

@@ -1,0 +1,214 @@
+//! Removal in steps: what was given is taken back before its way is closed.
+//!
+//! ```text
+//! ServiceMeshPeer deleted -> Exports: its watchers hear that everything is gone
+//!                         -> Names:   no proxy has a name or a connection of it
+//!                         -> Trust:   no gateway has its root, its last list is off the disk
+//!                         -> Done:    our finalizer goes, and the object with it
+//! ingress gateway leaves  -> its peers' watchers hear that everything is gone; then its finalizer goes
+//! ```
+//!
+//! Nothing is remembered: a step follows from the objects of the API and from what is seen, so a
+//! control plane that starts in the middle goes on there. Every step ends after a time, since a
+//! peer or a gateway may be away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::GatewayKind;
+use super::control_plane::Ruling;
+use super::peers::{Peers, Trusted};
+use crate::names::PeerName;
+use crate::world::{GATEWAY_LABEL, ObjectKey, World, in_namespace};
+
+/// Our finalizer on ServiceMeshPeers, on the Services of ingress gateways and on the
+/// ServiceMeshControlPlane that rules.
+pub const FINALIZER: &str = "meshfed.io/withdraw";
+
+/// How long watchers have to take the removal of what was exported to them.
+const EXPORTS: Duration = Duration::from_secs(2);
+/// How long proxies have to confirm a configuration without the peer.
+const NAMES: Duration = Duration::from_secs(5);
+/// When a peer is gone whatever else happens.
+const TRUST: Duration = Duration::from_secs(8);
+/// What was sent needs a moment for its way through the gateway.
+const ON_THE_WAY: Duration = Duration::from_millis(250);
+
+/// What is going.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Peers that are to hear that nothing is exported to them any more.
+    pub telling: BTreeSet<PeerName>,
+    /// ServiceMeshPeers of the system namespace that are being deleted.
+    pub peers: BTreeMap<ObjectKey, Removal>,
+    /// Who shall carry our finalizer.
+    pub finalizers: Finalizers,
+    /// When a step ends by time alone.
+    pub next_change: Option<Timestamp>,
+}
+
+/// The removal of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// Of the ServiceMeshPeer; another one may come under the same name.
+    pub uid: String,
+    pub step: Step,
+}
+
+/// What a removal waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Until the peer's watchers have heard that nothing is exported any more.
+    Exports,
+    /// Until no connected proxy has a configuration with the peer.
+    Names,
+    /// Until nothing is kept of the peer.
+    Trust,
+    Done,
+}
+
+/// Whether an object shall carry our finalizer. Objects that are not named do not matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Finalizers {
+    pub control_planes: BTreeMap<ObjectKey, bool>,
+    pub peers: BTreeMap<ObjectKey, bool>,
+    pub services: BTreeMap<ObjectKey, bool>,
+}
+
+pub(super) fn is_held(metadata: &ObjectMeta) -> bool {
+    let finalizers = metadata.finalizers.iter().flatten();
+    finalizers.into_iter().any(|f| f == FINALIZER)
+}
+
+/// Whether the watchers of a peer that is going need not be waited for any more.
+pub(super) fn is_told(world: &World, peer: &str, metadata: &ObjectMeta) -> bool {
+    let told = told_at(world, peer);
+    let deadline = deadline(world, metadata, EXPORTS);
+    [told, deadline]
+        .into_iter()
+        .flatten()
+        .any(|at| at <= world.now)
+}
+
+/// When what was sent to a peer's watchers has arrived.
+fn told_at(world: &World, peer: &str) -> Option<Timestamp> {
+    let told = world.observed.peers.get(peer)?.farewell.told?;
+    told.checked_add(ON_THE_WAY).ok()
+}
+
+/// The end of a step of an object that is being deleted. Time before this control plane ran does
+/// not count, as it could not do anything then.
+fn deadline(world: &World, metadata: &ObjectMeta, within: Duration) -> Option<Timestamp> {
+    let deleted = metadata.deletion_timestamp.as_ref()?.0;
+    deleted.max(world.mesh.started).checked_add(within).ok()
+}
+
+pub(super) fn withdrawal(world: &World, ruling: &Ruling<'_>, peers: &Peers<'_>) -> Withdrawal {
+    let mut all = Withdrawal::default();
+    for (key, judged) in peers {
+        let trusted = judged.as_ref().ok();
+        if let Some(trusted) = trusted.filter(|peer| peer.withdraws()) {
+            all.telling.insert(trusted.name.clone());
+            all.wake_at(world, told_at(world, &key.name));
+        }
+        let Some(object) = world.resources.peers.get(key) else {
+            continue;
+        };
+        if key.namespace != world.mesh.system_namespace {
+            continue;
+        }
+        let metadata = &object.metadata;
+        let mut held = true;
+        if metadata.deletion_timestamp.is_some() {
+            let step = step(world, key, metadata, trusted.is_some());
+            let (uid, held_now) = (metadata.uid.clone(), step != Step::Done);
+            let uid = uid.unwrap_or_default();
+            all.peers.insert(key.clone(), Removal { uid, step });
+            for within in [EXPORTS, NAMES, TRUST] {
+                all.wake_at(world, deadline(world, metadata, within));
+            }
+            held = held_now;
+        }
+        all.finalizers.peers.insert(key.clone(), held);
+    }
+    all.services(world, ruling, peers);
+    all.control_planes(world, ruling);
+    all
+}
+
+fn step(world: &World, key: &ObjectKey, metadata: &ObjectMeta, is_open: bool) -> Step {
+    let seen = world.observed.peers.get(&key.name);
+    let is_over = |within| deadline(world, metadata, within).is_some_and(|at| at <= world.now);
+    let uid = metadata.uid.as_ref();
+    let is_ours = |seen: &Option<String>| seen.is_some() && seen.as_ref() == uid;
+    if is_open {
+        Step::Exports
+    } else if !seen.is_some_and(|s| is_ours(&s.farewell.let_go)) && !is_over(NAMES) {
+        Step::Names
+    } else if !seen.is_some_and(|s| is_ours(&s.farewell.forgotten)) && !is_over(TRUST) {
+        Step::Trust
+    } else {
+        Step::Done
+    }
+}
+
+impl Withdrawal {
+    fn wake_at(&mut self, world: &World, at: Option<Timestamp>) {
+        let at = at.filter(|at| *at > world.now);
+        self.next_change = [self.next_change, at].into_iter().flatten().min();
+    }
+
+    /// Ingress gateways are held until their peers have heard; egress gateways have nobody to tell.
+    fn services(&mut self, world: &World, ruling: &Ruling<'_>, peers: &Peers<'_>) {
+        let system = &world.mesh.system_namespace;
+        for (key, service) in in_namespace(&world.resources.services, system) {
+            let metadata = &service.metadata;
+            let labels = metadata.labels.as_ref();
+            if labels.and_then(|l| l.get(GATEWAY_LABEL)) != Some(&key.name) {
+                continue;
+            }
+            let view = ruling.gateways.get(&key.name);
+            let view = view.filter(|view| view.kind() == Some(GatewayKind::Ingress));
+            let held = match view {
+                None => false,
+                // Somebody deleted it; it is made anew.
+                Some(view) if !view.going => metadata.deletion_timestamp.is_none(),
+                Some(_) => {
+                    self.wake_at(world, deadline(world, metadata, EXPORTS));
+                    served_by(peers, &key.name).any(|peer| !is_told(world, peer, metadata))
+                }
+            };
+            self.finalizers.services.insert(key.clone(), held);
+        }
+    }
+
+    /// The one that rules goes after its gateways.
+    fn control_planes(&mut self, world: &World, ruling: &Ruling<'_>) {
+        let ours = ruling.object.map(|(key, _)| key);
+        for (key, object) in world.resources.control_planes.iter() {
+            let stays = object.metadata.deletion_timestamp.is_none();
+            let held = ours == Some(key) && (stays || !ruling.gateways.is_empty());
+            self.finalizers.control_planes.insert(key.clone(), held);
+        }
+    }
+}
+
+fn served_by<'p>(peers: &'p Peers<'_>, gateway: &str) -> impl Iterator<Item = &'p str> {
+    let trusted = peers.values().filter_map(|peer| peer.as_ref().ok());
+    trusted
+        .filter(move |peer| matches!(&peer.ingress, Ok(ingress) if ingress.name == gateway))
+        .map(|peer| peer.name.as_str())
+}
+
+impl Trusted<'_> {
+    /// What is exported to it is being taken back, and so is the way that it comes in by.
+    pub fn withdraws(&self) -> bool {
+        match &self.ingress {
+            Ok(ingress) => self.going || ingress.going,
+            Err(_) => false,
+        }
+    }
+}
