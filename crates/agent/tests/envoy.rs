@@ -279,12 +279,10 @@ fn cluster(name: &str, discovery: Discovery, tls: Option<UpstreamTls>) -> Cluste
 }
 
 fn endpoints(name: &str, all: &[(SocketAddr, bool)]) -> Endpoints {
-    let endpoints = all
-        .iter()
-        .map(|&(address, mesh_tls)| Endpoint {
-            mesh_tls,
-            ..Endpoint::new(address)
-        });
+    let endpoints = all.iter().map(|&(address, mesh_tls)| Endpoint {
+        mesh_tls,
+        ..Endpoint::new(address)
+    });
     Endpoints {
         name: name.to_string(),
         localities: vec![LocalityEndpoints {

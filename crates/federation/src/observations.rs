@@ -42,6 +42,7 @@ struct Mesh {
     instance_suffix: String,
     discovery_address: SocketAddr,
     node_address: IpAddr,
+    started: Instant,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -87,6 +88,7 @@ impl Observations {
                 instance_suffix: mesh.instance_suffix.clone(),
                 discovery_address: mesh.discovery_address,
                 node_address: mesh.node_address,
+                started: Instant(mesh.started),
             },
             own_roots: observed.own_roots.to_string(),
             issuer,
@@ -141,6 +143,7 @@ impl Observations {
                 instance_suffix: mesh.instance_suffix,
                 discovery_address: mesh.discovery_address,
                 node_address: mesh.node_address,
+                started: mesh.started.0,
             },
             observed,
             issuer: all.issuer,

@@ -14,7 +14,9 @@ use crate::discovery::client::{RemoteState, WatchState};
 use crate::discovery::message::{Limits, ReceivedList, Service, ServiceList, ServicePort};
 use crate::discovery::remote::RemoteServices;
 use crate::discovery::server::SourceStatus;
-use crate::world::{GatewayState, MeshSettings, ObjectKey, Observed, PeerState, Resources};
+use crate::world::{
+    Farewell, GatewayState, MeshSettings, ObjectKey, Observed, PeerState, Resources,
+};
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Statuses do not tell the ports of a peer's services.
@@ -71,6 +73,7 @@ pub(super) fn seen(resources: &Resources, system: &str, now: Timestamp) -> Seen 
             instance_suffix: String::new(),
             discovery_address: (Ipv4Addr::UNSPECIFIED, 0).into(),
             node_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            started: now,
         },
         observed,
         issuer: None,
@@ -105,6 +108,7 @@ fn state(status: &ServiceMeshPeerStatus, names: &[&str]) -> PeerState {
             ..RemoteState::default()
         }),
         watchers: instances().flat_map(watchers).collect(),
+        farewell: Farewell::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::discovery::client::{RemoteError, RemoteState, WatchState};
 use crate::discovery::message::{Limits, decode_list};
 use crate::discovery::remote::RemoteServices;
 use crate::discovery::server::SourceStatus;
-use crate::world::PeerState;
+use crate::world::{Farewell, PeerState};
 
 /// A time in RFC 3339.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +45,7 @@ pub(super) struct Peer {
     error: Option<String>,
     watch: Watch,
     watchers: Vec<Watcher>,
+    farewell: Leaving,
 }
 
 impl Default for Peer {
@@ -57,6 +58,7 @@ impl Default for Peer {
             error: None,
             watch: Watch::default(),
             watchers: Vec::new(),
+            farewell: Leaving::default(),
         }
     }
 }
@@ -69,6 +71,14 @@ struct Watch {
     last_disconnect: Moment,
     last_disconnect_status: Option<String>,
     last_event: Moment,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Leaving {
+    told: Moment,
+    let_go: Option<String>,
+    forgotten: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -114,6 +124,11 @@ impl Peer {
                     last_full_sync: watcher.last_full_sync.map(Instant),
                 })
                 .collect(),
+            farewell: Leaving {
+                told: state.farewell.told.map(Instant),
+                let_go: state.farewell.let_go.clone(),
+                forgotten: state.farewell.forgotten.clone(),
+            },
         }
     }
 
@@ -147,6 +162,11 @@ impl Peer {
                     last_full_sync: at(watcher.last_full_sync),
                 })
                 .collect(),
+            farewell: Farewell {
+                told: at(self.farewell.told),
+                let_go: self.farewell.let_go,
+                forgotten: self.farewell.forgotten,
+            },
         })
     }
 }

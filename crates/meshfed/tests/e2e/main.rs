@@ -15,5 +15,6 @@ mod federation;
 mod hostile;
 mod mesh;
 mod program;
+mod removal;
 mod restart;
 mod walk;

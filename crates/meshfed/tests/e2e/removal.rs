@@ -1,0 +1,196 @@
+//! Removing something takes what followed from it, on both sides, and what comes back works.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Resource, ResourceExt as _};
+use meshfed_api::{
+    ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshPeer,
+};
+use meshfed_testkit::eventually;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::federation::{Federation, Mesh};
+use crate::program::PATIENCE;
+
+/// An empty list that nothing announced is held for 30 s, so what takes less was told by delete
+/// events.
+const TOLD: Duration = Duration::from_secs(20);
+
+fn api<K>(mesh: &Mesh) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    Api::namespaced(mesh.client.clone(), &mesh.system())
+}
+
+/// Deletes an object and waits until it is gone; returns it as one to create again.
+async fn delete<K>(mesh: &Mesh, name: &str) -> K
+where
+    K: Resource<Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api: Api<K> = api(mesh);
+    let mut object = api.get(name).await.unwrap();
+    api.delete(name, &DeleteParams::default()).await.unwrap();
+    eventually(PATIENCE, async || match api.get_opt(name).await {
+        Ok(None) => Ok(()),
+        other => Err(format!("{name} is not gone: {other:?}")),
+    })
+    .await;
+    let meta = object.meta_mut();
+    meta.resource_version = None;
+    meta.uid = None;
+    meta.finalizers = None;
+    object
+}
+
+async fn create<K>(mesh: &Mesh, object: &K)
+where
+    K: Resource<Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api: Api<K> = api(mesh);
+    api.create(&PostParams::default(), object).await.unwrap();
+}
+
+/// Waits until green-mesh says that red-mesh offers this many services, and calls agree.
+async fn green_has(federation: &Federation, offered: usize) {
+    let sets: Api<ImportedServiceSet> = api(&federation.green);
+    eventually(PATIENCE, async || {
+        let status = sets.get_status("red-mesh").await.unwrap().status;
+        let found = status.map_or(0, |s| s.imported_services.len());
+        if found != offered {
+            return Err(format!("{found} services are offered, not {offered}"));
+        }
+        match (federation.call().await, offered) {
+            (Err(error), 1..) => Err(error),
+            (Ok(()), 0) => Err("a call succeeds".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
+
+async fn ready_reason(mesh: &Mesh, peer: &str) -> String {
+    let peers: Api<ServiceMeshPeer> = api(mesh);
+    let status = peers.get_status(peer).await.unwrap().status.unwrap();
+    let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready");
+    ready.unwrap().reason.unwrap()
+}
+
+async fn becomes(mesh: &Mesh, peer: &str, reason: &str) {
+    eventually(PATIENCE, async || {
+        let found = ready_reason(mesh, peer).await;
+        if found == reason {
+            Ok(())
+        } else {
+            Err(format!("{peer} at {}: {found}", mesh.name))
+        }
+    })
+    .await;
+}
+
+async fn enable_ingress(mesh: &Mesh, enabled: bool) {
+    let api: Api<ServiceMeshControlPlane> = api(mesh);
+    let patch = json!({"spec": {"gateways": {"additionalIngress": {
+        "ingress-green-mesh": {"enabled": enabled},
+    }}}});
+    let params = PatchParams::default();
+    api.patch("red-mesh", &params, &Patch::Merge(patch))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_removed_goes_on_both_sides_and_what_comes_back_works() {
+    let mut federation = Federation::start(&[], &[]).await;
+    federation.works().await;
+    green_has(&federation, 2).await;
+
+    // A rule.
+    let began = Instant::now();
+    let sets: Api<ExportedServiceSet> = api(&federation.red);
+    let rules = sets.get("green-mesh").await.unwrap().spec.export_rules;
+    let none = json!([{"type": "NameSelector", "nameSelector": {"name": "of-nobody"}}]);
+    for rules in [none, json!(rules)] {
+        let patch = Patch::Merge(json!({"spec": {"exportRules": rules}}));
+        let params = PatchParams::default();
+        sets.patch("green-mesh", &params, &patch).await.unwrap();
+        let offered = if rules.as_array().unwrap().len() == 2 {
+            2
+        } else {
+            0
+        };
+        green_has(&federation, offered).await;
+    }
+
+    // A set, on either side.
+    let set: ExportedServiceSet = delete(&federation.red, "green-mesh").await;
+    green_has(&federation, 0).await;
+    create(&federation.red, &set).await;
+    green_has(&federation, 2).await;
+    let set: ImportedServiceSet = delete(&federation.green, "red-mesh").await;
+    assert!(federation.call().await.is_err());
+    create(&federation.green, &set).await;
+    green_has(&federation, 2).await;
+
+    // A gateway.
+    enable_ingress(&federation.red, false).await;
+    green_has(&federation, 0).await;
+    becomes(&federation.red, "green-mesh", "GatewayMissing").await;
+    becomes(&federation.green, "red-mesh", "NotConnected").await;
+    let services: Api<Service> = api(&federation.red);
+    assert_eq!(services.get_opt("ingress-green-mesh").await.unwrap(), None);
+    enable_ingress(&federation.red, true).await;
+    federation.works().await;
+    green_has(&federation, 2).await;
+
+    // A peer, with its own end up.
+    let peer: ServiceMeshPeer = delete(&federation.red, "green-mesh").await;
+    green_has(&federation, 0).await;
+    becomes(&federation.green, "red-mesh", "NotConnected").await;
+    let kept = federation.red.dir.join("peers/green-mesh.json");
+    assert!(!kept.exists());
+    let took = began.elapsed();
+    assert!(took < 5 * TOLD, "nothing waited to be believed: {took:?}");
+    create(&federation.red, &peer).await;
+    federation.works().await;
+    green_has(&federation, 2).await;
+
+    // A peer that is away.
+    federation.green.kill();
+    let began = Instant::now();
+    let peer: ServiceMeshPeer = delete(&federation.red, "green-mesh").await;
+    assert!(began.elapsed() < TOLD);
+    assert_eq!(peer.name_any(), "green-mesh");
+
+    // Everything, with nothing left that holds the namespace.
+    let began = Instant::now();
+    create(&federation.red, &peer).await;
+    let _: ServiceMeshControlPlane = delete(&federation.red, "red-mesh").await;
+    becomes(&federation.red, "green-mesh", "NoControlPlane").await;
+    let namespaces: Api<Namespace> = Api::all(federation.red.client.clone());
+    let system = federation.red.system();
+    let params = DeleteParams::default();
+    namespaces.delete(&system, &params).await.unwrap();
+    eventually(PATIENCE, async || match namespaces.get_opt(&system).await {
+        Ok(None) => Ok(()),
+        other => Err(format!("the namespace is not gone: {other:?}")),
+    })
+    .await;
+    assert!(began.elapsed() < 2 * TOLD);
+}
