@@ -275,6 +275,7 @@ fn cluster(name: &str, discovery: Discovery, tls: Option<UpstreamTls>) -> Cluste
         tls,
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DEFAULT_DRAIN,
     }
 }
 
@@ -312,6 +313,7 @@ async fn an_ingress_lets_in_its_peer_and_nobody_else() {
         name: "green".to_string(),
         server_names: vec![ServerName::Suffix(suffix.to_string())],
         tls: tls(&[GREEN]),
+        drain: DEFAULT_DRAIN,
         network: tcp(TcpTarget::SniCluster, Some(vec![policy])),
     };
     let ingress = listener("ingress", at, vec![chain]);
@@ -412,6 +414,7 @@ async fn a_client_that_only_the_policy_stops_gets_no_byte_through() {
         name: "any".to_string(),
         server_names: Vec::new(),
         tls: tls(&[]),
+        drain: DEFAULT_DRAIN,
         network: tcp(TcpTarget::Cluster("app".to_string()), Some(vec![policy])),
     };
     ads.add(
@@ -498,6 +501,7 @@ async fn an_egress_shows_its_certificate_and_takes_only_the_servers_that_it_was_
             name: "any".to_string(),
             server_names: Vec::new(),
             tls: None,
+            drain: DEFAULT_DRAIN,
             network: tcp(TcpTarget::Cluster(name.to_string()), None),
         };
         ads.add(
@@ -536,6 +540,7 @@ async fn a_renewed_certificate_is_shown_from_then_on_and_cuts_no_connection() {
         name: "any".to_string(),
         server_names: Vec::new(),
         tls: tls(&[GREEN]),
+        drain: DEFAULT_DRAIN,
         network: tcp(TcpTarget::Cluster("app".to_string()), None),
     };
     ads.add(
@@ -677,6 +682,7 @@ async fn requests_are_routed_by_the_identity_that_was_proved_and_not_by_what_the
             client_ids: Vec::new(),
             alpn: vec!["h2".to_string(), "http/1.1".to_string()],
         }),
+        drain: DEFAULT_DRAIN,
         network: Network::Http(discovery),
     };
     ads.add(
@@ -786,6 +792,7 @@ async fn an_explicit_proxy_forwards_requests_and_tunnels() {
         name: "outbound".to_string(),
         server_names: Vec::new(),
         tls: None,
+        drain: DEFAULT_DRAIN,
         network: Network::Http(outbound),
     };
     ads.add(

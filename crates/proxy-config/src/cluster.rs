@@ -15,6 +15,9 @@ pub struct Cluster {
     pub tls: Option<UpstreamTls>,
     pub protocol: UpstreamProtocol,
     pub outlier: Option<OutlierDetection>,
+    /// How long its connections may go on after it was taken away, in whole milliseconds, at most
+    /// [`MAX_DRAIN`](crate::MAX_DRAIN).
+    pub drain: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]

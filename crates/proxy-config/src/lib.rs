@@ -18,6 +18,7 @@ mod listener;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use cluster::{
     Cluster, Discovery, Endpoint, Endpoints, Locality, LocalityEndpoints, MAX_WEIGHT,
@@ -58,6 +59,11 @@ pub struct TrustBundle {
 /// The name under which every proxy knows its own certificate and key. They come from the proxy's
 /// own identity source (`meshfed agent` over SDS for a stock Envoy), never over ADS.
 pub const OWN_IDENTITY: &str = "default";
+
+/// How long connections of what was taken away go on, unless something else is said.
+pub const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
+/// The longest that they can.
+pub const MAX_DRAIN: Duration = Duration::from_secs(3600);
 
 /// The SNI of a service port: `outbound_.<port>_._.<host>`.
 pub fn sni(port: u16, host: &str) -> String {

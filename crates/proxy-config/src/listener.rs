@@ -25,6 +25,9 @@ pub struct FilterChain {
     pub server_names: Vec<ServerName>,
     pub tls: Option<DownstreamTls>,
     pub network: Network,
+    /// How long its connections may go on after it was taken away, in whole milliseconds, at most
+    /// [`MAX_DRAIN`](crate::MAX_DRAIN).
+    pub drain: Duration,
 }
 
 /// A name in the SNI that selects a filter chain.

@@ -1,10 +1,11 @@
 //! Ending connections from outside: one word per connection that its own task looks at.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use tokio::sync::Notify;
@@ -13,16 +14,25 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Cut {
-    /// Its listener went away or the proxy stops, and the deadline has passed.
+    /// What carried it went away or the proxy stops, and the time to finish is over.
     Drained = 2,
-    /// No filter chain matches its SNI any more, or the chain does something else now.
+    /// Its filter chain has TLS now, and it has not, or the other way round.
     ChainRemoved,
-    /// Its cluster is gone or has other TLS settings.
+    /// Its cluster went away while it was being made.
     ClusterRemoved,
-    /// The allow policies or accepted ids no longer admit the client.
+    /// The allow policies or accepted ids no longer admit the client or the endpoint.
     NotAllowed,
-    /// The client's certificate does not satisfy the trust bundle any more.
+    /// The certificate of the client or the endpoint does not satisfy the trust bundle any more.
     TrustRemoved,
+}
+
+/// What becomes of a connection after a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Keep,
+    Cut(Cut),
+    /// What carried it is gone: it may go on for this long.
+    Drain(Duration),
 }
 
 const RUNNING: u8 = 0;
@@ -66,6 +76,10 @@ impl Control {
     fn raise(&self, level: u8) {
         self.level.fetch_max(level, Ordering::AcqRel);
         self.waker.wake();
+    }
+
+    fn is_running(&self) -> bool {
+        self.level.load(Ordering::Acquire) == RUNNING
     }
 
     pub(crate) fn cut_reason(&self) -> Option<Cut> {
@@ -144,13 +158,58 @@ impl<T> CutSet<T> {
         }
     }
 
-    /// Cuts the members that `judge` gives a reason for.
-    pub(crate) fn sweep(&self, mut judge: impl FnMut(&T) -> Option<Cut>) {
+    /// Does with each member what `judge` says. Must run inside a tokio runtime.
+    pub(crate) fn sweep(&self, mut judge: impl FnMut(&T) -> Verdict) {
+        let mut draining: BTreeMap<Duration, Vec<Weak<Control>>> = BTreeMap::new();
         for (control, subject) in self.lock().members.values() {
-            if let Some(why) = judge(subject) {
-                control.cut(why);
+            match judge(subject) {
+                Verdict::Keep => {}
+                Verdict::Cut(why) => control.cut(why),
+                Verdict::Drain(Duration::ZERO) => control.cut(Cut::Drained),
+                // One that drains already keeps its time.
+                Verdict::Drain(period) if control.is_running() => {
+                    control.drain();
+                    let later = draining.entry(period).or_default();
+                    later.push(Arc::downgrade(control));
+                }
+                Verdict::Drain(_) => {}
             }
         }
+        for (period, later) in draining {
+            tokio::spawn(async move {
+                tokio::time::sleep(period).await;
+                for control in later.iter().filter_map(Weak::upgrade) {
+                    control.cut(Cut::Drained);
+                }
+            });
+        }
+    }
+
+    /// Gives the members this long to finish, and cuts at once who comes late. Must run inside a
+    /// tokio runtime.
+    pub(crate) fn retire(self: &Arc<Self>, period: Duration, late: Cut)
+    where
+        T: Send + 'static,
+    {
+        let mut state = self.lock();
+        state.closed = Some(late);
+        if state.members.is_empty() {
+            return;
+        }
+        if period.is_zero() {
+            drop(state);
+            return self.close(Cut::Drained);
+        }
+        for (control, _) in state.members.values() {
+            control.drain();
+        }
+        drop(state);
+        let set = self.clone();
+        tokio::spawn(async move {
+            if tokio::time::timeout(period, set.emptied()).await.is_err() {
+                set.close(Cut::Drained);
+            }
+        });
     }
 
     /// Returns when there is no member.
@@ -220,6 +279,38 @@ mod tests {
         assert_eq!(waiting.await.unwrap(), Cut::ClusterRemoved);
         let _late = set.enter(&late, ());
         assert_eq!(late.cut_signaled().await, Cut::ClusterRemoved);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retired_set_gives_its_members_time_and_nobody_who_comes_late() {
+        let set = CutSet::new();
+        let (early, late) = (Control::new(), Control::new());
+        let _early = set.enter(&early, ());
+        set.retire(Duration::from_secs(5), Cut::ClusterRemoved);
+        let _late = set.enter(&late, ());
+        assert_eq!(late.cut_reason(), Some(Cut::ClusterRemoved));
+        tokio::time::sleep(Duration::from_millis(4_900)).await;
+        assert_eq!(early.cut_reason(), None);
+        assert_eq!(early.cut_signaled().await, Cut::Drained);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_drains_is_not_given_more_time_by_the_next_change() {
+        let set = CutSet::new();
+        let (draining, kept) = (Control::new(), Control::new());
+        let _members = [set.enter(&draining, true), set.enter(&kept, false)];
+        let change = |seconds| {
+            set.sweep(|gone| match gone {
+                true => Verdict::Drain(Duration::from_secs(seconds)),
+                false => Verdict::Keep,
+            });
+        };
+        change(5);
+        change(500);
+        let began = tokio::time::Instant::now();
+        assert_eq!(draining.cut_signaled().await, Cut::Drained);
+        assert_eq!(began.elapsed().as_secs(), 5);
+        assert!(kept.is_running());
     }
 
     #[test]

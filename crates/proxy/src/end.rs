@@ -46,14 +46,16 @@ pub enum End {
     NoRoute,
     /// The request makes no sense for a proxy.
     BadRequest,
-    /// The connection was still open at the end of the drain.
+    /// What carried it was taken away, or the proxy stops, and it was still open at the end of the
+    /// time to finish.
     Drained,
-    /// The chain or cluster that carried it was taken away or changed.
+    /// The chain that carried it has other security now.
     ChainRemoved,
+    /// The cluster was taken away while a connection was being made.
     ClusterRemoved,
-    /// The client is not admitted any more.
+    /// The client or the endpoint is not admitted any more.
     NoLongerAllowed,
-    /// The client's certificate is not trusted any more.
+    /// The certificate of the client or the endpoint is not trusted any more.
     TrustRemoved,
 }
 

@@ -30,6 +30,10 @@ pub(crate) const CONNECT_ATTEMPTS: usize = 3;
 pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// Bytes of the certificates that a peer shows. They are kept as long as the connection, to be
+/// judged again when the trust changes.
+pub(crate) const CHAIN_BYTES: usize = 16 * 1024;
+
 /// Bytes of a copy buffer. A TLS record holds 16 KiB, so a full buffer is a few whole records.
 pub(crate) const COPY_BUFFER: usize = 64 * 1024;
 /// Buffers that a thread keeps for the next connection.

@@ -30,7 +30,7 @@ pub struct ProxyOptions {
     pub metrics: Metrics,
     pub identity_metrics: IdentityMetrics,
     pub limits: ConnectionLimits,
-    /// How long connections may go on after their listener has gone or the proxy was told to stop.
+    /// How long connections may go on after the proxy was told to stop.
     pub drain: Duration,
     /// How a sidecar asks its application whether it is ready. `None`: it is not asked, and
     /// nothing is said about it.
@@ -67,7 +67,6 @@ impl Proxy {
             access_log: options.access_log,
             metrics: options.metrics,
             limits: options.limits,
-            drain: options.drain,
         });
         let client = Client {
             control_plane: options.control_plane,

@@ -1,5 +1,7 @@
 //! Trust bundles in use, and whether a peer that was accepted once would be accepted now.
 
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,6 +11,8 @@ use rustls::RootCertStore;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+
+use crate::limits::CHAIN_BYTES;
 
 /// A bundle with its parsed roots. TLS configurations that were made from it are recognised by
 /// the pointer of the store.
@@ -32,26 +36,28 @@ pub(crate) struct Proof {
     role: Role,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Role {
     Client,
     Server,
 }
 
 impl Proof {
-    /// Of a handshake that has just succeeded; `None` without a certificate with one SPIFFE id.
-    pub(crate) fn new(chain: Option<&[CertificateDer<'static>]>, role: Role) -> Option<Self> {
-        let chain = chain?;
-        Some(Self {
-            id: meshfed_pki::peer_id(chain).ok()?,
+    /// Of a handshake that has just succeeded. The error says what is wrong with the chain.
+    pub(crate) fn new(
+        chain: Option<&[CertificateDer<'static>]>,
+        role: Role,
+    ) -> Result<Self, &'static str> {
+        let chain = chain.unwrap_or_default();
+        if chain.iter().map(|c| c.len()).sum::<usize>() > CHAIN_BYTES {
+            return Err("chain_too_long");
+        }
+        Ok(Self {
+            id: meshfed_pki::peer_id(chain).map_err(|_| "not_spiffe")?,
             chain: chain.to_vec(),
             at: SystemTime::now(),
             role,
         })
-    }
-
-    pub(crate) fn same_certificate(&self, other: &Self) -> bool {
-        self.role == other.role && self.chain == other.chain
     }
 
     /// Whether the roots of the peer's domain vouch for it. Times are judged as of the handshake: a
@@ -95,19 +101,38 @@ impl Proof {
 /// Judges many proofs. Peers are few and their connections many, so each certificate is verified
 /// once for each store.
 #[derive(Default)]
-pub(crate) struct Judge(Vec<(Arc<TrustStore>, Arc<Proof>, bool)>);
+pub(crate) struct Judge(HashMap<Case, bool>);
+
+/// A certificate before a store; held, so that no other store can come to lie at its address.
+struct Case {
+    trust: Arc<TrustStore>,
+    proof: Arc<Proof>,
+}
+
+impl PartialEq for Case {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.trust, &other.trust)
+            && self.proof.role == other.proof.role
+            && self.proof.chain == other.proof.chain
+    }
+}
+
+impl Eq for Case {}
+
+impl Hash for Case {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.trust).hash(state);
+        self.proof.role.hash(state);
+        self.proof.chain.hash(state);
+    }
+}
 
 impl Judge {
     pub(crate) fn holds(&mut self, proof: &Arc<Proof>, trust: &Arc<TrustStore>) -> bool {
-        let known = self
-            .0
-            .iter()
-            .find(|(t, p, _)| Arc::ptr_eq(t, trust) && p.same_certificate(proof));
-        if let Some((_, _, verdict)) = known {
-            return *verdict;
-        }
-        let verdict = proof.holds(trust);
-        self.0.push((trust.clone(), proof.clone(), verdict));
-        verdict
+        let case = Case {
+            trust: trust.clone(),
+            proof: proof.clone(),
+        };
+        *self.0.entry(case).or_insert_with(|| proof.holds(trust))
     }
 }

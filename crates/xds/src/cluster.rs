@@ -25,7 +25,7 @@ use crate::pb::{BoolValue, UInt32Value, core, dns, envoy_type};
 use crate::wire::{
     self, Path, Read, clip, duration, name, nothing_else, pack, read_limit, required, unpack,
 };
-use crate::{endpoints, tls};
+use crate::{drain, endpoints, tls};
 
 const DNS_CLUSTER: &str = "envoy.cluster.dns";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -68,6 +68,7 @@ pub(crate) fn encode(c: &Cluster) -> pb::Cluster {
     out.typed_extension_protocol_options =
         HashMap::from([(HTTP_OPTIONS.to_string(), pack(&http_options(c.protocol)))]);
     out.outlier_detection = c.outlier.as_ref().map(outlier);
+    out.metadata = drain::metadata(c.drain);
     out
 }
 
@@ -82,6 +83,7 @@ pub(crate) fn read(mut m: pb::Cluster) -> Read<Cluster> {
     let matches = take(&mut m.transport_socket_matches);
     let options = take(&mut m.typed_extension_protocol_options);
     let outlier = m.outlier_detection.take();
+    let drain = drain::read(&at.field("metadata"), m.metadata.take())?;
     nothing_else(at, &m, &template())?;
 
     let discovery = read_discovery(at, &cluster_name, kind, eds, inline)?;
@@ -103,6 +105,7 @@ pub(crate) fn read(mut m: pb::Cluster) -> Read<Cluster> {
         outlier: outlier
             .map(|o| read_outlier(&at.field("outlier_detection"), o))
             .transpose()?,
+        drain,
     })
 }
 

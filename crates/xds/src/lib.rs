@@ -29,6 +29,7 @@ pub mod bootstrap;
 pub mod ca;
 mod cluster;
 pub mod decode;
+mod drain;
 pub mod encode;
 mod endpoints;
 mod error;

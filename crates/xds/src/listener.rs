@@ -11,7 +11,7 @@ use crate::pb::listener::{
 };
 use crate::pb::tls_inspector::TlsInspector;
 use crate::wire::{self, Path, Read, clip, duration, name, nothing_else, pack, read_limit, unpack};
-use crate::{Reason, access_log, network, tls};
+use crate::{Reason, access_log, drain, network, tls};
 
 const TLS_INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
 /// Longest host name (RFC 1035) with the `outbound_.<port>_._.` in front of it.
@@ -108,6 +108,7 @@ fn chain(c: &FilterChain, handshake_timeout: Duration) -> pb::FilterChain {
         }),
         filters: network::encode(&c.name, &c.network, c.tls.is_some()),
         transport_socket: c.tls.as_ref().map(tls::downstream),
+        metadata: drain::metadata(c.drain),
         ..chain_template(c.tls.is_some(), handshake_timeout)
     }
 }
@@ -128,6 +129,7 @@ fn read_chain(
     let matches = m.filter_chain_match.take();
     let filters = take(&mut m.filters);
     let socket = m.transport_socket.take();
+    let drain = drain::read(&at.field("metadata"), m.metadata.take())?;
     nothing_else(at, &m, &chain_template(socket.is_some(), handshake_timeout))?;
 
     let at_match = &at.field("filter_chain_match");
@@ -148,6 +150,7 @@ fn read_chain(
             .collect::<Read<_>>()?,
         network: network::read(at, filters, tls.is_some())?,
         tls,
+        drain,
     })
 }
 

@@ -37,6 +37,7 @@ fn bootstrap() -> Bootstrap {
             tls: None,
             protocol: meshfed_proxy_config::UpstreamProtocol::Http2,
             outlier: None,
+            drain: meshfed_proxy_config::DEFAULT_DRAIN,
         };
         Message::decode(&*encode::cluster(&cluster).value).unwrap()
     };

@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Struct, UInt32Value, Value, value};
 use meshfed_proxy_config::*;
 use meshfed_xds::{DecodeError, decode, encode};
 use prost::{Message, Name};
@@ -74,6 +74,7 @@ fn sample_listener() -> Listener {
         name: name.to_string(),
         server_names: vec![ServerName::Exact(name.to_string())],
         tls: Some(tls.clone()),
+        drain: DEFAULT_DRAIN,
         network,
     };
     Listener {
@@ -100,6 +101,7 @@ fn sample_cluster() -> Cluster {
         }),
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DEFAULT_DRAIN,
     }
 }
 
@@ -336,6 +338,36 @@ fn a_cluster_that_asks_for_more_is_refused_at_the_field() {
     ];
     for (field, change) in cases {
         assert_field(&refused_cluster(change), "c", field);
+    }
+}
+
+#[test]
+fn a_drain_period_that_cannot_be_is_refused_and_so_is_any_other_metadata() {
+    let mut sample = sample_cluster();
+    sample.drain = Duration::from_millis(1500);
+    let with = |change: fn(&mut Struct)| {
+        let mut m = cluster::Cluster::decode(&*encode::cluster(&sample).value).unwrap();
+        let metadata = &mut m.metadata.as_mut().unwrap().filter_metadata;
+        change(metadata.get_mut("meshfed.io").unwrap());
+        decode::cluster(&m.encode_to_vec()).map(|c| c.drain)
+    };
+    fn set(fields: &mut Struct, key: &str, number: f64) {
+        let kind = Some(value::Kind::NumberValue(number));
+        fields.fields.insert(key.to_owned(), Value { kind });
+    }
+    assert_eq!(with(|_| {}), Ok(sample.drain));
+    let hour = with(|f| set(f, "drain_period_ms", 3_600_000.0));
+    assert_eq!(hour, Ok(MAX_DRAIN));
+    let refused: [fn(&mut Struct); 6] = [
+        |f| set(f, "drain_period_ms", -1.0),
+        |f| set(f, "drain_period_ms", 0.5),
+        |f| set(f, "drain_period_ms", 3_600_001.0),
+        |f| set(f, "drain_period_ms", f64::NAN),
+        |f| set(f, "another", 1.0),
+        |f| f.fields.clear(),
+    ];
+    for change in refused {
+        assert_field(&with(change).unwrap_err(), "c", "metadata");
     }
 }
 

@@ -85,6 +85,7 @@ impl Decided<'_, '_> {
                 trust_domain: &peer.trust_domain,
                 roots: &peer.roots.pem,
                 client_id: &peer.client_id,
+                drain: peer.settings.drain_period,
                 exports: self.exports.get(&peer.name).map_or_else(Vec::new, |all| {
                     let exported = all.exported.iter();
                     exported
@@ -108,6 +109,7 @@ impl Decided<'_, '_> {
                 discovery_port: peer.discovery_port,
                 discovery_host: &peer.discovery_host,
                 remote_hash: peer.remote_hash,
+                drain: peer.settings.drain_period,
                 imports: self.imports.get(&peer.name).map_or_else(Vec::new, |all| {
                     all.imported()
                         .map(|(remote, import)| EgressImport {
@@ -125,16 +127,18 @@ impl Decided<'_, '_> {
     fn sidecar_imports(&self) -> Vec<SidecarImport> {
         self.trusted()
             .filter_map(|peer| {
-                let egress = peer.egress.as_ref().ok()?.address;
-                Some((egress, self.imports.get(&peer.name)?))
+                let egress = peer.egress.as_ref().ok()?;
+                Some((peer, egress, self.imports.get(&peer.name)?))
             })
-            .flat_map(|(egress, all)| {
+            .flat_map(|(peer, egress, all)| {
                 all.imported().map(move |(_, import)| SidecarImport {
                     imported: import.host.clone(),
                     key: import.key.clone(),
                     as_local: import.as_local,
                     ports: import.ports.clone(),
-                    egress: (egress.ip, egress.service_port).into(),
+                    egress: (egress.address.ip, egress.address.service_port).into(),
+                    egress_id: egress.id.clone(),
+                    drain: peer.settings.drain_period,
                     locality: all.locality.clone(),
                 })
             })

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use meshfed_pki::TrustDomain;
 use meshfed_proxy_config::{
-    AllowPolicy, Cluster, Discovery, FilterChain, HeaderMatch, Http, HttpRoutes, Listener, Network,
-    PathMatch, ProxyConfig, Route, RouteAction, RouteTable, ServerIds, Tcp, TcpTarget,
-    UpstreamProtocol, UpstreamTls, VirtualHost, sni,
+    AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, FilterChain, HeaderMatch, Http, HttpRoutes,
+    Listener, Network, PathMatch, ProxyConfig, Route, RouteAction, RouteTable, ServerIds, Tcp,
+    TcpTarget, UpstreamProtocol, UpstreamTls, VirtualHost, sni,
 };
 
 use super::gateways::GatewayAddress;
@@ -41,6 +41,8 @@ pub struct EgressPeer<'a> {
     pub discovery_host: &'a DiscoveryHost,
     /// Value of [`REMOTE_HEADER`].
     pub remote_hash: u64,
+    /// How long connections of an import that is gone may go on.
+    pub drain: Duration,
     pub imports: Vec<EgressImport>,
 }
 
@@ -114,6 +116,7 @@ fn service_listener(
             name: "imports".to_owned(),
             server_names: Vec::new(),
             tls: Some(mesh.downstream_tls(Vec::new(), Vec::new())),
+            drain: DEFAULT_DRAIN,
             network: Network::Tcp(Tcp {
                 target: TcpTarget::SniCluster,
                 allow: Some(allow),
@@ -139,6 +142,7 @@ fn discovery_listener(
             tls: Some(
                 mesh.downstream_tls(Vec::new(), vec!["h2".to_owned(), "http/1.1".to_owned()]),
             ),
+            drain: DEFAULT_DRAIN,
             network: Network::Http(Http {
                 stat_prefix: "discovery".to_owned(),
                 routes: HttpRoutes::Inline(RouteTable {
@@ -208,6 +212,7 @@ fn discovery_cluster(peer: &EgressPeer<'_>) -> Cluster {
         }),
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DEFAULT_DRAIN,
     }
 }
 
@@ -229,6 +234,7 @@ fn service_clusters(peer: &EgressPeer<'_>, import: &EgressImport) -> impl Iterat
         }),
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: peer.drain,
     })
 }
 

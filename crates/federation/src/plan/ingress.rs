@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
-    AllowPolicy, Cluster, Discovery, DownstreamTls, FilterChain, HeaderMatch, Http, HttpRoutes,
-    Listener, Network, PathMatch, ProxyConfig, Route, RouteAction, RouteTable, ServerIds,
-    ServerName, Tcp, TcpTarget, TrustBundle, UpstreamProtocol, UpstreamTls, VirtualHost, sni,
+    AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, FilterChain, HeaderMatch, Http,
+    HttpRoutes, Listener, Network, PathMatch, ProxyConfig, Route, RouteAction, RouteTable,
+    ServerIds, ServerName, Tcp, TcpTarget, TrustBundle, UpstreamProtocol, UpstreamTls, VirtualHost,
+    sni,
 };
 
 use super::gateways::GatewayAddress;
@@ -35,6 +36,8 @@ pub struct IngressPeer<'a> {
     /// PEM certificates that vouch for it.
     pub roots: &'a Arc<str>,
     pub client_id: &'a SpiffeId,
+    /// How long connections of an export that is gone may go on.
+    pub drain: Duration,
     /// What it may call, under which name.
     pub exports: Vec<(ExportedHost, Arc<LocalService>)>,
 }
@@ -56,7 +59,7 @@ pub fn config(
                 let names = [sni(port.number, exported.as_str())]
                     .into_iter()
                     .chain(bare);
-                mesh.add_local(&mut config, service, port, names);
+                mesh.add_local(&mut config, service, port, names, peer.drain);
             }
         }
     }
@@ -104,6 +107,7 @@ fn service_chain(peer: &IngressPeer<'_>) -> FilterChain {
             client_ids: vec![peer.client_id.clone()],
             alpn: Vec::new(),
         }),
+        drain: peer.drain,
         network: Network::Tcp(Tcp {
             target: TcpTarget::SniCluster,
             allow: Some(vec![AllowPolicy {
@@ -140,6 +144,7 @@ fn discovery_listener(
             client_ids: Vec::new(),
             alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
         }),
+        drain: DEFAULT_DRAIN,
         network: Network::Http(Http {
             stat_prefix: "discovery".to_owned(),
             routes: HttpRoutes::Inline(RouteTable {
@@ -208,6 +213,7 @@ fn discovery_cluster(mesh: &Mesh<'_>) -> Cluster {
         }),
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DEFAULT_DRAIN,
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
-    Cluster, Discovery, DownstreamTls, Endpoints, ProxyConfig, ServerIds, TrustBundle,
-    UpstreamProtocol, UpstreamTls, sni,
+    Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, Endpoints, ProxyConfig, ServerIds,
+    TrustBundle, UpstreamProtocol, UpstreamTls, sni,
 };
 
 use super::local::{LocalPort, LocalService};
@@ -57,26 +57,33 @@ impl Mesh<'_> {
         service: &LocalService,
         port: &LocalPort,
         cluster_names: impl IntoIterator<Item = String>,
+        drain: Duration,
     ) {
         let endpoints = &port.endpoints;
         config
             .endpoints
             .insert(endpoints.name.clone(), endpoints.clone());
         for name in cluster_names {
-            let cluster = self.workload_cluster(name, &service.host, port.number, endpoints);
+            let servers = ServerIds::AnyOf(self.trust_domain.clone());
+            let cluster = Cluster {
+                drain,
+                ..self.workload_cluster(name, &service.host, port.number, endpoints, servers)
+            };
             config
                 .clusters
                 .insert(cluster.name.clone(), Arc::new(cluster));
         }
     }
 
-    /// A cluster of workloads (or our own egress gateways) behind mutual TLS of the mesh.
+    /// A cluster of workloads (or our own egress gateways) behind mutual TLS of the mesh, which must
+    /// prove to be one of `servers`.
     pub fn workload_cluster(
         &self,
         name: String,
         host: &str,
         port: u16,
         endpoints: &Endpoints,
+        servers: ServerIds,
     ) -> Cluster {
         Cluster {
             name,
@@ -84,12 +91,13 @@ impl Mesh<'_> {
             connect_timeout: CONNECT_TIMEOUT,
             tls: Some(UpstreamTls {
                 trust: MESH_TRUST.to_owned(),
-                server: ServerIds::AnyOf(self.trust_domain.clone()),
+                server: servers,
                 sni: Some(sni(port, host)),
                 alpn: Vec::new(),
             }),
             protocol: UpstreamProtocol::Http1,
             outlier: None,
+            drain: DEFAULT_DRAIN,
         }
     }
 }

@@ -6,10 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshfed_pki::SpiffeId;
 use meshfed_proxy_config::{
-    Cluster, Discovery, Endpoint, Endpoints, FilterChain, Http, HttpRoutes, Listener, Locality,
-    LocalityEndpoints, Network, PathMatch, ProxyConfig, Route, RouteAction, RouteTable, Tcp,
-    TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster,
+    Cluster, DEFAULT_DRAIN, Discovery, Endpoint, Endpoints, FilterChain, Http, HttpRoutes,
+    Listener, Locality, LocalityEndpoints, Network, PathMatch, ProxyConfig, Route, RouteAction,
+    RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster,
 };
 
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
@@ -60,6 +61,10 @@ pub struct SidecarImport {
     pub ports: Vec<u16>,
     /// Our egress gateway for the peer, port 15443.
     pub egress: SocketAddr,
+    /// Who our egress gateway must prove to be.
+    pub egress_id: SpiffeId,
+    /// How long connections may go on when the import is gone.
+    pub drain: Duration,
     pub locality: Locality,
 }
 
@@ -82,14 +87,36 @@ struct Destination {
     leaves_mesh: bool,
 }
 
+/// A destination with all that carries it.
+struct Joined {
+    destination: Destination,
+    localities: Vec<LocalityEndpoints>,
+    /// Who may answer: any workload of the mesh for a local service, our egress gateways for an
+    /// import, and both where a service is in this mesh and in another one.
+    servers: ServerIds,
+    drain: Duration,
+}
+
+impl Joined {
+    fn add(&mut self, import: &SidecarImport) {
+        self.destination.leaves_mesh = true;
+        self.drain = self.drain.max(import.drain);
+        if let ServerIds::OneOf(ids) = &mut self.servers
+            && !ids.contains(&import.egress_id)
+        {
+            ids.push(import.egress_id.clone());
+        }
+        add_endpoint(&mut self.localities, import);
+    }
+}
+
 /// Joins local services and imports.
 pub fn outbound(
     mesh: &Mesh<'_>,
     services: &BTreeMap<ServiceKey, Arc<LocalService>>,
     imports: &[SidecarImport],
 ) -> Outbound {
-    let mut joined: BTreeMap<(String, u16), (Destination, Vec<LocalityEndpoints>)> =
-        BTreeMap::new();
+    let mut joined: BTreeMap<(String, u16), Joined> = BTreeMap::new();
     for service in services.values() {
         for port in &service.ports {
             let destination = Destination {
@@ -99,43 +126,53 @@ pub fn outbound(
                 local: true,
                 leaves_mesh: false,
             };
-            joined.insert(
-                (service.host.clone(), port.number),
-                (destination, port.endpoints.localities.clone()),
-            );
+            let joint = Joined {
+                destination,
+                localities: port.endpoints.localities.clone(),
+                servers: ServerIds::AnyOf(mesh.trust_domain.clone()),
+                drain: DEFAULT_DRAIN,
+            };
+            joined.insert((service.host.clone(), port.number), joint);
         }
     }
     for import in imports {
         for port in &import.ports {
             let host = import.imported.to_string();
-            let (destination, localities) =
-                joined.entry((host.clone(), *port)).or_insert_with(|| {
-                    let destination = Destination {
+            let joint = joined
+                .entry((host.clone(), *port))
+                .or_insert_with(|| Joined {
+                    destination: Destination {
                         key: import.key.clone(),
                         host,
                         port: *port,
                         local: import.as_local,
                         leaves_mesh: true,
-                    };
-                    (destination, Vec::new())
+                    },
+                    localities: Vec::new(),
+                    servers: ServerIds::OneOf(Vec::new()),
+                    drain: import.drain,
                 });
-            destination.leaves_mesh = true;
-            add_endpoint(localities, import);
+            joint.add(import);
         }
     }
     let mut outbound = Outbound::default();
-    for (destination, localities) in joined.into_values() {
+    for joint in joined.into_values() {
+        let destination = joint.destination;
         let name = outbound_cluster(destination.port, &destination.host);
         let endpoints = Arc::new(Endpoints {
             name: name.clone(),
-            localities,
+            localities: joint.localities,
         });
-        let cluster = mesh.workload_cluster(
-            name.clone(),
-            &destination.host,
-            destination.port,
-            &endpoints,
-        );
+        let cluster = Cluster {
+            drain: joint.drain,
+            ..mesh.workload_cluster(
+                name.clone(),
+                &destination.host,
+                destination.port,
+                &endpoints,
+                joint.servers,
+            )
+        };
         outbound.clusters.insert(name.clone(), Arc::new(cluster));
         outbound.endpoints.insert(name, endpoints);
         outbound.destinations.push(destination);
@@ -200,6 +237,7 @@ fn outbound_listener(address: SocketAddr) -> Listener {
             name: "outbound".to_owned(),
             server_names: Vec::new(),
             tls: None,
+            drain: DEFAULT_DRAIN,
             network: Network::Http(Http {
                 stat_prefix: "outbound".to_owned(),
                 routes: HttpRoutes::Rds(ROUTES.to_owned()),
@@ -303,6 +341,7 @@ fn inbound(mesh: &Mesh<'_>, ip: IpAddr, port: u16, app: SocketAddr) -> (Listener
         tls: None,
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DEFAULT_DRAIN,
     };
     let listener = Listener {
         name: format!("inbound_{port}"),
@@ -312,6 +351,7 @@ fn inbound(mesh: &Mesh<'_>, ip: IpAddr, port: u16, app: SocketAddr) -> (Listener
             name: "inbound".to_owned(),
             server_names: Vec::new(),
             tls: Some(mesh.downstream_tls(Vec::new(), Vec::new())),
+            drain: DEFAULT_DRAIN,
             network: Network::Tcp(Tcp {
                 target: TcpTarget::Cluster(cluster.name.clone()),
                 allow: None,

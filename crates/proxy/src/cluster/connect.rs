@@ -9,9 +9,9 @@ use rustls::sign::CertifiedKey;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::Cluster;
 use super::hosts::{Host, Load};
-use crate::cut::{Control, Cut, CutGuard};
+use super::{Cluster, verdict};
+use crate::cut::{Control, Cut, CutGuard, Verdict};
 use crate::end::End;
 use crate::engine::Tables;
 use crate::io::{Prefetch, Stream, prepare};
@@ -152,9 +152,9 @@ pub(super) struct Dialed {
 }
 
 impl Dialed {
-    /// Puts the connection among the users of its cluster, to be cut with them. A change of the
+    /// Puts the connection among the users of its cluster, to be ended with them. A change of the
     /// cluster or of its trust since the handshake began has judged without this connection, so it
-    /// is cut here.
+    /// is judged here.
     pub(super) fn enter(
         &self,
         tables: &Tables,
@@ -162,19 +162,26 @@ impl Dialed {
         control: &Arc<Control>,
     ) -> CutGuard<Option<Arc<Proof>>> {
         let guard = cluster.users.enter(control, self.proof.clone());
-        let same_settings = tables
-            .clusters
-            .get(&cluster.name)
-            .is_some_and(|now| now.config.tls == cluster.config.tls);
-        let same_trust = match (&cluster.config.tls, &self.trust) {
-            (Some(tls), Some(trust)) => tables
-                .trust
-                .get(&tls.trust)
-                .is_some_and(|now| Arc::ptr_eq(&now.store, trust)),
-            _ => true,
+        // Without it, the set of its users is closed.
+        let Some(now) = tables.clusters.get(&cluster.name) else {
+            return guard;
         };
-        if !same_settings || !same_trust {
-            control.cut(Cut::ClusterRemoved);
+        let trust = now.config.tls.as_ref().map(|tls| &tls.trust);
+        let trust = trust.and_then(|name| tables.trust.get(name));
+        let mut holds = |proof: &Arc<Proof>| match (&trust, &self.trust) {
+            (Some(now), Some(then)) if Arc::ptr_eq(&now.store, then) => true,
+            (Some(now), _) => proof.holds(&now.store),
+            (None, _) => false,
+        };
+        match verdict(
+            &cluster.config,
+            &now.config,
+            self.proof.as_ref(),
+            &mut holds,
+        ) {
+            Verdict::Keep => {}
+            Verdict::Cut(why) => control.cut(why),
+            Verdict::Drain(_) => control.cut(Cut::ClusterRemoved),
         }
         guard
     }
@@ -222,7 +229,7 @@ async fn dial_unbounded(tables: &Tables, cluster: &Cluster, host: &Host) -> Resu
         .await
         .map_err(|e| End::UpstreamCertificate(HandshakeRefusal::from(&e).label()))?;
     let proof = Proof::new(stream.get_ref().1.peer_certificates(), Role::Server)
-        .ok_or(End::UpstreamCertificate("not_spiffe"))?;
+        .map_err(End::UpstreamCertificate)?;
     Ok(Dialed {
         stream: Stream::Client(Box::new(stream)),
         proof: Some(Arc::new(proof)),

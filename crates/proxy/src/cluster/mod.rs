@@ -19,7 +19,7 @@ pub(crate) use connect::{Failure, connect};
 use hosts::Hosts;
 pub(crate) use pool::{Exchange, Lease, send};
 
-use crate::cut::{Cut, CutSet};
+use crate::cut::{Cut, CutSet, Verdict};
 use crate::trust::{Judge, Proof};
 
 /// Why a cluster makes no sense.
@@ -131,35 +131,24 @@ impl Cluster {
         close_missing(&self.hosts.load(), new);
     }
 
-    /// Ends everything that goes through the cluster, now and later.
+    /// Ends what goes through the cluster: at once what begins now, and in its drain period what is
+    /// under way.
     pub(crate) fn remove(&self) {
-        self.users.close(Cut::ClusterRemoved);
+        self.users.retire(self.config.drain, Cut::ClusterRemoved);
         close_missing(&self.hosts.load(), &Hosts::default());
     }
 
-    /// Cuts the connections that today's settings and roots would not make. `before` are the
-    /// settings that they were made with.
+    /// Ends the connections that today's settings and roots would not make. `before` is what they
+    /// were made with.
     pub(crate) fn judge_users(
         &self,
-        before: Option<&UpstreamTls>,
+        before: &Config,
         trust: Option<&Arc<TrustStore>>,
+        judge: &mut Judge,
     ) {
-        let now = self.config.tls.as_ref();
-        let mut judge = Judge::default();
-        self.users.sweep(|proof| match (before, now, proof) {
-            (None, None, _) => None,
-            (Some(before), Some(now), _) if before.sni != now.sni => Some(Cut::ClusterRemoved),
-            // Plain, as the endpoint has no TLS.
-            (Some(_), Some(_), None) => None,
-            (Some(_), Some(now), Some(proof)) if !accepts(&now.server, proof) => {
-                Some(Cut::ClusterRemoved)
-            }
-            (Some(_), Some(_), Some(proof)) => match trust {
-                Some(trust) if judge.holds(proof, trust) => None,
-                _ => Some(Cut::TrustRemoved),
-            },
-            (None, Some(_), _) | (Some(_), None, _) => Some(Cut::ClusterRemoved),
-        });
+        let mut holds = |proof: &Arc<Proof>| trust.is_some_and(|trust| judge.holds(proof, trust));
+        self.users
+            .sweep(|proof| verdict(before, &self.config, proof.as_ref(), &mut holds));
     }
 
     /// The rustls configuration for these roots, made at the first use and kept until the cluster
@@ -189,6 +178,33 @@ impl Cluster {
             config: config.clone(),
         })));
         Ok(config)
+    }
+}
+
+/// What becomes of a connection that was made with the settings `before`. `holds`: whether today's
+/// roots vouch for the endpoint.
+fn verdict(
+    before: &Config,
+    now: &Config,
+    proof: Option<&Arc<Proof>>,
+    holds: &mut dyn FnMut(&Arc<Proof>) -> bool,
+) -> Verdict {
+    match (&before.tls, &now.tls, proof) {
+        (None, None, _) => Verdict::Keep,
+        // It leads to something else now.
+        (Some(then), Some(tls), _) if then.sni != tls.sni => Verdict::Drain(before.drain),
+        (None, Some(_), _) | (Some(_), None, _) => Verdict::Drain(before.drain),
+        // Plain, as the endpoint has no TLS.
+        (Some(_), Some(_), None) => Verdict::Keep,
+        (Some(_), Some(tls), Some(proof)) => {
+            if !accepts(&tls.server, proof) {
+                Verdict::Cut(Cut::NotAllowed)
+            } else if !holds(proof) {
+                Verdict::Cut(Cut::TrustRemoved)
+            } else {
+                Verdict::Keep
+            }
+        }
     }
 }
 

@@ -51,6 +51,14 @@ struct Shared {
 struct Made {
     generation: Generation,
     proof: Option<Arc<Proof>>,
+    /// What may cut it; tells why if it broke off.
+    control: Arc<Control>,
+}
+
+impl Made {
+    fn cut_reason(&self) -> Option<End> {
+        self.control.cut_reason().map(End::from)
+    }
 }
 
 enum Sender {
@@ -69,16 +77,22 @@ pub(crate) struct Exchange {
 /// The use of a host for one request, and of the connection if nobody else may use it meanwhile.
 pub(crate) struct Lease {
     load: Load,
-    connection: Option<(http1::SendRequest<RequestBody>, Made)>,
+    sender: Option<http1::SendRequest<RequestBody>>,
+    made: Made,
 }
 
 impl Lease {
+    /// Why we have cut the connection, if we have.
+    pub(crate) fn cut_reason(&self) -> Option<End> {
+        self.made.cut_reason()
+    }
+
     /// Keeps the connection for the next request. Right only after the end of the response; a
     /// lease that is dropped before closes its connection.
     pub(crate) fn finish(self) {
         let host = self.load.host().clone();
-        if let Some((sender, made)) = self.connection {
-            HostPool::put(&host, sender, made);
+        if let Some(sender) = self.sender {
+            HostPool::put(&host, sender, self.made);
         }
     }
 }
@@ -122,15 +136,15 @@ pub(crate) async fn send(
                 } else {
                     host.succeeded();
                 }
-                let connection = match sender {
-                    Sender::Http1(sender) => Some((sender, made.clone())),
+                let sender = match sender {
+                    Sender::Http1(sender) => Some(sender),
                     Sender::Http2(_) => None,
                 };
                 return Ok(Exchange {
                     response,
                     upstream,
-                    proof: made.proof,
-                    lease: Lease { load, connection },
+                    proof: made.proof.clone(),
+                    lease: Lease { load, sender, made },
                 });
             }
             Err(error) => match unsent(error) {
@@ -141,9 +155,12 @@ pub(crate) async fn send(
                     request = unsent;
                 }
                 None => {
-                    attempts.failed(&load, End::UpstreamReset);
+                    let cut = made.cut_reason();
+                    if cut.is_none() {
+                        attempts.failed(&load, End::UpstreamReset);
+                    }
                     return Err(Failure {
-                        end: End::UpstreamReset,
+                        end: cut.unwrap_or(End::UpstreamReset),
                         upstream: Some(upstream),
                     });
                 }
@@ -168,7 +185,11 @@ async fn establish(
     let control = Control::new();
     let guard = dialed.enter(tables, cluster, &control);
     let Dialed { stream, proof, .. } = dialed;
-    let made = Made { generation, proof };
+    let made = Made {
+        generation,
+        proof,
+        control: control.clone(),
+    };
     let io = TokioIo::new(stream);
     if http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());

@@ -13,7 +13,7 @@ use meshfed_runtime::AccessLog;
 use tokio::sync::Semaphore;
 
 use super::Tables;
-use super::chains::Chains;
+use super::chains::{Chain, Chains};
 use super::change::{Change, Rejection, RejectionCause, difference};
 use super::running::Running;
 use crate::cluster::Cluster;
@@ -24,7 +24,7 @@ use crate::listener::{Reserved, Shared, reserve};
 use crate::metrics::Metrics;
 use crate::record::Reporter;
 use crate::shards::Shards;
-use crate::trust::Trust;
+use crate::trust::{Judge, Trust};
 
 /// What an [`Engine`] needs from its surroundings.
 pub struct EngineOptions {
@@ -35,8 +35,6 @@ pub struct EngineOptions {
     pub access_log: AccessLog,
     pub metrics: Metrics,
     pub limits: ConnectionLimits,
-    /// How long the connections of a removed listener may go on.
-    pub drain: Duration,
 }
 
 /// Owns the configuration: one task applies changes, connections read what is in force.
@@ -170,7 +168,7 @@ impl Engine {
             Change::RemoveListener(name) => {
                 self.reserved.remove(&name);
                 if let Some(running) = self.listeners.remove(&name) {
-                    running.drain(self.options.drain);
+                    running.drain();
                 }
                 Ok(())
             }
@@ -196,20 +194,20 @@ impl Engine {
     /// Ends what the bundle no longer vouches for, at both ends.
     fn trust_changed(&self, name: &str) {
         let trust = self.tables.trust.get(name);
+        let store = trust.as_ref().map(|t| &t.store);
+        let mut judge = Judge::default();
         for cluster in self.by_trust.get(name).into_iter().flatten() {
             if let Some(cluster) = self.tables.clusters.get(cluster) {
-                let tls = cluster.config.tls.as_ref();
-                cluster.judge_users(tls, trust.as_ref().map(|t| &t.store));
+                cluster.judge_users(&cluster.config, store, &mut judge);
             }
         }
         for running in self.listeners.values() {
             let chains = running.shared.chains.load();
-            let uses = |c: &meshfed_proxy_config::FilterChain| {
-                c.tls.as_ref().is_some_and(|t| t.trust == name)
-            };
-            if chains.listener.chains.iter().any(uses) {
-                running.shared.judge_connections(&self.tables);
-            }
+            let uses = |c: &&Arc<Chain>| c.config.tls.as_ref().is_some_and(|t| t.trust == name);
+            let using = chains.all().iter().filter(uses);
+            running
+                .shared
+                .judge_members(using, &self.tables, &mut judge);
         }
     }
 
@@ -236,7 +234,8 @@ impl Engine {
             && old.config.tls != cluster.config.tls
         {
             let trust = self.trust_of(cluster.config.tls.as_ref());
-            cluster.judge_users(old.config.tls.as_ref(), trust.as_ref().map(|t| &t.store));
+            let store = trust.as_ref().map(|t| &t.store);
+            cluster.judge_users(&old.config, store, &mut Judge::default());
         }
         Ok(())
     }
@@ -302,9 +301,11 @@ impl Engine {
             if old.listener == config {
                 return Ok(());
             }
-            let chains = Chains::new(config, Some(&old))?;
-            running.shared.chains.store(Arc::new(chains));
-            running.shared.judge_connections(&self.tables);
+            let chains = Arc::new(Chains::new(config, Some(&old))?);
+            running.shared.chains.store(chains.clone());
+            let touched = old.touched_by(&chains);
+            let judge = &mut Judge::default();
+            running.shared.judge_members(touched, &self.tables, judge);
             return Ok(());
         }
         // Another address: the new one must be there before the old one goes.
@@ -323,7 +324,7 @@ impl Engine {
         let socket = reserved.listen()?;
         let running = Running::start(config.address, socket, shared, self.tables.clone())?;
         if let Some(old) = self.listeners.insert(name.to_owned(), running) {
-            old.drain(self.options.drain);
+            old.drain();
         }
         Ok(())
     }
@@ -384,6 +385,7 @@ mod tests {
             tls: None,
             protocol: meshfed_proxy_config::UpstreamProtocol::Http1,
             outlier: None,
+            drain: meshfed_proxy_config::DEFAULT_DRAIN,
         }))
     }
 
@@ -396,7 +398,6 @@ mod tests {
             access_log: AccessLog::open(dir.path(), "p", &AccessLogMetrics::default()).unwrap(),
             metrics: Metrics::default(),
             limits: ConnectionLimits::default(),
-            drain: Duration::ZERO,
         });
         let names: Vec<String> = (0..10_000).map(|n| format!("c{n}")).collect();
         assert!(engine.apply(names.iter().map(|n| cluster(n, 1))).is_empty());

@@ -11,7 +11,9 @@ use meshfed_proxy_config::{
     AllowPolicy, DownstreamTls, FilterChain, HttpRoutes, Listener, Network, ServerName,
 };
 
+use crate::cut::CutSet;
 use crate::http::RouteIndex;
+use crate::listener::Subject;
 
 /// Why a listener's chains make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +56,8 @@ pub(crate) struct Chain {
     pub(crate) config: FilterChain,
     /// The index of inline routes.
     pub(crate) routes: Option<Arc<RouteIndex>>,
+    /// Its connections, and those of the chains that it took the place of.
+    pub(crate) members: Arc<CutSet<Subject>>,
     tls: ArcSwapOption<ChainTls>,
 }
 
@@ -83,7 +87,10 @@ impl Chains {
             }
             let chain = match old.and_then(|old| old.by_name(&config.name)) {
                 Some(same) if same.config == *config => same.clone(),
-                _ => Arc::new(Chain::new(config)?),
+                before => {
+                    let members = before.map_or_else(CutSet::new, |b| b.members.clone());
+                    Arc::new(Chain::new(config, members)?)
+                }
             };
             if this.by_name.insert(chain.name.clone(), index).is_some() {
                 return Err(ChainsError::SameName(config.name.clone()));
@@ -124,6 +131,30 @@ impl Chains {
         self.by_name.get(name).map(|i| &self.chains[*i])
     }
 
+    pub(crate) fn all(&self) -> &[Arc<Chain>] {
+        &self.chains
+    }
+
+    /// Those of these chains whose connections `new` may judge differently: what changed or is
+    /// gone, and what some new, more specific name takes connections away from.
+    pub(crate) fn touched_by(&self, new: &Self) -> Vec<&Arc<Chain>> {
+        let kept = |there: &Self, chain: &Arc<Chain>| {
+            let same = there.by_name(&chain.name);
+            same.is_some_and(|same| Arc::ptr_eq(same, chain))
+        };
+        let mut touched: Vec<_> = self.chains.iter().filter(|c| !kept(new, c)).collect();
+        for chain in new.chains.iter().filter(|c| !kept(self, c)) {
+            touched.extend(chain.config.server_names.iter().filter_map(|n| match n {
+                ServerName::Exact(name) => self.choose(Some(name)),
+                // Some name of one label more.
+                ServerName::Suffix(suffix) => self.choose(Some(&format!("*.{suffix}"))),
+            }));
+        }
+        touched.sort_unstable_by_key(|chain| Arc::as_ptr(chain));
+        touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        touched
+    }
+
     pub(crate) fn uses_tls(&self) -> bool {
         self.chains.iter().any(|c| c.config.tls.is_some())
     }
@@ -150,7 +181,7 @@ impl Chains {
 }
 
 impl Chain {
-    fn new(config: &FilterChain) -> Result<Self, ChainsError> {
+    fn new(config: &FilterChain, members: Arc<CutSet<Subject>>) -> Result<Self, ChainsError> {
         let routes = match &config.network {
             Network::Http(http) => match &http.routes {
                 HttpRoutes::Inline(table) => {
@@ -170,6 +201,7 @@ impl Chain {
             name: config.name.as_str().into(),
             config: config.clone(),
             routes,
+            members,
             tls: ArcSwapOption::empty(),
         })
     }

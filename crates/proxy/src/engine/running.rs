@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Tables;
-use crate::cut::Cut;
+use crate::cut::{Cut, Verdict};
 use crate::listener::{BindError, Shared, accept};
 
 /// A listener in force. Dropping it stops accepting; its connections go on.
@@ -46,15 +46,20 @@ impl Running {
         })
     }
 
-    /// Stops accepting; connections may end by themselves until the deadline.
-    pub(super) fn drain(self, deadline: Duration) {
+    /// Stops accepting; connections may end by themselves for as long as their chains say.
+    pub(super) fn drain(self) {
         let shared = self.shared.clone();
         drop(self);
-        shared.connections.drain();
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(deadline, shared.connections.emptied()).await;
-            shared.connections.close(Cut::Drained);
-        });
+        let chains = shared.chains.load_full();
+        let mut longest = Duration::ZERO;
+        for chain in chains.all() {
+            longest = longest.max(chain.config.drain);
+            chain
+                .members
+                .sweep(|subject| Verdict::Drain(subject.chain.config.drain));
+        }
+        // For those that are still in their handshake.
+        shared.connections.retire(longest, Cut::Drained);
     }
 }
 

@@ -256,10 +256,11 @@ impl Streaming {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(_))) => {
-                let end = if self.limits.activity.request_failed() {
-                    End::DownstreamReset
-                } else {
-                    End::UpstreamReset
+                let cut = self.lease.as_ref().and_then(Lease::cut_reason);
+                let end = match cut {
+                    Some(cut) => cut,
+                    None if self.limits.activity.request_failed() => End::DownstreamReset,
+                    None => End::UpstreamReset,
                 };
                 self.fail(end)
             }

@@ -36,10 +36,7 @@ pub(super) async fn open(
         line.status = Some(200);
     }
     let upgrade = hyper::upgrade::on(&mut request);
-    let entered = connection
-        .listener
-        .connections
-        .enter(&control, connection.subject.clone());
+    let entered = connection.listener.enter(&control, &connection.subject);
     let (mut endpoint, held) = (upstream.stream, upstream.held);
     tokio::spawn(async move {
         let _held = (held, entered);

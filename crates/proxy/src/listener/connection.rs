@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::{Admission, Shared, Subject, tcp};
-use crate::cut::Control;
+use crate::cut::{Control, Verdict};
 use crate::end::End;
 use crate::engine::{Chain, Tables};
 use crate::http::{self, HttpConnection};
@@ -59,9 +59,11 @@ pub(super) async fn run(
 
     // In this order: a change of the configuration either finds the connection in the set, or is
     // seen here.
-    let _entered = shared.connections.enter(&control, subject.clone());
-    if let Some(cut) = shared.judge(&subject, &tables) {
-        return record.finish(cut.into());
+    let _entered = shared.enter(&control, &subject);
+    match shared.judge(&subject, &tables) {
+        Verdict::Keep => {}
+        Verdict::Cut(cut) => return record.finish(cut.into()),
+        Verdict::Drain(_) => return record.finish(End::NoChain),
     }
     match &subject.chain.clone().config.network {
         Network::Tcp(config) => {
@@ -107,8 +109,8 @@ async fn handshake(
         })?;
     let session = stream.get_ref().1;
     record.seed.tls = session.protocol_version().and_then(version);
-    let proof = Proof::new(session.peer_certificates(), Role::Client)
-        .ok_or(End::ClientCertificate("not_spiffe"))?;
+    let proof =
+        Proof::new(session.peer_certificates(), Role::Client).map_err(End::ClientCertificate)?;
     let subject = Subject {
         sni,
         chain,

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::cut::{Cut, CutSet};
+use crate::cut::{Control, Cut, CutGuard, CutSet, Verdict};
 use crate::end::End;
 use crate::engine::{Chain, Chains, Tables, allowed};
 use crate::limits::{ACCEPT_BACKLOG, ACCEPT_PAUSE};
@@ -39,7 +39,8 @@ pub enum BindError {
 /// What the connections of a listener share.
 pub(crate) struct Shared {
     pub(crate) chains: ArcSwap<Chains>,
-    pub(crate) connections: Arc<CutSet<Subject>>,
+    /// All of them; those of one chain are in [`Chain::members`].
+    pub(crate) connections: Arc<CutSet<()>>,
     pub(crate) reporter: Arc<Reporter>,
     slots: Arc<Semaphore>,
     all_slots: Arc<Semaphore>,
@@ -96,57 +97,76 @@ impl Shared {
         })
     }
 
-    /// Cuts the connections that today's chains and trust would not accept.
-    pub(crate) fn judge_connections(&self, tables: &Tables) {
-        let chains = self.chains.load_full();
-        let mut known = Judge::default();
-        self.connections
-            .sweep(|subject| judge(subject, &chains, tables, &mut known));
+    /// Puts a connection among those that are judged when something changes.
+    pub(crate) fn enter(&self, control: &Arc<Control>, subject: &Subject) -> Entered {
+        Entered {
+            _connection: self.connections.enter(control, ()),
+            _member: subject.chain.members.enter(control, subject.clone()),
+        }
     }
 
-    /// As [`judge_connections`](Self::judge_connections), for one that has just come in while the
-    /// configuration may have been changing.
-    pub(crate) fn judge(&self, subject: &Subject, tables: &Tables) -> Option<Cut> {
+    /// Ends the connections of these chains that today's chains and trust would not accept.
+    pub(crate) fn judge_members<'a>(
+        &self,
+        of: impl IntoIterator<Item = &'a Arc<Chain>>,
+        tables: &Tables,
+        known: &mut Judge,
+    ) {
+        let chains = self.chains.load_full();
+        for chain in of {
+            let verdict = |subject: &Subject| judge(subject, &chains, tables, known);
+            chain.members.sweep(verdict);
+        }
+    }
+
+    /// What would become of a connection that has just come in while the configuration may have
+    /// been changing.
+    pub(crate) fn judge(&self, subject: &Subject, tables: &Tables) -> Verdict {
         judge(subject, &self.chains.load(), tables, &mut Judge::default())
     }
 }
 
-fn judge(subject: &Subject, chains: &Chains, tables: &Tables, known: &mut Judge) -> Option<Cut> {
+/// A connection's places in the sets of its listener and its chain.
+pub(crate) struct Entered {
+    _connection: CutGuard<()>,
+    _member: CutGuard<Subject>,
+}
+
+fn judge(subject: &Subject, chains: &Chains, tables: &Tables, known: &mut Judge) -> Verdict {
+    let gone = Verdict::Drain(subject.chain.config.drain);
     let Some(now) = chains.choose(subject.sni.as_deref()) else {
-        return Some(Cut::ChainRemoved);
+        return gone;
     };
     match (&now.config.tls, &subject.proof) {
         (None, None) => {}
         (Some(tls), Some(proof)) => {
             let Some(trust) = tables.trust.get(&tls.trust) else {
-                return Some(Cut::TrustRemoved);
+                return Verdict::Cut(Cut::TrustRemoved);
             };
             let same = subject
                 .trust
                 .as_ref()
                 .is_some_and(|t| Arc::ptr_eq(t, &trust.store));
             if !same && !known.holds(proof, &trust.store) {
-                return Some(Cut::TrustRemoved);
+                return Verdict::Cut(Cut::TrustRemoved);
             }
             if !tls.client_ids.is_empty() && !tls.client_ids.contains(&proof.id) {
-                return Some(Cut::NotAllowed);
+                return Verdict::Cut(Cut::NotAllowed);
             }
         }
-        _ => return Some(Cut::ChainRemoved),
+        _ => return Verdict::Cut(Cut::ChainRemoved),
     }
     if Arc::ptr_eq(now, &subject.chain) {
-        return None;
+        return Verdict::Keep;
     }
+    let peer = subject.proof.as_ref().map(|p| &p.id);
+    let admits = |chain: &Chain| allowed(chain.allow(), peer, subject.sni.as_deref()).is_ok();
     match (&now.config.network, &subject.chain.config.network) {
-        (Network::Tcp(new), Network::Tcp(old)) if new.target == old.target => {
-            let peer = subject.proof.as_ref().map(|p| &p.id);
-            allowed(new.allow.as_deref(), peer, subject.sni.as_deref())
-                .is_err()
-                .then_some(Cut::NotAllowed)
-        }
-        // Each request is judged for itself.
-        (Network::Http(_), Network::Http(_)) => None,
-        _ => Some(Cut::ChainRemoved),
+        (Network::Tcp(new), Network::Tcp(old)) if new.target != old.target => gone,
+        (Network::Tcp(_), Network::Http(_)) | (Network::Http(_), Network::Tcp(_)) => gone,
+        // A client whose requests were refused all along may ask on.
+        _ if admits(now) || !admits(&subject.chain) => Verdict::Keep,
+        _ => Verdict::Cut(Cut::NotAllowed),
     }
 }
 

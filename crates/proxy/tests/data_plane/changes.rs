@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meshfed_pki::Identity;
 use meshfed_proxy::{BindError, Change, ConnectionLimits, RejectionCause};
@@ -127,16 +127,91 @@ async fn a_policy_that_admits_a_client_no_more_cuts_its_connection_and_no_other(
 }
 
 #[tokio::test]
-async fn a_removed_cluster_cuts_its_connections() {
+async fn a_removed_cluster_refuses_at_once_and_its_connections_end_after_a_while() {
     let mut scene = Scene::new().await;
     let mut open = scene.open().await;
+    let began = Instant::now();
+    scene.gateway.change(|c| {
+        c.clusters.remove(SNI);
+    });
     assert!(open.works().await);
+    let identity = scene.green.identity("egress");
+    let to = scene.gateway.address("in");
+    let late = tls_connect(to, Some(SNI), Some(identity), &scene.red).await;
+    let mut rest = Vec::new();
+    let answer = async { late.unwrap().read_to_end(&mut rest).await };
+    let _ = tokio::time::timeout(PATIENCE, answer).await.unwrap();
+    assert_eq!(rest, b"");
+    let line = &scene.gateway.exactly(1).await[0];
+    assert!(line.contains("end=no_cluster"), "{line}");
+    assert!(open.gets_cut().await);
+    assert!(began.elapsed() >= DRAIN);
+    let line = &scene.gateway.exactly(2).await[1];
+    assert!(line.contains("end=drained"), "{line}");
+}
+
+#[tokio::test]
+async fn a_drain_period_of_zero_ends_connections_at_once() {
+    let mut scene = Scene::new().await;
+    let address = scene.backend.address;
+    scene.gateway.change(|c| {
+        let mut hasty = cluster(SNI, &[address]);
+        hasty.drain = Duration::ZERO;
+        add_cluster(c, hasty);
+    });
+    let open = scene.open().await;
+    let began = Instant::now();
     scene.gateway.change(|c| {
         c.clusters.remove(SNI);
     });
     assert!(open.gets_cut().await);
+    assert!(began.elapsed() < DRAIN);
     let line = &scene.gateway.exactly(1).await[0];
-    assert!(line.contains("end=cluster_removed"), "{line}");
+    assert!(line.contains("end=drained"), "{line}");
+}
+
+#[tokio::test]
+async fn a_removed_peer_drains_and_the_connections_of_another_one_go_on() {
+    let mut scene = Scene::new().await;
+    let blue = Mesh::new("blue-mesh.local");
+    let (green, address) = (&scene.green, scene.backend.address);
+    let blue_sni = "outbound_.9080_._.ratings.blue.local";
+    scene.gateway.change(|c| {
+        add_trust(c, "blue", bundle(&[&blue]));
+        add_cluster(c, cluster(blue_sni, &[address]));
+        let mut second = chain(
+            "exports-to-blue",
+            vec![ServerName::Suffix("blue.local".into())],
+            tcp(TcpTarget::SniCluster, None),
+        );
+        second.tls = Some(tls("blue", &[blue.id("egress")]));
+        add_listener(c, listener("in", vec![exports(green, &["egress"]), second]));
+    });
+    let mut going = scene.open().await;
+    let to = scene.gateway.address("in");
+    let identity = Some(blue.identity("egress"));
+    let stream = tls_connect(to, Some(blue_sni), identity, &scene.red).await;
+    let mut kept = Open(stream.unwrap());
+    let mut greeting = [0; 3];
+    kept.0.read_exact(&mut greeting).await.unwrap();
+    let began = Instant::now();
+    scene.gateway.change(|c| {
+        let mut in_ = Listener::clone(&c.listeners["in"]);
+        in_.chains.remove(0);
+        add_listener(c, in_);
+        c.trust.remove("peer");
+        c.clusters.remove(SNI);
+    });
+    assert!(going.works().await);
+    let identity = Some(scene.green.identity("egress"));
+    let refused = tls_connect(to, Some(SNI), identity, &scene.red).await;
+    assert!(refused.is_err());
+    assert!(going.gets_cut().await);
+    assert!(began.elapsed() >= DRAIN);
+    let lines = scene.gateway.exactly(2).await;
+    assert!(lines[0].contains("end=no_chain_for_sni"), "{lines:#?}");
+    assert!(lines[1].contains("end=drained"), "{lines:#?}");
+    assert!(kept.works().await);
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
+/// How long connections of what was taken away may go on.
+pub const DRAIN: Duration = Duration::from_millis(300);
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits until `test` gives something.
@@ -114,7 +116,6 @@ impl Gateway {
             access_log: log.clone(),
             metrics: Metrics::new(&mut registry),
             limits,
-            drain: Duration::from_millis(300),
         });
         Self {
             engine,
@@ -202,6 +203,7 @@ pub fn chain(name: &str, server_names: Vec<ServerName>, network: Network) -> Fil
         name: name.into(),
         server_names,
         tls: Some(tls("peer", &[])),
+        drain: DRAIN,
         network,
     }
 }
@@ -238,6 +240,7 @@ pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         tls: None,
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DRAIN,
     }
 }
 

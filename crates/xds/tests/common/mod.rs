@@ -51,6 +51,12 @@ fn limit() -> impl Strategy<Value = Duration> {
     (1_u64..100_000).prop_map(Duration::from_millis)
 }
 
+fn drain() -> impl Strategy<Value = Duration> {
+    let most = u64::try_from(MAX_DRAIN.as_millis()).unwrap();
+    let other = (0..=most).prop_map(Duration::from_millis);
+    prop_oneof![Just(DEFAULT_DRAIN), other]
+}
+
 fn limit_or_none() -> impl Strategy<Value = Duration> {
     prop_oneof![Just(Duration::ZERO), limit()]
 }
@@ -196,13 +202,14 @@ pub fn listener() -> impl Strategy<Value = Listener> {
         vec((host(), any::<bool>()), 0..3),
         option::weighted(0.7, downstream_tls()),
         network(),
+        drain(),
     );
     (word(), address(), btree_map(word(), chain, 1..4), limit()).prop_map(
         |(name, address, chains, handshake_timeout)| {
             let mut catch_all = false;
             let chains = chains
                 .into_iter()
-                .map(|(name, (names, tls, network))| {
+                .map(|(name, (names, tls, network, drain))| {
                     let mut server_names: Vec<ServerName> = names
                         .into_iter()
                         .enumerate()
@@ -222,6 +229,7 @@ pub fn listener() -> impl Strategy<Value = Listener> {
                         server_names,
                         tls,
                         network,
+                        drain,
                     }
                 })
                 .collect();
@@ -274,15 +282,17 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
         option::of(tls),
         protocol,
         option::of(outlier),
+        drain(),
     )
         .prop_map(
-            |(name, discovery, connect_timeout, tls, protocol, outlier)| Cluster {
+            |(name, discovery, connect_timeout, tls, protocol, outlier, drain)| Cluster {
                 name,
                 discovery,
                 connect_timeout,
                 tls,
                 protocol,
                 outlier,
+                drain,
             },
         )
 }

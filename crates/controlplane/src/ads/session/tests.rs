@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use meshfed_proxy_config::{
-    Cluster, Discovery, Endpoints, FilterChain, Listener, Network, ProxyConfig, RouteTable, Tcp,
-    TcpTarget, TrustBundle, UpstreamProtocol,
+    Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Listener, Network, ProxyConfig,
+    RouteTable, Tcp, TcpTarget, TrustBundle, UpstreamProtocol,
 };
 use proptest::prelude::*;
 
@@ -50,6 +50,7 @@ fn mk_cluster(name: &str, seconds: u64) -> Cluster {
         tls: None,
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DEFAULT_DRAIN,
     }
 }
 
@@ -61,6 +62,7 @@ fn mk_listener(name: &str) -> Listener {
             name: name.to_string(),
             server_names: Vec::new(),
             tls: None,
+            drain: DEFAULT_DRAIN,
             network: Network::Tcp(Tcp {
                 target: TcpTarget::Cluster(name.to_string()),
                 allow: None,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use meshfed_proxy_config::{Tcp, TcpTarget};
+use meshfed_proxy_config::{DEFAULT_DRAIN, Tcp, TcpTarget};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,6 +14,7 @@ fn chain(name: String, server_names: Vec<ServerName>) -> FilterChain {
             client_ids: vec![],
             alpn: vec![],
         }),
+        drain: DEFAULT_DRAIN,
         network: Network::Tcp(Tcp {
             target: TcpTarget::SniCluster,
             allow: None,

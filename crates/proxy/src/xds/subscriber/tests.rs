@@ -128,6 +128,7 @@ fn cluster(name: &'static str, eds: &str, trust: Option<&str>) -> (&'static str,
         }),
         protocol: UpstreamProtocol::Http1,
         outlier: None,
+        drain: DEFAULT_DRAIN,
     });
     (name, any)
 }
@@ -144,6 +145,7 @@ fn listener(name: &'static str, trust: &str) -> (&'static str, Any) {
                 client_ids: vec![],
                 alpn: vec![],
             }),
+            drain: DEFAULT_DRAIN,
             network: Network::Tcp(Tcp {
                 target: TcpTarget::SniCluster,
                 allow: None,
