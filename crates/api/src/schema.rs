@@ -1,8 +1,12 @@
 //! What separates a schema derived from a Rust type from one written for users.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
+
+/// What an expression of a label selector may compare with. The type comes from Kubernetes, which
+/// checks them in code.
+const OPERATORS: [&str; 4] = ["In", "NotIn", "Exists", "DoesNotExist"];
 
 /// Drops `default` and `nullable`, which the derived schema has for everything that Rust can do
 /// without. The API server must store what the user wrote, and treat `null` as unset.
@@ -21,6 +25,10 @@ pub(crate) fn as_written_by_users(crd: &mut CustomResourceDefinition) {
 fn plain(schema: &mut JSONSchemaProps) {
     schema.default = None;
     schema.nullable = None;
+    if let Some(operator) = operator_of_expressions(schema) {
+        let each = OPERATORS.iter();
+        operator.enum_ = Some(each.map(|name| JSON((*name).into())).collect());
+    }
     for child in schema.properties.iter_mut().flat_map(|p| p.values_mut()) {
         plain(child);
     }
@@ -29,5 +37,14 @@ fn plain(schema: &mut JSONSchemaProps) {
     }
     if let Some(JSONSchemaPropsOrArray::Schema(child)) = &mut schema.items {
         plain(child);
+    }
+}
+
+/// `operator` of the items of `matchExpressions`.
+fn operator_of_expressions(schema: &mut JSONSchemaProps) -> Option<&mut JSONSchemaProps> {
+    let expressions = schema.properties.as_mut()?.get_mut("matchExpressions")?;
+    match expressions.items.as_mut()? {
+        JSONSchemaPropsOrArray::Schema(item) => item.properties.as_mut()?.get_mut("operator"),
+        JSONSchemaPropsOrArray::Schemas(_) => None,
     }
 }

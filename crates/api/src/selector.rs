@@ -55,6 +55,7 @@ pub struct NameSelector {
 /// Selects services by their labels.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["selector"]))]
 pub struct ServiceLabelSelector {
     /// Missing, empty or `*` selects in all namespaces of the mesh.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,7 +64,9 @@ pub struct ServiceLabelSelector {
         regex(pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
     )]
     pub namespace: Option<String>,
-    pub selector: LabelSelector,
+    /// Without any requirement, `{}`, it selects every service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
     /// The first entry that matches gives the alias.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]

@@ -67,3 +67,298 @@ async fn one_storage_holds_all_versions_of_a_kind() {
         assert_eq!(seen["spec"], made["spec"]);
     }
 }
+
+/// The fields that are blamed for an object that is refused; none for one that is taken.
+async fn blamed(server: &ApiServer, resource: &str, spec: Value) -> Vec<String> {
+    let group = match resource {
+        "servicemeshpeers" | "exportedservicesets" | "importedservicesets" => {
+            "federation.maistra.io/v1"
+        }
+        "servicemeshcontrolplanes" => "maistra.io/v2",
+        _ => "maistra.io/v1",
+    };
+    let name = if resource.starts_with("servicemeshmember") {
+        "default"
+    } else {
+        "p"
+    };
+    let path = format!("/apis/{group}/namespaces/default/{resource}?dryRun=All");
+    let object = json!({"metadata": {"name": name}, "spec": spec});
+    let answer = ask(server, "POST", &path, "", object).await;
+    if answer["kind"] != "Status" {
+        return Vec::new();
+    }
+    assert_eq!(answer["code"], 422, "{answer}");
+    let causes = answer["details"]["causes"].as_array().unwrap();
+    causes
+        .iter()
+        .map(|cause| cause["field"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn what_the_documents_do_not_allow_is_refused_with_its_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ApiServer::open(Options::new(dir.path(), meshfed_api::crds())).unwrap();
+    let export = |rule: Value| json!({"exportRules": [rule]});
+    let import = |rule: Value| json!({"importRules": [rule]});
+    let by_name = |selector: Value| json!({"type": "NameSelector", "nameSelector": selector});
+    let by_label = |selector: Value| json!({"type": "LabelSelector", "labelSelector": selector});
+    let joins = |selector: Value| json!({"type": "NameSelector", "importAsLocal": true, "nameSelector": selector});
+    let peer = |edit: fn(&mut Value)| {
+        let mut spec = json!({
+            "remote": {"addresses": ["127.0.0.1"]},
+            "gateways": {"ingress": {"name": "i"}, "egress": {"name": "e"}},
+            "security": {"trustDomain": "green-mesh.local",
+                "clientID": "green-mesh.local/ns/green-mesh-system/sa/egress-service-account",
+                "certificateChain": {"kind": "ConfigMap", "name": "green-mesh-ca-root-cert"}},
+        });
+        edit(&mut spec);
+        spec
+    };
+    let gateway = |side: &str, gateway: Value| json!({"gateways": {side: {"g": gateway}}});
+    let exports = "exportedservicesets";
+    let imports = "importedservicesets";
+    let peers = "servicemeshpeers";
+    let planes = "servicemeshcontrolplanes";
+    let good = [
+        (exports, export(by_name(json!({})))),
+        (
+            exports,
+            export(by_name(
+                json!({"namespace": "*", "name": "", "alias": {"name": "*"}}),
+            )),
+        ),
+        (exports, export(by_label(json!({"selector": {}})))),
+        (
+            imports,
+            import(joins(
+                json!({"name": "*", "alias": {"namespace": "bookinfo"}}),
+            )),
+        ),
+        (
+            imports,
+            json!({"domainSuffix": "imported.local", "locality": {"region": "r", "zone": "z", "subzone": "s"}}),
+        ),
+        (peers, peer(|_| {})),
+        (peers, peer(|spec| spec["security"] = json!({}))),
+        (
+            peers,
+            peer(|spec| spec["remote"]["discoveryPort"] = json!(32359)),
+        ),
+    ];
+    for (resource, spec) in good {
+        assert_eq!(
+            blamed(&server, resource, spec.clone()).await,
+            Vec::<String>::new(),
+            "{spec}"
+        );
+    }
+    let rule = |rest: &str| format!("spec.exportRules[0]{rest}");
+    let import_rule = |rest: &str| format!("spec.importRules[0]{rest}");
+    let cases: Vec<(&str, Value, String)> = vec![
+        (exports, export(json!({"nameSelector": {}})), rule(".type")),
+        (
+            exports,
+            export(json!({"type": "Everything"})),
+            rule(".type"),
+        ),
+        (
+            exports,
+            export(json!({"type": "NameSelector"})),
+            rule(".nameSelector"),
+        ),
+        (
+            exports,
+            export(json!({"type": "LabelSelector"})),
+            rule(".labelSelector"),
+        ),
+        (
+            exports,
+            export(
+                json!({"type": "LabelSelector", "nameSelector": {}, "labelSelector": {"selector": {}}}),
+            ),
+            rule(".nameSelector"),
+        ),
+        (
+            exports,
+            export(by_name(json!({"name": "ratings*"}))),
+            rule(".nameSelector.name"),
+        ),
+        (
+            exports,
+            export(by_name(json!({"alias": {"namespace": "A"}}))),
+            rule(".nameSelector.alias.namespace"),
+        ),
+        (
+            exports,
+            export(by_label(json!({}))),
+            rule(".labelSelector.selector"),
+        ),
+        (
+            exports,
+            export(by_label(
+                json!({"selector": {"matchLabels": {"export": true}}}),
+            )),
+            rule(".labelSelector.selector.matchLabels.export"),
+        ),
+        (
+            exports,
+            export(by_label(
+                json!({"selector": {"matchExpressions": [{"key": "k", "operator": "Like"}]}}),
+            )),
+            rule(".labelSelector.selector.matchExpressions[0].operator"),
+        ),
+        (
+            exports,
+            export(by_label(
+                json!({"selector": {"matchExpressions": [{"key": "k"}]}}),
+            )),
+            rule(".labelSelector.selector.matchExpressions[0].operator"),
+        ),
+        (
+            exports,
+            export(by_label(
+                json!({"selector": {}, "aliases": [{"alias": {"name": "a.b"}}]}),
+            )),
+            rule(".labelSelector.aliases[0].alias.name"),
+        ),
+        (
+            imports,
+            import(by_label(json!({"selector": {}}))),
+            import_rule(".type"),
+        ),
+        (
+            imports,
+            import(json!({"type": "NameSelector"})),
+            import_rule(".nameSelector"),
+        ),
+        (
+            imports,
+            import(joins(json!({"namespace": "bookinfo"}))),
+            import_rule(".nameSelector"),
+        ),
+        (
+            imports,
+            import(joins(json!({"alias": {"namespace": "*"}}))),
+            import_rule(".nameSelector"),
+        ),
+        (
+            imports,
+            import(joins(json!({"alias": {"namespace": ""}}))),
+            import_rule(".nameSelector"),
+        ),
+        (
+            imports,
+            import(json!({"type": "NameSelector", "nameSelector": {}, "domainSuffix": "-x"})),
+            import_rule(".domainSuffix"),
+        ),
+        (
+            imports,
+            json!({"domainSuffix": "X"}),
+            "spec.domainSuffix".to_owned(),
+        ),
+        (
+            imports,
+            json!({"locality": {"zone": "z"}}),
+            "spec.locality.region".to_owned(),
+        ),
+        (
+            imports,
+            json!({"locality": {"region": "r", "subzone": "s"}}),
+            "spec.locality.zone".to_owned(),
+        ),
+        (peers, json!({}), "spec.gateways".to_owned()),
+        (
+            peers,
+            peer(|spec| spec["remote"] = json!({})),
+            "spec.remote.addresses".to_owned(),
+        ),
+        (
+            peers,
+            peer(|spec| spec["remote"]["addresses"] = json!([])),
+            "spec.remote.addresses".to_owned(),
+        ),
+        (
+            peers,
+            peer(|spec| spec["remote"]["addresses"] = json!(["https://x"])),
+            "spec.remote.addresses[0]".to_owned(),
+        ),
+        (
+            peers,
+            peer(|spec| spec["remote"]["servicePort"] = json!(70000)),
+            "spec.remote.servicePort".to_owned(),
+        ),
+        (
+            peers,
+            peer(|spec| spec["gateways"]["ingress"] = json!({})),
+            "spec.gateways.ingress.name".to_owned(),
+        ),
+        (
+            peers,
+            peer(|spec| spec["security"]["clientID"] = json!("egress")),
+            "spec.security.clientID".to_owned(),
+        ),
+        (
+            peers,
+            peer(|spec| spec["security"]["trustDomain"] = json!("a b")),
+            "spec.security.trustDomain".to_owned(),
+        ),
+        (
+            planes,
+            gateway("additionalIngress", json!({"routerMode": "standard"})),
+            "spec.gateways.additionalIngress.g.routerMode".to_owned(),
+        ),
+        (
+            planes,
+            gateway("additionalEgress", json!({"enabled": "yes"})),
+            "spec.gateways.additionalEgress.g.enabled".to_owned(),
+        ),
+        (
+            planes,
+            gateway(
+                "additionalIngress",
+                json!({"service": {"type": "ExternalName"}}),
+            ),
+            "spec.gateways.additionalIngress.g.service.type".to_owned(),
+        ),
+        (
+            planes,
+            gateway(
+                "additionalIngress",
+                json!({"service": {"ports": [{"name": "tls"}]}}),
+            ),
+            "spec.gateways.additionalIngress.g.service.ports[0].port".to_owned(),
+        ),
+        (
+            planes,
+            gateway(
+                "additionalIngress",
+                json!({"service": {"ports": [{"port": 15443, "nodePort": 80}]}}),
+            ),
+            "spec.gateways.additionalIngress.g.service.ports[0].nodePort".to_owned(),
+        ),
+        (
+            planes,
+            gateway(
+                "additionalIngress",
+                json!({"service": {"ports": [{"port": 15443, "nodePort": 30000}, {"port": 8188}]}}),
+            ),
+            "spec.gateways.additionalIngress.g.service.ports".to_owned(),
+        ),
+        (
+            "servicemeshmemberrolls",
+            json!({"members": ["Bad"]}),
+            "spec.members[0]".to_owned(),
+        ),
+        (
+            "servicemeshmembers",
+            json!({"controlPlaneRef": {"name": "red-mesh"}}),
+            "spec.controlPlaneRef.namespace".to_owned(),
+        ),
+    ];
+    for (resource, spec, field) in cases {
+        let fields = blamed(&server, resource, spec.clone()).await;
+        assert!(fields.contains(&field), "{field} in {fields:?} for {spec}");
+    }
+}

@@ -157,7 +157,7 @@ pub fn plan(world: &World) -> Plan {
     let peers = peers::judge(world, &ruling);
     let exports = all_exports(world, &services, &peers);
     let local_suffix = DomainSuffix::of_cluster(&world.mesh.cluster_domain);
-    let imports = all_imports(world, &peers, &local_suffix);
+    let imports = all_imports(world, &peers, &local_suffix, &membership.asked);
     let workloads = workloads::workloads(&world.resources, &membership.namespaces);
     let withdrawal = withdrawal::withdrawal(world, &ruling, &peers);
     let decided = Decided {
@@ -228,21 +228,28 @@ fn all_exports(
     all
 }
 
-/// Oldest set first, so that a name stays with whom had it first.
+/// Oldest peer first, so that a name stays with whom had it first, however often sets are made
+/// again.
 fn all_imports(
     world: &World,
     peers: &Peers<'_>,
     local_suffix: &DomainSuffix,
+    members: &BTreeSet<String>,
 ) -> BTreeMap<PeerName, PeerImports> {
     let mut sources: Vec<_> = trusted(peers)
         .filter(|(_, peer)| !peer.going)
         .filter_map(|(key, peer)| {
             let set = world.resources.imports.get(key)?;
-            let created = set.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            let created = &peer.object.metadata.creation_timestamp;
+            let created = created.as_ref().map(|time| time.0);
             Some((created, key, peer, set, peer.egress.as_ref().ok()?))
         })
         .collect();
     sources.sort_by_key(|(created, key, ..)| (*created, *key));
+    let importer = imports::Importer {
+        system_namespace: &world.mesh.system_namespace,
+        members,
+    };
     let mut names = imports::Names::default();
     let mut all = BTreeMap::new();
     for (_, key, peer, set, egress) in sources {
@@ -255,8 +262,8 @@ fn all_imports(
             trust_domain: &peer.trust_domain,
             egress: &egress.name,
         };
-        let system = &world.mesh.system_namespace;
-        let imports = imports::imports(&source, &state.remote.services, &rules, &mut names, system);
+        let services = &state.remote.services;
+        let imports = imports::imports(&source, services, &rules, &mut names, &importer);
         all.insert(peer.name.clone(), imports);
     }
     all

@@ -43,7 +43,9 @@ pub(super) struct Exported {
 
 /// Two services would be exported under one name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{loser} is not exported: {winner} is older and has the name {host}")]
+#[error(
+    "{loser} is not exported: {winner} has the name {host} and goes first, being older or first by name; give one of them an alias"
+)]
 pub struct NameTaken {
     pub host: ExportedHost,
     pub winner: ServiceKey,
@@ -74,7 +76,8 @@ pub(super) fn candidates<'w>(
     all
 }
 
-/// Whether annotation and label, where set, let `namespace` be seen from `viewer`.
+/// Whether annotation and label let `namespace` be seen from `viewer`. As in Istio, an empty value
+/// says nothing.
 fn is_visible(object: &core::Service, namespace: &str, viewer: &str) -> bool {
     let allows = |value: &String| {
         value.split(',').map(str::trim).any(|target| match target {
@@ -86,7 +89,11 @@ fn is_visible(object: &core::Service, namespace: &str, viewer: &str) -> bool {
     let metadata = &object.metadata;
     [&metadata.annotations, &metadata.labels]
         .into_iter()
-        .filter_map(|map| map.as_ref()?.get(EXPORT_TO))
+        .filter_map(|map| {
+            map.as_ref()?
+                .get(EXPORT_TO)
+                .filter(|value| !value.is_empty())
+        })
         .all(allows)
 }
 

@@ -7,7 +7,7 @@ use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{Locality, ServerIds};
 
 use crate::discovery::remote::{RemoteService, RemoteServices};
-use crate::names::{ImportedHost, NameError, PeerName, ServiceKey};
+use crate::names::{ImportedHost, Label, NameError, PeerName, ServiceKey};
 use crate::protocol::Protocol;
 use crate::rules::{ImportDecision, ImportRules};
 
@@ -20,10 +20,22 @@ pub enum ImportProblem {
     ForeignAccounts(TrustDomain),
     #[error("it has no port that carries TCP")]
     NoPort,
-    #[error("{host} is already the name of {holder}")]
+    #[error("{host} is already the name of {holder}; give one of them an alias")]
     NameTaken { host: ImportedHost, holder: String },
+    #[error(
+        "{host} is already the name of {holder}, by the same egress gateway {egress}; peers that join one local service need egress gateways of their own"
+    )]
+    EgressShared {
+        host: ImportedHost,
+        holder: String,
+        egress: String,
+    },
     #[error("importAsLocal into {0}, the namespace of the control plane")]
     SystemNamespace(String),
+    #[error(
+        "importAsLocal into {0}, which is no member of this mesh; add it to the ServiceMeshMemberRoll"
+    )]
+    NoMember(Label),
 }
 
 /// Everything that a peer offers, in the order of its names.
@@ -60,40 +72,61 @@ impl PeerImports {
     }
 }
 
-/// Names that are in use in this mesh. Peers are asked in a fixed order and the first one keeps
-/// the name, so that nothing flaps.
+/// Names that are in use in this mesh. Peers are asked in a fixed order, the services of each in the
+/// order of their exported namespaces and names, and the first one keeps the name.
 #[derive(Debug, Default)]
 pub(super) struct Names(BTreeMap<ImportedHost, Holder>);
 
 #[derive(Debug)]
 struct Holder {
     who: String,
-    /// The local name is shared by peers that are reached by different gateways.
+    /// The local name is shared by peers that are reached by different gateways: by the name alone
+    /// a gateway could not tell them apart.
     as_local: bool,
+    peers: BTreeSet<PeerName>,
     egresses: BTreeSet<String>,
 }
 
 impl Names {
-    fn claim(&mut self, import: &Import, who: &str, egress: &str) -> Result<(), ImportProblem> {
+    fn claim(
+        &mut self,
+        import: &Import,
+        who: &str,
+        source: &Source<'_>,
+    ) -> Result<(), ImportProblem> {
+        let host = import.host.clone();
         let Some(holder) = self.0.get_mut(&import.host) else {
             let holder = Holder {
                 who: who.to_owned(),
                 as_local: import.as_local,
-                egresses: BTreeSet::from([egress.to_owned()]),
+                peers: BTreeSet::from([source.peer.clone()]),
+                egresses: BTreeSet::from([source.egress.to_owned()]),
             };
-            self.0.insert(import.host.clone(), holder);
+            self.0.insert(host, holder);
             return Ok(());
         };
-        let joins = holder.as_local && import.as_local && !holder.egresses.contains(egress);
+        let joins = holder.as_local && import.as_local && !holder.peers.contains(source.peer);
         if !joins {
-            return Err(ImportProblem::NameTaken {
-                host: import.host.clone(),
+            let holder = holder.who.clone();
+            return Err(ImportProblem::NameTaken { host, holder });
+        }
+        if !holder.egresses.insert(source.egress.to_owned()) {
+            return Err(ImportProblem::EgressShared {
+                host,
                 holder: holder.who.clone(),
+                egress: source.egress.to_owned(),
             });
         }
-        holder.egresses.insert(egress.to_owned());
+        holder.peers.insert(source.peer.clone());
         Ok(())
     }
+}
+
+/// The mesh that imports.
+pub(super) struct Importer<'a> {
+    pub system_namespace: &'a str,
+    /// Its members, also those that do not exist yet.
+    pub members: &'a BTreeSet<String>,
 }
 
 /// The peer whose offers are looked at.
@@ -109,7 +142,7 @@ pub(super) fn imports(
     services: &RemoteServices,
     rules: &ImportRules,
     names: &mut Names,
-    system_namespace: &str,
+    importer: &Importer<'_>,
 ) -> PeerImports {
     let offers = services.iter().map(|remote| {
         let import = match rules.decide(&remote.key) {
@@ -120,15 +153,14 @@ pub(super) fn imports(
                 host,
                 as_local,
                 ..
-            } => Some(
-                import(source, remote, local, host, as_local, system_namespace).and_then(
-                    |import| {
-                        let who = format!("{} of {}", remote.key, source.peer);
-                        names.claim(&import, &who, source.egress)?;
-                        Ok(import)
-                    },
-                ),
-            ),
+            } => {
+                let import = import(source, remote, local, host, as_local, importer);
+                Some(import.and_then(|import| {
+                    let who = format!("{} of {}", remote.key, source.peer);
+                    names.claim(&import, &who, source)?;
+                    Ok(import)
+                }))
+            }
         };
         Offer {
             remote: remote.clone(),
@@ -147,10 +179,17 @@ fn import(
     key: ServiceKey,
     host: ImportedHost,
     as_local: bool,
-    system_namespace: &str,
+    importer: &Importer<'_>,
 ) -> Result<Import, ImportProblem> {
-    if as_local && key.namespace.as_str() == system_namespace {
-        return Err(ImportProblem::SystemNamespace(system_namespace.to_owned()));
+    if as_local {
+        let namespace = key.namespace.as_str();
+        if namespace == importer.system_namespace {
+            return Err(ImportProblem::SystemNamespace(namespace.to_owned()));
+        }
+        // A name in a namespace of somebody else's would hide that one's service.
+        if !importer.members.contains(namespace) {
+            return Err(ImportProblem::NoMember(key.namespace));
+        }
     }
     let mut ports: Vec<u16> = Vec::with_capacity(remote.ports.len());
     for port in &remote.ports {

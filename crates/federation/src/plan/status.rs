@@ -5,6 +5,7 @@
 //! keeps the time at which it last turned.
 
 mod condition;
+mod connection;
 mod control_plane;
 mod members;
 mod peer;

@@ -120,9 +120,13 @@ pub(super) struct ByLabels {
 impl ByLabels {
     pub fn parse(from: &selector::ServiceLabelSelector, path: &str) -> Result<Self, RuleError> {
         let aliases = from.aliases.iter().enumerate();
+        let labels_path = format!("{path}.selector");
+        // Without it the rule would share everything; who wants that writes `{}`.
+        let labels = from.selector.as_ref();
+        let labels = labels.ok_or_else(|| RuleFault::Missing.at(&labels_path))?;
         Ok(Self {
             namespace: Pattern::parse(from.namespace.as_deref(), &format!("{path}.namespace"))?,
-            requirements: LabelRequirement::parse_all(&from.selector, &format!("{path}.selector"))?,
+            requirements: LabelRequirement::parse_all(labels, &labels_path)?,
             aliases: aliases
                 .map(|(i, alias)| ByName::parse(alias, &format!("{path}.aliases[{i}]")))
                 .collect::<Result<_, _>>()?,

@@ -5,14 +5,19 @@
     reason = "a fixture that is not as it should be fails the test"
 )]
 
+mod advice;
 mod difference;
 mod documents;
 mod lab;
+mod meshes;
 mod names;
 mod observations;
 mod peers;
 mod properties;
+mod random;
+mod reach;
 mod removal;
 mod snapshots;
 mod statuses;
+mod trace;
 mod withdrawal;

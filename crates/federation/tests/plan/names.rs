@@ -185,7 +185,7 @@ fn of_two_services_exported_under_one_name_the_older_wins() {
 }
 
 #[test]
-fn of_two_imports_with_one_name_the_one_of_the_older_set_wins() {
+fn of_two_imports_with_one_name_the_one_of_the_older_peer_wins() {
     let (_, mut green) = red_and_green();
     green.apply(&crate::lab::example("green-mesh/40-peer-blue-mesh.yaml"));
     let rule =
@@ -200,7 +200,7 @@ fn of_two_imports_with_one_name_the_one_of_the_older_set_wins() {
     assert!(hosts.is_empty());
     assert_eq!(
         message,
-        "a/b: b.a.shared.example is already the name of a/b of red-mesh"
+        "a/b: b.a.shared.example is already the name of a/b of red-mesh; give one of them an alias"
     );
 }
 
@@ -279,12 +279,26 @@ fn what_must_not_be_exported_is_not() {
         service("plain", json!({}), ports.clone()),
         service("to-all", annotated("*"), ports.clone()),
         service("to-us", annotated("x, red-mesh-system"), ports.clone()),
+        service("unsaid", annotated(""), ports.clone()),
         service("hidden", annotated("."), ports.clone()),
+        service("nearly", annotated(","), ports.clone()),
         service("nobody", annotated("~"), ports.clone()),
         service("elsewhere", annotated("x"), ports.clone()),
         service(
             "labelled",
             json!({"labels": {"networking.istio.io/exportTo": "."}}),
+            ports.clone(),
+        ),
+        service(
+            "by-both",
+            json!({"labels": {"networking.istio.io/exportTo": "red-mesh-system"},
+                "annotations": {"networking.istio.io/exportTo": "*"}}),
+            ports.clone(),
+        ),
+        service(
+            "by-one",
+            json!({"labels": {"networking.istio.io/exportTo": "elsewhere"},
+                "annotations": {"networking.istio.io/exportTo": "*"}}),
             ports,
         ),
         service(
@@ -307,5 +321,5 @@ fn what_must_not_be_exported_is_not() {
         .filter(|s| s.namespace != "red-mesh-bookinfo")
         .map(|s| s.name)
         .collect();
-    assert_eq!(exported, ["plain", "to-all", "to-us"]);
+    assert_eq!(exported, ["by-both", "plain", "to-all", "to-us", "unsaid"]);
 }

@@ -11,7 +11,7 @@ use meshfed_api::peer::{
 };
 
 use super::condition::{READY, Verdict, conditions};
-use super::time;
+use super::{connection, time};
 use crate::discovery::client::RemoteState;
 use crate::plan::configs::Decided;
 use crate::plan::peers::{PeerProblem, Trusted};
@@ -30,7 +30,7 @@ pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, Service
             let state = state_of(world, key);
             let verdict = match judged {
                 Err(problem) => Verdict::fails(READY, problem.reason(), problem.to_string()),
-                Ok(peer) => ready(peer, &state.remote, world.now),
+                Ok(peer) => ready(peer, &state, world.now),
             };
             let present = object.status.as_ref().map(|s| s.conditions.as_slice());
             let status = ServiceMeshPeerStatus {
@@ -56,7 +56,8 @@ fn state_of(world: &World, key: &ObjectKey) -> Arc<PeerState> {
     state.cloned().unwrap_or_default()
 }
 
-fn ready(peer: &Trusted<'_>, remote: &RemoteState, now: Timestamp) -> Verdict {
+fn ready(peer: &Trusted<'_>, state: &PeerState, now: Timestamp) -> Verdict {
+    let remote = &state.remote;
     if peer.going {
         let message = "the peer is being removed; what was exported to it is withdrawn";
         return Verdict::fails(READY, "Deleting", message);
@@ -79,7 +80,11 @@ fn ready(peer: &Trusted<'_>, remote: &RemoteState, now: Timestamp) -> Verdict {
         }
     }
     if !names.is_empty() {
-        let message = format!("waiting for the gateways {}", names.join(" and "));
+        let message = format!(
+            "waiting for {}: not connected, or not done with the configuration; \
+             the status of the ServiceMeshControlPlane says more",
+            names.join(" and ")
+        );
         return Verdict::fails(READY, "GatewayNotReady", message);
     }
     if remote.withdrawn {
@@ -92,14 +97,10 @@ fn ready(peer: &Trusted<'_>, remote: &RemoteState, now: Timestamp) -> Verdict {
         return Verdict::fails(READY, "BadList", message);
     }
     if !is_connected(remote, now) {
-        let status = remote.watch.last_disconnect_status.as_deref();
-        let message = status.map_or_else(
-            || "the watch of the peer's exports is not open yet".to_owned(),
-            |status| format!("the watch of the peer's exports is not open: {status}"),
-        );
-        return Verdict::fails(READY, "NotConnected", message);
+        let last = remote.watch.last_disconnect_status.as_deref();
+        return connection::not_watching(peer, last, &state.watchers);
     }
-    Verdict::holds(READY, "Connected", "the peer's exports are watched")
+    connection::watching(peer, &state.watchers)
 }
 
 /// How far the removal of a peer has come.
@@ -233,6 +234,26 @@ fn discovery_status(decided: &Decided<'_, '_>, state: &PeerState) -> DiscoverySt
     }
 }
 
+/// Whether the peer's exports are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contact {
+    Now,
+    /// As they were when it was last heard.
+    Before,
+    Never,
+}
+
+pub(super) fn contact(decided: &Decided<'_, '_>, key: &ObjectKey) -> Contact {
+    let remote = &state_of(decided.world, key).remote;
+    if is_connected(remote, decided.world.now) {
+        Contact::Now
+    } else if remote.last_full_sync.is_some() || !remote.services.is_empty() {
+        Contact::Before
+    } else {
+        Contact::Never
+    }
+}
+
 /// Why a set that belongs to this peer is without effect.
 pub(super) fn set_problem(decided: &Decided<'_, '_>, key: &ObjectKey) -> Option<Verdict> {
     let system = &decided.world.mesh.system_namespace;
@@ -242,7 +263,10 @@ pub(super) fn set_problem(decided: &Decided<'_, '_>, key: &ObjectKey) -> Option<
     }
     match decided.peers.get(key) {
         None => {
-            let message = format!("there is no ServiceMeshPeer {} in {system}", key.name);
+            let message = format!(
+                "there is no ServiceMeshPeer {} in {system}; a set has the name of its peer",
+                key.name
+            );
             Some(Verdict::fails(READY, "NoPeer", message))
         }
         Some(Err(problem)) => Some(peer_not_connected(problem)),

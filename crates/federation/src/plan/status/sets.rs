@@ -6,7 +6,7 @@ use meshfed_api::selector::LocalService;
 use meshfed_api::{ExportedServiceSet, ImportedServiceSet};
 
 use super::condition::{READY, Verdict, conditions};
-use super::peer::set_problem;
+use super::peer::{Contact, contact, set_problem};
 use crate::plan::configs::Decided;
 use crate::plan::exports::PeerExports;
 use crate::plan::imports::{ImportProblem, Offer, PeerImports};
@@ -43,9 +43,15 @@ pub(super) fn exported(
         let lost = exports.lost.iter().map(ToString::to_string);
         match gap {
             Some(gap) => Verdict::fails(READY, gap.reason(), gap.to_string()),
-            None => ready(broken.as_ref(), "NameTaken", lost.collect(), || {
-                format!("{} services are exported", exports.exported.len())
-            }),
+            None => ready(
+                broken.as_ref(),
+                "NameTaken",
+                lost.collect(),
+                || match exports.exported.len() {
+                    1 => "1 service is exported".to_owned(),
+                    count => format!("{count} services are exported"),
+                },
+            ),
         }
     });
     let entries = exports
@@ -82,23 +88,27 @@ pub(super) fn imported(
     let ready = set_problem(decided, key).unwrap_or_else(|| {
         let peer = decided.peers.get(key).and_then(|p| p.as_ref().ok());
         let gap = peer.and_then(|peer| peer.egress.as_ref().err());
-        let broken = peer.and_then(|peer| {
-            decided
-                .import_rules(&set.spec, &peer.name)
-                .broken()
-                .cloned()
-        });
-        let problems = imports.offers.iter().filter_map(problem);
-        match gap {
-            Some(gap) => Verdict::fails(READY, gap.reason(), gap.to_string()),
-            None => ready(broken.as_ref(), "NotImported", problems.collect(), || {
-                let imported = imports.imported().count();
-                format!(
-                    "{imported} of {} services are imported",
-                    imports.offers.len()
-                )
-            }),
+        if let Some(gap) = gap {
+            return Verdict::fails(READY, gap.reason(), gap.to_string());
         }
+        let rules = peer.map(|peer| decided.import_rules(&set.spec, &peer.name));
+        let broken = rules.as_ref().and_then(|rules| rules.broken());
+        let problems = imports.offers.iter().filter_map(problem);
+        let contact = contact(decided, key);
+        if broken.is_none() && contact == Contact::Never {
+            let message = "nothing was heard of the peer's exports yet; \
+                           the status of the ServiceMeshPeer says why";
+            return Verdict::fails(READY, "PeerNotHeard", message);
+        }
+        ready(broken, "NotImported", problems.collect(), || {
+            let count = imports.imported().count();
+            let of = imports.offers.len();
+            let mut message = format!("{count} of {of} exported services are imported");
+            if contact == Contact::Before {
+                message.push_str("; the peer is not connected, this is what it exported last");
+            }
+            message
+        })
     });
     let mut offers: Vec<&Offer> = imports.offers.iter().collect();
     offers.sort_by(|a, b| a.remote.host.cmp(&b.remote.host));

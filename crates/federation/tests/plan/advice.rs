@@ -1,0 +1,160 @@
+//! What an administrator reads in Ready: what is wrong, and what to do.
+
+use std::sync::Arc;
+
+use meshfed_federation::discovery::client::RemoteState;
+use meshfed_federation::world::{ObjectKey, PeerState};
+use serde_json::json;
+
+use crate::lab::{Lab, red_and_green};
+
+fn edit(lab: &mut Lab, peer: &str, edit: impl FnOnce(&mut PeerState)) {
+    let peers = Arc::make_mut(&mut lab.world.observed.peers);
+    edit(Arc::make_mut(peers.get_mut(peer).unwrap()));
+}
+
+/// Status, reason and message of the peer's Ready.
+fn ready(lab: &Lab) -> (String, String, String) {
+    let plan = lab.plan();
+    let condition = plan.statuses.peers.values().next().unwrap().conditions[0].clone();
+    assert_eq!(condition.type_, "Ready");
+    (
+        condition.status,
+        condition.reason.unwrap(),
+        condition.message.unwrap(),
+    )
+}
+
+#[test]
+fn a_peer_that_is_connected_both_ways_is_ready() {
+    let (red, _) = red_and_green();
+    assert_eq!(
+        ready(&red),
+        (
+            "True".into(),
+            "Connected".into(),
+            "both meshes watch each other's exports".into()
+        )
+    );
+}
+
+#[test]
+fn a_peer_that_does_not_watch_us_is_connected_one_way_and_the_way_in_is_named() {
+    for gone in [true, false] {
+        let (mut red, _) = red_and_green();
+        edit(&mut red, "green-mesh", |state| {
+            if gone {
+                state.watchers.clear();
+            } else {
+                state.watchers[0].connected = false;
+            }
+        });
+        let (status, reason, message) = ready(&red);
+        assert_eq!(
+            (status.as_str(), reason.as_str()),
+            ("False", "ConnectedOneWay")
+        );
+        for part in [
+            "lead to our gateway ingress-green-mesh",
+            "identity green-mesh.local/ns/green-mesh-system/sa/egress-red-mesh-service-account",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_watch_that_does_not_open_says_how_the_last_attempt_ended_and_what_to_compare() {
+    let ours = "red-mesh.local/ns/red-mesh-system/sa/egress-green-mesh-service-account";
+    let cases: [(Option<&str>, &[&str]); 6] = [
+        (None, &["is not open yet; the peer watches ours"]),
+        (
+            Some("400 Bad Request"),
+            &[
+                "400 Bad Request",
+                "a ServiceMeshPeer for it is missing there",
+            ],
+        ),
+        (Some("403 Forbidden"), &["403 Forbidden", "clientID", ours]),
+        (Some("404 Not Found"), &["404 Not Found", ours]),
+        (
+            Some("503 Service Unavailable"),
+            &[
+                "503 Service Unavailable",
+                "egress-green-mesh",
+                "127.64.2.10 port 8188",
+                "trustDomain and roots",
+            ],
+        ),
+        (
+            Some("egress gateway: Connection refused"),
+            &["is not open: egress gateway: Connection refused"],
+        ),
+    ];
+    for (last, parts) in cases {
+        let (mut red, _) = red_and_green();
+        edit(&mut red, "green-mesh", |state| {
+            let remote: &mut RemoteState = Arc::make_mut(&mut state.remote);
+            remote.watch.connected = false;
+            remote.watch.last_disconnect_status = last.map(str::to_owned);
+        });
+        let (status, reason, message) = ready(&red);
+        assert_eq!(
+            (status.as_str(), reason.as_str()),
+            ("False", "NotConnected")
+        );
+        for part in parts {
+            assert!(message.contains(part), "{last:?}: {message}");
+        }
+    }
+}
+
+#[test]
+fn an_import_set_says_whether_the_peers_exports_are_known() {
+    let (_, mut green) = red_and_green();
+    let ready = |lab: &Lab| {
+        let plan = lab.plan();
+        let ready = plan.statuses.imports.values().next().unwrap().conditions[0].clone();
+        (ready.reason.unwrap(), ready.message.unwrap())
+    };
+    let applied = "1 of 2 exported services are imported";
+    assert_eq!(ready(&green), ("RulesApplied".into(), applied.into()));
+    edit(&mut green, "red-mesh", |state| {
+        Arc::make_mut(&mut state.remote).watch.connected = false;
+    });
+    let last = format!("{applied}; the peer is not connected, this is what it exported last");
+    assert_eq!(ready(&green), ("RulesApplied".into(), last));
+    Arc::make_mut(&mut green.world.observed.peers).clear();
+    assert_eq!(ready(&green).0, "PeerNotHeard");
+}
+
+#[test]
+fn a_set_without_its_peer_names_the_peer_that_is_missing() {
+    let (mut red, mut green) = red_and_green();
+    red.delete(
+        |r| &mut r.peers,
+        &ObjectKey::new("red-mesh-system", "green-mesh"),
+    );
+    green.delete(
+        |r| &mut r.peers,
+        &ObjectKey::new("green-mesh-system", "red-mesh"),
+    );
+    for (status, peer) in [
+        (
+            serde_json::to_value(red.plan().statuses.exports.values().next()).unwrap(),
+            "green-mesh in red-mesh-system",
+        ),
+        (
+            serde_json::to_value(green.plan().statuses.imports.values().next()).unwrap(),
+            "red-mesh in green-mesh-system",
+        ),
+    ] {
+        let ready = &status["conditions"][0];
+        assert_eq!(ready["reason"], json!("NoPeer"));
+        let message = ready["message"].as_str().unwrap();
+        assert!(
+            message.starts_with(&format!("there is no ServiceMeshPeer {peer}")),
+            "{message}"
+        );
+    }
+}
