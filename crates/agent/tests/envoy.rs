@@ -269,7 +269,7 @@ fn tcp(target: TcpTarget, allow: Option<Vec<AllowPolicy>>) -> Network {
 
 fn cluster(name: &str, discovery: Discovery, tls: Option<UpstreamTls>) -> Cluster {
     Cluster {
-        name: name.to_string(),
+        name: name.into(),
         discovery,
         connect_timeout: Duration::from_secs(5),
         tls,
@@ -285,7 +285,7 @@ fn endpoints(name: &str, all: &[(SocketAddr, bool)]) -> Endpoints {
         ..Endpoint::new(address)
     });
     Endpoints {
-        name: name.to_string(),
+        name: name.into(),
         localities: vec![LocalityEndpoints {
             endpoints: endpoints.collect(),
             ..Default::default()
@@ -318,8 +318,8 @@ async fn an_ingress_lets_in_its_peer_and_nobody_else() {
     };
     let ingress = listener("ingress", at, vec![chain]);
     ads.add("ingress", encode::listener(&ingress));
-    let local = cluster(&exported, Discovery::Eds("ratings".to_string()), None);
-    ads.add(exported.as_str(), encode::cluster(&local));
+    let local = cluster(&exported, Discovery::Eds("ratings".into()), None);
+    ads.add(&*exported, encode::cluster(&local));
     let workload = endpoints("ratings", &[(app.address, true)]);
     ads.add("ratings", encode::endpoints(&workload));
     ads.add(TRUST, encode::trust(TRUST, &federation(&authority, &green)));
@@ -492,7 +492,7 @@ async fn an_egress_shows_its_certificate_and_takes_only_the_servers_that_it_was_
     let port = |i: usize| SocketAddr::new(net.address(10), 15443 + u16::try_from(i).unwrap());
     for (i, (name, app, server, mesh_tls, _)) in cases.iter().enumerate() {
         let upstream = UpstreamTls {
-            trust: TRUST.to_string(),
+            trust: TRUST.into(),
             server: server.clone(),
             sni: Some(sni(9080, "ratings.bookinfo.svc.red-exports.local")),
             alpn: Vec::new(),
@@ -508,7 +508,7 @@ async fn an_egress_shows_its_certificate_and_takes_only_the_servers_that_it_was_
             *name,
             encode::listener(&listener(name, port(i), vec![chain])),
         );
-        let of = cluster(name, Discovery::Eds(name.to_string()), Some(upstream));
+        let of = cluster(name, Discovery::Eds((*name).into()), Some(upstream));
         ads.add(*name, encode::cluster(&of));
         let to = endpoints(name, &[(app.address, *mesh_tls)]);
         ads.add(*name, encode::endpoints(&to));
@@ -658,14 +658,14 @@ async fn requests_are_routed_by_the_identity_that_was_proved_and_not_by_what_the
             &["x-forwarded-client-cert"],
         ),
     };
-    let mut discovery = http(HttpRoutes::Inline(RouteTable {
-        name: "discovery".to_string(),
-        hosts: vec![VirtualHost {
-            name: "discovery".to_string(),
+    let mut discovery = http(HttpRoutes::Inline(RouteTable::new(
+        "discovery",
+        [VirtualHost {
+            name: "discovery".into(),
             domains: vec!["*".to_string()],
             routes: vec![route("green", GREEN), route("blue", blue)],
         }],
-    }));
+    )));
     discovery.allow = Some(vec![AllowPolicy {
         name: "peers".to_string(),
         principals: vec![id(GREEN), id(blue)],
@@ -744,7 +744,7 @@ async fn an_explicit_proxy_forwards_requests_and_tunnels() {
     let app = App::start().await;
     let at = SocketAddr::new(net.address(10), 3128);
     let host = |name: &str, domain: &str, path: PathMatch, action| VirtualHost {
-        name: name.to_string(),
+        name: name.into(),
         domains: vec![domain.to_string()],
         routes: vec![Route {
             name: name.to_string(),
@@ -765,9 +765,9 @@ async fn an_explicit_proxy_forwards_requests_and_tunnels() {
         status: 502,
         body: "no such service".to_string(),
     };
-    let table = RouteTable {
-        name: "outbound".to_string(),
-        hosts: vec![
+    let table = RouteTable::new(
+        "outbound",
+        [
             host(
                 "ratings",
                 "ratings:9080",
@@ -783,7 +783,7 @@ async fn an_explicit_proxy_forwards_requests_and_tunnels() {
             ),
             host("other", "*", all(), nothing),
         ],
-    };
+    );
     let mut outbound = http(HttpRoutes::Rds("outbound".to_string()));
     outbound.accept_connect = true;
     let mut ads = Ads::default();

@@ -132,7 +132,6 @@ fn set<V: PartialEq>(map: &mut Shared<String, V>, key: &str, value: Option<V>) -
     if map.get(key).map(AsRef::as_ref) == value.as_ref() {
         return false;
     }
-    let map = Arc::make_mut(map);
     match value {
         Some(value) => map.insert(key.to_owned(), Arc::new(value)),
         None => map.remove(key),

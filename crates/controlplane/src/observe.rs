@@ -3,7 +3,6 @@
 //! One task per kind. A watch that ends is taken up again by kube-rs with backoff; the last state
 //! stays meanwhile.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -78,7 +77,7 @@ where
     let mut events = watcher(api, watcher::Config::default())
         .default_backoff()
         .boxed();
-    let mut listing: BTreeMap<ObjectKey, Arc<K>> = BTreeMap::new();
+    let mut listing: Shared<ObjectKey, K> = Shared::new();
     // A later list, after a watch that broke, is a change like any other.
     let mut first = true;
     while let Some(event) = events.next().await {
@@ -92,7 +91,7 @@ where
                 continue;
             }
             Ok(watcher::Event::InitDone) => {
-                let whole = Arc::new(std::mem::take(&mut listing));
+                let whole = std::mem::take(&mut listing);
                 let change: Change = Box::new(move |r| *field(r) = whole);
                 if std::mem::take(&mut first) {
                     Observation::Listed(change)
@@ -103,13 +102,13 @@ where
             Ok(watcher::Event::Apply(object)) => {
                 let (key, object) = (key_of(&object), Arc::new(object));
                 Observation::Changed(Box::new(move |r| {
-                    Arc::make_mut(field(r)).insert(key, object);
+                    field(r).insert(key, object);
                 }))
             }
             Ok(watcher::Event::Delete(object)) => {
                 let key = key_of(&object);
                 Observation::Changed(Box::new(move |r| {
-                    Arc::make_mut(field(r)).remove(&key);
+                    field(r).remove(&key);
                 }))
             }
             Err(error) => {

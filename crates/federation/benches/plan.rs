@@ -26,7 +26,7 @@ fn put<K: serde::de::DeserializeOwned + Clone>(all: &mut Shared<ObjectKey, K>, d
     let namespace = metadata["namespace"].as_str().unwrap_or_default();
     let key = ObjectKey::new(namespace, metadata["name"].as_str().unwrap());
     let object = serde_json::from_value(document).unwrap();
-    Arc::make_mut(all).insert(key, Arc::new(object));
+    all.insert(key, Arc::new(object));
 }
 
 /// A mesh that exports each of its services to one peer, by a rule that is on average the tenth.

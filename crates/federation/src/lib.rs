@@ -36,7 +36,7 @@
 //!     ..Service::default()
 //! };
 //! let mut server = Server::new(ServerSettings::default());
-//! server.set_exports(&Arc::new([(key.clone(), Arc::new(service))].into()), now);
+//! server.set_exports(&[(key.clone(), Arc::new(service))].into_iter().collect(), now);
 //!
 //! let mut client = Client::new(ClientSettings::default(), 1, Arc::default());
 //! let mut actions = client.tick(now);

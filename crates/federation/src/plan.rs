@@ -30,6 +30,7 @@ mod workloads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use meshfed_api::control_plane::ServiceMeshControlPlaneStatus;
@@ -76,13 +77,13 @@ pub struct Plan {
     /// Gateways that should exist, by name. All others that carry our label go.
     pub gateways: BTreeMap<String, Arc<GatewayPlan>>,
     /// What each peer that may be talked to gets to see.
-    pub exports: BTreeMap<PeerName, Arc<Exports>>,
+    pub exports: BTreeMap<PeerName, Exports>,
     /// Whom to ask for exports, and how.
     pub discovery: BTreeMap<PeerName, Arc<DiscoveryTarget>>,
     /// Which ingress gateway may ask for which peer's list.
     pub discovery_clients: BTreeMap<PeerName, SpiffeId>,
     /// The configuration of every gateway and sidecar.
-    pub proxies: BTreeMap<ProxyKey, Arc<ProxyConfig>>,
+    pub proxies: OrdMap<ProxyKey, Arc<ProxyConfig>>,
     pub statuses: Statuses,
     /// What is going, step by step.
     pub withdrawal: Withdrawal,
@@ -221,7 +222,7 @@ fn all_exports(
             exports::exports(&candidates, &rules, &peer.name, &ingress.id)
         });
         if peer.withdraws() {
-            exports.list = Arc::default();
+            exports.list = Exports::new();
         }
         all.insert(peer.name.clone(), exports);
     }

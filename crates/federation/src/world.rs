@@ -1,12 +1,12 @@
 //! What the control plane knows: the input of [`plan`](crate::plan).
 //!
-//! Everything sits in shared maps, so that a copy of the world costs a few pointers, and a change
-//! costs the map that it is in.
+//! Everything sits in persistent maps, so that a copy of the world costs a few pointers, a change
+//! costs the path to its entry, and what differs between two versions is found by pointer.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -30,8 +30,8 @@ pub const OUTBOUND_ANNOTATION: &str = "meshfed.io/outbound";
 /// one that only calls others.
 pub const APP_ANNOTATION: &str = "meshfed.io/app";
 
-/// A map that is copied when it is changed while somebody else holds it.
-pub type Shared<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+/// A version of it shares with the one before what did not change.
+pub type Shared<K, V> = OrdMap<K, Arc<V>>;
 
 /// Namespace and name of an object; the namespace is empty for what has none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -122,11 +122,11 @@ pub struct Observed {
 
 impl Observed {
     pub fn insert_gateway(&mut self, name: impl Into<String>, state: GatewayState) {
-        Arc::make_mut(&mut self.gateways).insert(name.into(), Arc::new(state));
+        self.gateways.insert(name.into(), Arc::new(state));
     }
 
     pub fn insert_peer(&mut self, name: impl Into<String>, state: PeerState) {
-        Arc::make_mut(&mut self.peers).insert(name.into(), Arc::new(state));
+        self.peers.insert(name.into(), Arc::new(state));
     }
 }
 

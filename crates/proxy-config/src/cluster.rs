@@ -1,6 +1,7 @@
 //! Clusters: groups of endpoints that are equal for routing.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshfed_pki::{SpiffeId, TrustDomain};
@@ -9,7 +10,7 @@ use crate::UpstreamProtocol;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
-    pub name: String,
+    pub name: Arc<str>,
     pub discovery: Discovery,
     pub connect_timeout: Duration,
     pub tls: Option<UpstreamTls>,
@@ -23,7 +24,7 @@ pub struct Cluster {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Discovery {
     /// Endpoints come as the [`Endpoints`] of this name.
-    Eds(String),
+    Eds(Arc<str>),
     /// Fixed addresses.
     Static(Vec<SocketAddr>),
     /// Host names, resolved by the proxy and again as their TTL ends: `(host, port)`.
@@ -34,10 +35,10 @@ pub enum Discovery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// Name of the [`TrustBundle`](crate::TrustBundle) that the server's certificate must satisfy.
-    pub trust: String,
+    pub trust: Arc<str>,
     pub server: ServerIds,
     /// The SNI to send; `None` sends none.
-    pub sni: Option<String>,
+    pub sni: Option<Arc<str>>,
     pub alpn: Vec<String>,
 }
 
@@ -60,7 +61,7 @@ pub struct OutlierDetection {
 /// An EDS resource.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Endpoints {
-    pub name: String,
+    pub name: Arc<str>,
     pub localities: Vec<LocalityEndpoints>,
 }
 

@@ -1,17 +1,33 @@
 //! HTTP routing.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::Parts;
 
 /// An RDS resource: virtual hosts, chosen by the request's authority.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteTable {
     pub name: String,
-    pub hosts: Vec<VirtualHost>,
+    /// By name.
+    pub hosts: Parts<VirtualHost>,
+}
+
+impl RouteTable {
+    pub fn new(name: impl Into<String>, hosts: impl IntoIterator<Item = VirtualHost>) -> Self {
+        let hosts = hosts.into_iter();
+        Self {
+            name: name.into(),
+            hosts: hosts
+                .map(|host| (host.name.clone(), Arc::new(host)))
+                .collect(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct VirtualHost {
-    pub name: String,
+    pub name: Arc<str>,
     /// Authorities: exact (`host`, `host:port`), or `*` for any. A port in the request is part of
     /// the comparison. No two hosts of a table share one.
     pub domains: Vec<String>,

@@ -9,8 +9,9 @@
 //!                                            \---------> a stock Envoy
 //! ```
 //!
-//! Every part sits behind an [`Arc`] under its name, so that two configurations share what did not
-//! change and a difference is found by pointer first.
+//! Every part sits behind an [`Arc`] under its name, in maps that share what did not change with the
+//! maps that they were made from. So a copy costs a few pointers, and the difference of two versions
+//! ([`OrdMap::diff`]) costs about as much as changed.
 
 mod cluster;
 mod http;
@@ -19,6 +20,8 @@ mod listener;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use imbl::OrdMap;
 
 pub use cluster::{
     Cluster, Discovery, Endpoint, Endpoints, Locality, LocalityEndpoints, MAX_WEIGHT,
@@ -33,17 +36,20 @@ pub use listener::{
 };
 use meshfed_pki::TrustDomain;
 
+/// Parts of one kind, by name. A version shares with the one before what did not change.
+pub type Parts<T> = OrdMap<Arc<str>, Arc<T>>;
+
 /// The whole configuration of one proxy. Names are the Envoy resource names.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ProxyConfig {
-    pub listeners: BTreeMap<String, Arc<Listener>>,
-    pub clusters: BTreeMap<String, Arc<Cluster>>,
+    pub listeners: Parts<Listener>,
+    pub clusters: Parts<Cluster>,
     /// EDS resources, by [`Discovery::Eds`] service name.
-    pub endpoints: BTreeMap<String, Arc<Endpoints>>,
+    pub endpoints: Parts<Endpoints>,
     /// RDS resources, by [`HttpRoutes::Rds`] name.
-    pub routes: BTreeMap<String, Arc<RouteTable>>,
+    pub routes: Parts<RouteTable>,
     /// SDS validation contexts, by the names that TLS settings refer to. Never private keys.
-    pub trust: BTreeMap<String, Arc<TrustBundle>>,
+    pub trust: Parts<TrustBundle>,
 }
 
 /// Which roots may vouch for which trust domain: Envoy's SPIFFE certificate validator.
@@ -66,12 +72,12 @@ pub const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
 pub const MAX_DRAIN: Duration = Duration::from_secs(3600);
 
 /// The SNI of a service port: `outbound_.<port>_._.<host>`.
-pub fn sni(port: u16, host: &str) -> String {
-    format!("outbound_.{port}_._.{host}")
+pub fn sni(port: u16, host: &str) -> Arc<str> {
+    format!("outbound_.{port}_._.{host}").into()
 }
 
 /// The name of the cluster that carries a service port where the name is not also an SNI, in
 /// Istio's form `outbound|<port>||<host>`.
-pub fn outbound_cluster(port: u16, host: &str) -> String {
-    format!("outbound|{port}||{host}")
+pub fn outbound_cluster(port: u16, host: &str) -> Arc<str> {
+    format!("outbound|{port}||{host}").into()
 }

@@ -36,7 +36,7 @@ const PANIC_THRESHOLD: f64 = 1.0;
 
 pub(crate) fn encode(c: &Cluster) -> pb::Cluster {
     let mut out = template();
-    out.name = c.name.clone();
+    out.name = c.name.to_string();
     out.connect_timeout = Some(duration(c.connect_timeout));
     match &c.discovery {
         Discovery::Eds(service) => {
@@ -44,7 +44,7 @@ pub(crate) fn encode(c: &Cluster) -> pb::Cluster {
                 Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
             out.eds_cluster_config = Some(EdsClusterConfig {
                 eds_config: Some(wire::ads()),
-                service_name: service.clone(),
+                service_name: service.to_string(),
             });
         }
         Discovery::Static(addresses) => {
@@ -97,7 +97,7 @@ pub(crate) fn read(mut m: pb::Cluster) -> Read<Cluster> {
             .refuse(Reason::Unsupported));
     }
     Ok(Cluster {
-        name: cluster_name,
+        name: cluster_name.into(),
         discovery,
         connect_timeout,
         tls,
@@ -171,7 +171,7 @@ fn read_discovery(
             ..Default::default()
         };
         nothing_else(eds_at, &eds, &from_ads)?;
-        return Ok(Discovery::Eds(service));
+        return Ok(Discovery::Eds(service.into()));
     }
     if eds.is_some() {
         return Err(eds_at.refuse(Reason::Unsupported));

@@ -28,7 +28,7 @@ const MAX_PRIORITY: u32 = 128;
 
 pub(crate) fn encode(e: &Endpoints) -> ClusterLoadAssignment {
     ClusterLoadAssignment {
-        cluster_name: e.name.clone(),
+        cluster_name: e.name.to_string(),
         endpoints: e.localities.iter().map(locality).collect(),
         ..template()
     }
@@ -40,7 +40,7 @@ pub(crate) fn read(mut m: ClusterLoadAssignment) -> Read<Endpoints> {
     let localities = take(&mut m.endpoints);
     nothing_else(at, &m, &template())?;
     Ok(Endpoints {
-        name: cluster_name,
+        name: cluster_name.into(),
         localities: localities
             .into_iter()
             .enumerate()

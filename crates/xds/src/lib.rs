@@ -14,7 +14,7 @@
 //! use meshfed_proxy_config::Endpoints;
 //! use meshfed_xds::{TypeUrl, decode, encode};
 //!
-//! let endpoints = Endpoints { name: "ratings".to_string(), localities: Vec::new() };
+//! let endpoints = Endpoints { name: "ratings".into(), localities: Vec::new() };
 //! let resource = encode::endpoints(&endpoints);
 //! assert_eq!(resource.type_url, TypeUrl::Endpoints.as_str());
 //! assert_eq!(decode::endpoints(&resource.value)?, endpoints);

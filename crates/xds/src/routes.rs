@@ -44,7 +44,7 @@ const MAX_BODY_LEN: usize = 4096;
 pub(crate) fn encode(t: &RouteTable) -> RouteConfiguration {
     RouteConfiguration {
         name: t.name.clone(),
-        virtual_hosts: t.hosts.iter().map(host).collect(),
+        virtual_hosts: t.hosts.values().map(|h| host(h)).collect(),
         ..template()
     }
 }
@@ -71,10 +71,7 @@ pub(crate) fn read(at: &Path<'_>, mut m: RouteConfiguration) -> Read<RouteTable>
         }
         read.push(host);
     }
-    Ok(RouteTable {
-        name: table,
-        hosts: read,
-    })
+    Ok(RouteTable::new(table, read))
 }
 
 /// A route to a cluster that is not there answers 503; it does not make the table invalid, as
@@ -88,7 +85,7 @@ fn template() -> RouteConfiguration {
 
 fn host(h: &VirtualHost) -> pb::VirtualHost {
     pb::VirtualHost {
-        name: h.name.clone(),
+        name: h.name.to_string(),
         domains: h.domains.clone(),
         routes: h.routes.iter().map(route).collect(),
         ..Default::default()
@@ -109,7 +106,7 @@ fn read_host(at: &Path<'_>, mut m: pb::VirtualHost) -> Read<VirtualHost> {
         return Err(at.field("domains").refuse(Reason::Missing));
     }
     Ok(VirtualHost {
-        name: host_name,
+        name: host_name.into(),
         domains,
         routes: routes
             .into_iter()

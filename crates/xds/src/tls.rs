@@ -80,7 +80,7 @@ pub(crate) fn upstream(tls: &UpstreamTls) -> core::TransportSocket {
         TLS_SOCKET,
         pack(&UpstreamTlsContext {
             common_tls_context: Some(common(&tls.trust, ids, &tls.alpn)),
-            sni: tls.sni.clone().unwrap_or_default(),
+            sni: tls.sni.as_deref().unwrap_or_default().to_owned(),
             ..upstream_template()
         }),
     )
@@ -112,9 +112,9 @@ pub(crate) fn read_upstream(at: &Path<'_>, s: core::TransportSocket) -> Read<Ups
         }
     };
     Ok(UpstreamTls {
-        trust: c.trust,
+        trust: c.trust.into(),
         server,
-        sni: Some(sni).filter(|s| !s.is_empty()),
+        sni: (!sni.is_empty()).then(|| sni.into()),
         alpn: c.alpn,
     })
 }

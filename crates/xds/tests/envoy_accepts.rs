@@ -67,7 +67,7 @@ async fn every_kind_of_resource_is_taken_without_a_warning() {
         listener.address = SocketAddr::new(net.address(1), 20_000 + u16::try_from(i).unwrap());
         for chain in &mut listener.chains {
             if let Some(tls) = &mut chain.tls {
-                tls.trust = "trust".to_string();
+                tls.trust = "trust".into();
             }
             if let Network::Http(http) = &mut chain.network
                 && let HttpRoutes::Rds(name) = &mut http.routes
@@ -82,18 +82,18 @@ async fn every_kind_of_resource_is_taken_without_a_warning() {
         ads.add(&routes.name, encode::routes(&routes));
     }
     for (i, mut cluster) in common::samples(common::cluster()).into_iter().enumerate() {
-        cluster.name = format!("cluster-{i}");
+        cluster.name = format!("cluster-{i}").into();
         if let Some(tls) = &mut cluster.tls {
-            tls.trust = "trust".to_string();
+            tls.trust = "trust".into();
         }
         if let Discovery::Eds(service) = &mut cluster.discovery {
-            *service = format!("endpoints-{i}");
+            *service = format!("endpoints-{i}").into();
         }
-        ads.add(&cluster.name, encode::cluster(&cluster));
+        ads.add(&*cluster.name, encode::cluster(&cluster));
     }
     for (i, mut endpoints) in common::samples(common::endpoints()).into_iter().enumerate() {
-        endpoints.name = format!("endpoints-{i}");
-        ads.add(&endpoints.name, encode::endpoints(&endpoints));
+        endpoints.name = format!("endpoints-{i}").into();
+        ads.add(&*endpoints.name, encode::endpoints(&endpoints));
     }
     let bundle = meshfed_proxy_config::TrustBundle {
         domains: [("red-mesh.local".parse().unwrap(), root.root_pem().into())].into(),

@@ -29,7 +29,7 @@ fn bootstrap() -> Bootstrap {
     };
     let static_cluster = |name: &str| {
         let cluster = meshfed_proxy_config::Cluster {
-            name: name.to_string(),
+            name: name.into(),
             discovery: meshfed_proxy_config::Discovery::Static(vec![
                 "127.0.0.1:1".parse().unwrap(),
             ]),

@@ -21,10 +21,10 @@ const HTTP: usize = 0;
 const TCP: usize = 1;
 
 fn sample_routes() -> RouteTable {
-    RouteTable {
-        name: "table".to_string(),
-        hosts: vec![VirtualHost {
-            name: "host".to_string(),
+    RouteTable::new(
+        "table",
+        [VirtualHost {
+            name: "host".into(),
             domains: vec!["a".to_string()],
             routes: vec![Route {
                 name: "route".to_string(),
@@ -42,7 +42,7 @@ fn sample_routes() -> RouteTable {
                 },
             }],
         }],
-    }
+    )
 }
 
 fn sample_listener() -> Listener {
@@ -90,11 +90,11 @@ fn sample_listener() -> Listener {
 
 fn sample_cluster() -> Cluster {
     Cluster {
-        name: "c".to_string(),
-        discovery: Discovery::Eds("c".to_string()),
+        name: "c".into(),
+        discovery: Discovery::Eds("c".into()),
         connect_timeout: Duration::from_secs(5),
         tls: Some(UpstreamTls {
-            trust: "trust".to_string(),
+            trust: "trust".into(),
             server: ServerIds::AnyOf("red".parse().unwrap()),
             sni: None,
             alpn: Vec::new(),
@@ -374,7 +374,7 @@ fn a_drain_period_that_cannot_be_is_refused_and_so_is_any_other_metadata() {
 #[test]
 fn endpoints_that_ask_for_more_are_refused_at_the_field() {
     let sample = Endpoints {
-        name: "e".to_string(),
+        name: "e".into(),
         localities: vec![LocalityEndpoints {
             endpoints: vec![Endpoint {
                 address: "127.0.0.1:1".parse().unwrap(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use meshfed_proxy_config::{
-    Cluster, Discovery, Endpoints, Listener, ProxyConfig, RouteTable, TrustBundle,
+    Cluster, Discovery, Endpoints, Listener, Parts, ProxyConfig, RouteTable, TrustBundle,
 };
 use meshfed_xds::proto::Any;
 use meshfed_xds::{TypeUrl, encode};
@@ -139,7 +139,7 @@ impl Encoder {
             }),
             clusters: all(&config.clusters, &self.clusters, |name, cluster| Encoded {
                 endpoints: match &cluster.discovery {
-                    Discovery::Eds(endpoints) => Some(endpoints.as_str().into()),
+                    Discovery::Eds(endpoints) => Some(endpoints.clone()),
                     Discovery::Static(_) | Discovery::Dns(_) => None,
                 },
                 ..Encoded::new(name, encode::cluster(cluster))
@@ -158,7 +158,7 @@ impl Encoder {
 }
 
 fn all<T>(
-    resources: &BTreeMap<String, Arc<T>>,
+    resources: &Parts<T>,
     cache: &Cache<T, Encoded>,
     encode: impl Fn(&str, &T) -> Encoded,
 ) -> Resources {
@@ -238,7 +238,7 @@ mod tests {
 
     fn mk_endpoints(name: &str) -> Arc<Endpoints> {
         Arc::new(Endpoints {
-            name: name.to_string(),
+            name: name.into(),
             localities: Vec::new(),
         })
     }
@@ -281,7 +281,7 @@ mod tests {
         let bundle = Arc::new(TrustBundle::default());
         let mut config = ProxyConfig::default();
         for name in ["red", "green"] {
-            config.trust.insert(name.to_string(), bundle.clone());
+            config.trust.insert(name.into(), bundle.clone());
         }
         let encoded = Encoder::default().encode(&Arc::new(config));
         let trust = encoded.of(TypeUrl::Trust);

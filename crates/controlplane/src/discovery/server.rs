@@ -325,7 +325,7 @@ impl Peer {
     }
 
     /// True if somebody was told something.
-    fn update(&mut self, exports: &Arc<Exports>, now: meshfed_federation::moment::Moment) -> bool {
+    fn update(&mut self, exports: &Exports, now: meshfed_federation::moment::Moment) -> bool {
         let concerned = self.machine.set_exports(exports, now);
         for id in &concerned {
             if let Some(waker) = self.wakers.get(id) {

@@ -288,9 +288,9 @@ fn mk_config(endpoints: &[&str]) -> Arc<ProxyConfig> {
     let mut config = ProxyConfig::default();
     for name in endpoints {
         config.endpoints.insert(
-            name.to_string(),
+            (*name).into(),
             Arc::new(Endpoints {
-                name: name.to_string(),
+                name: (*name).into(),
                 localities: Vec::new(),
             }),
         );

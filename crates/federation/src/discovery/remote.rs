@@ -1,8 +1,8 @@
 //! What a peer exports, checked.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use meshfed_pki::SpiffeId;
 
 use super::checksum::{ListHash, service_hash};
@@ -121,7 +121,7 @@ fn json_size(wire: &Service) -> usize {
 /// A copy shares the entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RemoteServices {
-    services: BTreeMap<ServiceKey, Arc<RemoteService>>,
+    services: OrdMap<ServiceKey, Arc<RemoteService>>,
     hash: ListHash,
     size: usize,
 }

@@ -9,6 +9,8 @@ mod sources;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use imbl::OrdMap;
+
 pub use sources::{SourceStatus, source_of};
 
 use self::sources::Sources;
@@ -18,7 +20,7 @@ use crate::moment::Moment;
 use crate::names::ServiceKey;
 
 /// What is exported to one peer: by exported name and namespace.
-pub type Exports = BTreeMap<ServiceKey, Arc<Service>>;
+pub type Exports = OrdMap<ServiceKey, Arc<Service>>;
 
 /// Bounds of one [`Server`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub enum Take {
 #[derive(Debug)]
 pub struct Server {
     settings: ServerSettings,
-    exports: Arc<Exports>,
+    exports: Exports,
     hash: ListHash,
     /// The encoded list, made when it is first asked for.
     document: Option<Arc<[u8]>>,
@@ -78,7 +80,7 @@ impl Server {
     pub fn new(settings: ServerSettings) -> Self {
         Self {
             settings,
-            exports: Arc::default(),
+            exports: Exports::new(),
             hash: ListHash::default(),
             document: None,
             watches: BTreeMap::new(),
@@ -89,8 +91,8 @@ impl Server {
 
     /// Takes the exports as they are now. Returns the watches for which [`take`](Self::take) has
     /// something new: events, or their end.
-    pub fn set_exports(&mut self, exports: &Arc<Exports>, now: Moment) -> Vec<WatchId> {
-        if Arc::ptr_eq(&self.exports, exports) {
+    pub fn set_exports(&mut self, exports: &Exports, now: Moment) -> Vec<WatchId> {
+        if self.exports.ptr_eq(exports) {
             return Vec::new();
         }
         let events = self.changes_to(exports);
@@ -129,7 +131,7 @@ impl Server {
             };
             events.push(event.encode().into());
         };
-        for (key, old) in &*self.exports {
+        for (key, old) in &self.exports {
             if !exports.contains_key(key) {
                 self.hash.toggle(service_hash(old));
                 emit(Action::Delete, old, self.hash);

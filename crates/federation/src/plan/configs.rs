@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use meshfed_api::ImportedServiceSetSpec;
 use meshfed_proxy_config::ProxyConfig;
 
@@ -35,7 +36,7 @@ pub(super) struct Decided<'d, 'w> {
 }
 
 impl Decided<'_, '_> {
-    pub fn configs(&self) -> BTreeMap<ProxyKey, Arc<ProxyConfig>> {
+    pub fn configs(&self) -> OrdMap<ProxyKey, Arc<ProxyConfig>> {
         let mesh = Mesh {
             trust_domain: &self.ruling.trust_domain,
             roots: &self.world.observed.own_roots,

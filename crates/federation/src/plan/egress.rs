@@ -67,7 +67,7 @@ pub fn config(
     config.trust.extend([mesh.trust()]);
     for peer in peers {
         let roots = bundle(peer.trust_domain, peer.roots);
-        config.trust.insert(peer_trust(peer.name), roots);
+        config.trust.insert(peer_trust(peer.name).into(), roots);
         let services = peer
             .imports
             .iter()
@@ -85,7 +85,7 @@ pub fn config(
         ] {
             config
                 .listeners
-                .insert(listener.name.clone(), Arc::new(listener));
+                .insert(listener.name.as_str().into(), Arc::new(listener));
         }
     }
     config
@@ -145,14 +145,14 @@ fn discovery_listener(
             drain: DEFAULT_DRAIN,
             network: Network::Http(Http {
                 stat_prefix: "discovery".to_owned(),
-                routes: HttpRoutes::Inline(RouteTable {
-                    name: "discovery".to_owned(),
-                    hosts: vec![VirtualHost {
-                        name: "discovery".to_owned(),
+                routes: HttpRoutes::Inline(RouteTable::new(
+                    "discovery",
+                    [VirtualHost {
+                        name: "discovery".into(),
                         domains: vec!["*".to_owned()],
                         routes,
                     }],
-                }),
+                )),
                 allow: Some(vec![AllowPolicy {
                     name: "control-plane".to_owned(),
                     principals: vec![mesh.control_plane_id.clone()],
@@ -201,13 +201,13 @@ fn discovery_cluster_name(peer: &PeerName) -> String {
 
 fn discovery_cluster(peer: &EgressPeer<'_>) -> Cluster {
     Cluster {
-        name: discovery_cluster_name(peer.name),
+        name: discovery_cluster_name(peer.name).into(),
         discovery: remote_endpoints(peer.addresses, peer.discovery_port),
         connect_timeout: CONNECT_TIMEOUT,
         tls: Some(UpstreamTls {
-            trust: peer_trust(peer.name),
+            trust: peer_trust(peer.name).into(),
             server: ServerIds::AnyOf(peer.trust_domain.clone()),
-            sni: Some(peer.discovery_host.to_string()),
+            sni: Some(peer.discovery_host.as_str().into()),
             alpn: vec!["http/1.1".to_owned()],
         }),
         protocol: UpstreamProtocol::Http1,
@@ -220,14 +220,14 @@ fn discovery_cluster(peer: &EgressPeer<'_>) -> Cluster {
 /// for the first port.
 fn service_clusters(peer: &EgressPeer<'_>, import: &EgressImport) -> impl Iterator<Item = Cluster> {
     let imported = import.imported.as_str();
-    let first = import.ports.first().map(|p| (imported.to_owned(), *p));
+    let first = import.ports.first().map(|p| (imported.into(), *p));
     let by_port = import.ports.iter().map(|p| (sni(*p, imported), *p));
     by_port.chain(first).map(|(name, port)| Cluster {
         name,
         discovery: remote_endpoints(peer.addresses, peer.service_port),
         connect_timeout: CONNECT_TIMEOUT,
         tls: Some(UpstreamTls {
-            trust: peer_trust(peer.name),
+            trust: peer_trust(peer.name).into(),
             server: import.servers.clone(),
             sni: Some(sni(port, import.exported.as_str())),
             alpn: Vec::new(),

@@ -29,7 +29,7 @@ pub(super) struct Candidate<'w> {
 /// What one peer gets.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PeerExports {
-    pub list: Arc<Exports>,
+    pub list: Exports,
     /// By exported host.
     pub exported: BTreeMap<ExportedHost, Exported>,
     /// Services that a rule picks and that are not exported since another has the name.
@@ -130,7 +130,7 @@ pub(super) fn exports(
         let local = candidate.local.clone();
         all.exported.insert(host, Exported { local });
     }
-    all.list = Arc::new(list);
+    all.list = list;
     all
 }
 

@@ -52,10 +52,10 @@ pub fn config(
     config.trust.extend([mesh.trust()]);
     for peer in peers {
         let roots = bundle(peer.trust_domain, peer.roots);
-        config.trust.insert(peer_trust(peer.name), roots);
+        config.trust.insert(peer_trust(peer.name).into(), roots);
         for (exported, service) in &peer.exports {
             for (i, port) in service.ports.iter().enumerate() {
-                let bare = (i == 0).then(|| exported.as_str().to_owned());
+                let bare = (i == 0).then(|| exported.as_str().into());
                 let names = [sni(port.number, exported.as_str())]
                     .into_iter()
                     .chain(bare);
@@ -68,7 +68,7 @@ pub fn config(
         .map(|p| (p.trust_domain.clone(), p.roots.clone()))
         .collect();
     config.trust.insert(
-        DISCOVERY_TRUST.to_owned(),
+        DISCOVERY_TRUST.into(),
         Arc::new(TrustBundle { domains: all_roots }),
     );
     let control_plane = discovery_cluster(mesh);
@@ -82,7 +82,7 @@ pub fn config(
         ] {
             config
                 .listeners
-                .insert(listener.name.clone(), Arc::new(listener));
+                .insert(listener.name.as_str().into(), Arc::new(listener));
         }
     }
     config
@@ -147,17 +147,17 @@ fn discovery_listener(
         drain: DEFAULT_DRAIN,
         network: Network::Http(Http {
             stat_prefix: "discovery".to_owned(),
-            routes: HttpRoutes::Inline(RouteTable {
-                name: "discovery".to_owned(),
-                hosts: vec![VirtualHost {
-                    name: "discovery".to_owned(),
+            routes: HttpRoutes::Inline(RouteTable::new(
+                "discovery",
+                [VirtualHost {
+                    name: "discovery".into(),
                     domains: vec!["*".to_owned()],
                     routes: peers
                         .iter()
                         .flat_map(|peer| discovery_routes(mesh, peer))
                         .collect(),
                 }],
-            }),
+            )),
             allow: Some(allow),
             forward_client_id: true,
             append_forwarded_for: true,
@@ -202,13 +202,13 @@ fn discovery_routes(mesh: &Mesh<'_>, peer: &IngressPeer<'_>) -> [Route; 2] {
 
 fn discovery_cluster(mesh: &Mesh<'_>) -> Cluster {
     Cluster {
-        name: DISCOVERY_CLUSTER.to_owned(),
+        name: DISCOVERY_CLUSTER.into(),
         discovery: Discovery::Static(vec![mesh.discovery_address]),
         connect_timeout: CONNECT_TIMEOUT,
         tls: Some(UpstreamTls {
-            trust: super::proxy::MESH_TRUST.to_owned(),
+            trust: super::proxy::MESH_TRUST.into(),
             server: ServerIds::OneOf(vec![mesh.control_plane_id.clone()]),
-            sni: Some(control_plane_host(mesh)),
+            sni: Some(control_plane_host(mesh).into()),
             alpn: vec!["http/1.1".to_owned()],
         }),
         protocol: UpstreamProtocol::Http1,

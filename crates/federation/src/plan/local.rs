@@ -198,9 +198,11 @@ mod tests {
         }))
         .unwrap();
         let mut resources = Resources::default();
-        Arc::make_mut(&mut resources.services).insert(key.clone(), Arc::new(service));
-        Arc::make_mut(&mut resources.endpoint_slices).insert(key.clone(), Arc::new(slice));
-        Arc::make_mut(&mut resources.pods).insert(key, Arc::new(pod));
+        resources.services.insert(key.clone(), Arc::new(service));
+        resources
+            .endpoint_slices
+            .insert(key.clone(), Arc::new(slice));
+        resources.pods.insert(key, Arc::new(pod));
         resources
     }
 

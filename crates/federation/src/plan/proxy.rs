@@ -36,8 +36,8 @@ pub struct Mesh<'a> {
 
 impl Mesh<'_> {
     /// The bundle that vouches for our own mesh, under [`MESH_TRUST`].
-    pub fn trust(&self) -> (String, Arc<TrustBundle>) {
-        (MESH_TRUST.to_owned(), bundle(self.trust_domain, self.roots))
+    pub fn trust(&self) -> (&'static str, Arc<TrustBundle>) {
+        (MESH_TRUST, bundle(self.trust_domain, self.roots))
     }
 
     /// Clients of our own mesh; any of them unless `client_ids` names some.
@@ -56,7 +56,7 @@ impl Mesh<'_> {
         config: &mut ProxyConfig,
         service: &LocalService,
         port: &LocalPort,
-        cluster_names: impl IntoIterator<Item = String>,
+        cluster_names: impl IntoIterator<Item = Arc<str>>,
         drain: Duration,
     ) {
         let endpoints = &port.endpoints;
@@ -79,7 +79,7 @@ impl Mesh<'_> {
     /// prove to be one of `servers`.
     pub fn workload_cluster(
         &self,
-        name: String,
+        name: Arc<str>,
         host: &str,
         port: u16,
         endpoints: &Endpoints,
@@ -90,7 +90,7 @@ impl Mesh<'_> {
             discovery: Discovery::Eds(endpoints.name.clone()),
             connect_timeout: CONNECT_TIMEOUT,
             tls: Some(UpstreamTls {
-                trust: MESH_TRUST.to_owned(),
+                trust: MESH_TRUST.into(),
                 server: servers,
                 sni: Some(sni(port, host)),
                 alpn: Vec::new(),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use meshfed_proxy_config::ProxyConfig;
 
 use super::Plan;
@@ -13,46 +15,57 @@ impl Plan {
         share_values(&mut self.gateways, &previous.gateways);
         share_values(&mut self.discovery, &previous.discovery);
         for (peer, exports) in &mut self.exports {
-            let Some(old) = previous.exports.get(peer) else {
-                continue;
-            };
-            if exports == old {
-                *exports = old.clone();
-            } else {
-                share_values(Arc::make_mut(exports), old);
+            if let Some(old) = previous.exports.get(peer) {
+                *exports = shared(exports, old);
             }
         }
-        for (proxy, config) in &mut self.proxies {
-            let Some(old) = previous.proxies.get(proxy) else {
-                continue;
-            };
-            share_config(Arc::make_mut(config), old);
-            if same_config(config, old) {
-                *config = old.clone();
+        let mut proxies = self.proxies.clone();
+        for (proxy, config) in &self.proxies {
+            if let Some(old) = previous.proxies.get(proxy) {
+                let config = share_config(config, old);
+                proxies.insert(proxy.clone(), config);
             }
         }
+        self.proxies = shared(&proxies, &previous.proxies);
     }
 }
 
-fn share_config(config: &mut ProxyConfig, old: &ProxyConfig) {
-    share_values(&mut config.listeners, &old.listeners);
-    share_values(&mut config.clusters, &old.clusters);
-    share_values(&mut config.endpoints, &old.endpoints);
-    share_values(&mut config.routes, &old.routes);
-    share_values(&mut config.trust, &old.trust);
+fn share_config(config: &ProxyConfig, old: &Arc<ProxyConfig>) -> Arc<ProxyConfig> {
+    let config = ProxyConfig {
+        listeners: shared(&config.listeners, &old.listeners),
+        clusters: shared(&config.clusters, &old.clusters),
+        endpoints: shared(&config.endpoints, &old.endpoints),
+        routes: shared(&config.routes, &old.routes),
+        trust: shared(&config.trust, &old.trust),
+    };
+    let same = config.listeners.ptr_eq(&old.listeners)
+        && config.clusters.ptr_eq(&old.clusters)
+        && config.endpoints.ptr_eq(&old.endpoints)
+        && config.routes.ptr_eq(&old.routes)
+        && config.trust.ptr_eq(&old.trust);
+    if same { old.clone() } else { Arc::new(config) }
 }
 
-fn same_config(a: &ProxyConfig, b: &ProxyConfig) -> bool {
-    same_values(&a.listeners, &b.listeners)
-        && same_values(&a.clusters, &b.clusters)
-        && same_values(&a.endpoints, &b.endpoints)
-        && same_values(&a.routes, &b.routes)
-        && same_values(&a.trust, &b.trust)
-}
-
-fn same_values<K: Ord, V>(a: &BTreeMap<K, Arc<V>>, b: &BTreeMap<K, Arc<V>>) -> bool {
-    let mut pairs = a.iter().zip(b);
-    a.len() == b.len() && pairs.all(|((ka, va), (kb, vb))| ka == kb && Arc::ptr_eq(va, vb))
+/// The content of `new`, made from `old`.
+fn shared<K: Ord + Clone, V: PartialEq>(
+    new: &OrdMap<K, Arc<V>>,
+    old: &OrdMap<K, Arc<V>>,
+) -> OrdMap<K, Arc<V>> {
+    let mut made = old.clone();
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Add(key, value)
+            | DiffItem::Update {
+                new: (key, value), ..
+            } => {
+                made.insert(key.clone(), value.clone());
+            }
+            DiffItem::Remove(key, _) => {
+                made.remove(key);
+            }
+        }
+    }
+    made
 }
 
 fn share_values<K: Ord, V: PartialEq>(new: &mut BTreeMap<K, Arc<V>>, old: &BTreeMap<K, Arc<V>>) {

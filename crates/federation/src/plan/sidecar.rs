@@ -9,8 +9,9 @@ use std::time::Duration;
 use meshfed_pki::SpiffeId;
 use meshfed_proxy_config::{
     Cluster, DEFAULT_DRAIN, Discovery, Endpoint, Endpoints, FilterChain, Http, HttpRoutes,
-    Listener, Locality, LocalityEndpoints, Network, PathMatch, ProxyConfig, Route, RouteAction,
-    RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster,
+    Listener, Locality, LocalityEndpoints, Network, Parts, PathMatch, ProxyConfig, Route,
+    RouteAction, RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost,
+    outbound_cluster,
 };
 
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
@@ -71,8 +72,8 @@ pub struct SidecarImport {
 /// What all sidecars of a mesh may call: clusters and endpoints that they share.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outbound {
-    clusters: BTreeMap<String, Arc<Cluster>>,
-    endpoints: BTreeMap<String, Arc<Endpoints>>,
+    clusters: Parts<Cluster>,
+    endpoints: Parts<Endpoints>,
     destinations: Vec<Destination>,
 }
 
@@ -208,9 +209,9 @@ pub fn config(mesh: &Mesh<'_>, workload: &Workload, outbound: &Outbound) -> Prox
         let listener = outbound_listener(address);
         config
             .listeners
-            .insert(listener.name.clone(), Arc::new(listener));
+            .insert(listener.name.as_str().into(), Arc::new(listener));
         config.routes.insert(
-            ROUTES.to_owned(),
+            ROUTES.into(),
             Arc::new(outbound_routes(&workload.namespace, outbound)),
         );
     }
@@ -219,7 +220,7 @@ pub fn config(mesh: &Mesh<'_>, workload: &Workload, outbound: &Outbound) -> Prox
             let (listener, cluster) = inbound(mesh, workload.ip, *port, app);
             config
                 .listeners
-                .insert(listener.name.clone(), Arc::new(listener));
+                .insert(listener.name.as_str().into(), Arc::new(listener));
             config
                 .clusters
                 .insert(cluster.name.clone(), Arc::new(cluster));
@@ -256,26 +257,19 @@ fn outbound_listener(address: SocketAddr) -> Listener {
 fn outbound_routes(namespace: &str, outbound: &Outbound) -> RouteTable {
     let mut taken = BTreeSet::new();
     let (local, others): (Vec<_>, Vec<_>) = outbound.destinations.iter().partition(|d| d.local);
-    let hosts = local
-        .into_iter()
-        .chain(others)
-        .filter_map(|destination| {
-            let domains: Vec<String> = names(destination, namespace)
-                .into_iter()
-                .flat_map(|name| authorities(&name, destination.port))
-                .filter(|authority| taken.insert(authority.clone()))
-                .collect();
-            (!domains.is_empty()).then(|| VirtualHost {
-                name: format!("{}:{}", destination.host, destination.port),
-                domains,
-                routes: routes(destination),
-            })
+    let hosts = local.into_iter().chain(others).filter_map(|destination| {
+        let domains: Vec<String> = names(destination, namespace)
+            .into_iter()
+            .flat_map(|name| authorities(&name, destination.port))
+            .filter(|authority| taken.insert(authority.clone()))
+            .collect();
+        (!domains.is_empty()).then(|| VirtualHost {
+            name: format!("{}:{}", destination.host, destination.port).into(),
+            domains,
+            routes: routes(destination),
         })
-        .collect();
-    RouteTable {
-        name: ROUTES.to_owned(),
-        hosts,
-    }
+    });
+    RouteTable::new(ROUTES, hosts)
 }
 
 /// The full name, and the short ones that a resolver of the cluster would complete to it.
@@ -306,7 +300,7 @@ fn authorities(name: &str, port: u16) -> Vec<String> {
 
 fn routes(destination: &Destination) -> Vec<Route> {
     let forward = |timeout| RouteAction::Forward {
-        cluster: outbound_cluster(destination.port, &destination.host),
+        cluster: outbound_cluster(destination.port, &destination.host).to_string(),
         rewrite_authority: None,
         rewrite_path: None,
         timeout,
@@ -335,7 +329,7 @@ fn routes(destination: &Destination) -> Vec<Route> {
 /// The listener that others reach the workload by, and the cluster of the workload itself.
 fn inbound(mesh: &Mesh<'_>, ip: IpAddr, port: u16, app: SocketAddr) -> (Listener, Cluster) {
     let cluster = Cluster {
-        name: format!("inbound|{port}"),
+        name: format!("inbound|{port}").into(),
         discovery: Discovery::Static(vec![app]),
         connect_timeout: CONNECT_TIMEOUT,
         tls: None,
@@ -353,7 +347,7 @@ fn inbound(mesh: &Mesh<'_>, ip: IpAddr, port: u16, app: SocketAddr) -> (Listener
             tls: Some(mesh.downstream_tls(Vec::new(), Vec::new())),
             drain: DEFAULT_DRAIN,
             network: Network::Tcp(Tcp {
-                target: TcpTarget::Cluster(cluster.name.clone()),
+                target: TcpTarget::Cluster(cluster.name.to_string()),
                 allow: None,
                 idle_timeout: IDLE_TIMEOUT,
             }),

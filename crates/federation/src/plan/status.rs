@@ -20,6 +20,7 @@ pub(super) use self::peer::next_change;
 use super::Statuses;
 use super::configs::Decided;
 use super::membership::Membership;
+use crate::world::Shared;
 
 pub(super) fn statuses(decided: &Decided<'_, '_>, membership: &Membership) -> Statuses {
     let resources = &decided.world.resources;
@@ -37,10 +38,7 @@ pub(super) fn statuses(decided: &Decided<'_, '_>, membership: &Membership) -> St
     }
 }
 
-fn each<K: Ord + Clone, V, S>(
-    all: &BTreeMap<K, std::sync::Arc<V>>,
-    status: impl Fn(&K, &V) -> S,
-) -> BTreeMap<K, S> {
+fn each<K: Ord + Clone, V, S>(all: &Shared<K, V>, status: impl Fn(&K, &V) -> S) -> BTreeMap<K, S> {
     all.iter()
         .map(|(key, object)| (key.clone(), status(key, object)))
         .collect()

@@ -146,7 +146,7 @@ fn control_plane_with_node_ports_listens_on_them() {
     green.gateways_up();
     let plan = green.plan();
     let config = crate::lab::gateway(&plan, "ingress-green-mesh");
-    let listeners: Vec<&str> = config.listeners.keys().map(String::as_str).collect();
+    let listeners: Vec<&str> = config.listeners.keys().map(AsRef::as_ref).collect();
     assert_eq!(
         listeners,
         [

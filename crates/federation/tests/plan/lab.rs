@@ -229,7 +229,10 @@ impl Lab {
                 ready: true,
                 refused: None,
             };
-            Arc::make_mut(&mut self.world.observed.gateways).insert(name.clone(), state.into());
+            self.world
+                .observed
+                .gateways
+                .insert(name.clone(), state.into());
         }
     }
 
@@ -263,7 +266,10 @@ impl Lab {
             }],
             farewell: Farewell::default(),
         };
-        Arc::make_mut(&mut self.world.observed.peers).insert(peer.to_owned(), state.into());
+        self.world
+            .observed
+            .peers
+            .insert(peer.to_owned(), state.into());
     }
 
     /// What this mesh's plan exports to a peer, as it is sent.
@@ -279,7 +285,7 @@ impl Lab {
 
     pub fn edit_peer(&mut self, name: &str, edit: impl FnOnce(&mut ServiceMeshPeer)) {
         let key = ObjectKey::new(self.system(), name);
-        let peers = Arc::make_mut(&mut self.world.resources.peers);
+        let peers = &mut self.world.resources.peers;
         edit(Arc::make_mut(peers.get_mut(&key).unwrap()));
     }
 
@@ -314,7 +320,7 @@ impl Lab {
 
     pub fn edit_service(&mut self, namespace: &str, name: &str, edit: impl FnOnce(&mut Service)) {
         let key = ObjectKey::new(namespace, name);
-        let services = Arc::make_mut(&mut self.world.resources.services);
+        let services = &mut self.world.resources.services;
         edit(Arc::make_mut(services.get_mut(&key).unwrap()));
     }
 
@@ -323,7 +329,7 @@ impl Lab {
         of: fn(&mut Resources) -> &mut Shared<ObjectKey, K>,
         key: &ObjectKey,
     ) {
-        let removed = Arc::make_mut(of(&mut self.world.resources)).remove(key);
+        let removed = of(&mut self.world.resources).remove(key);
         assert!(removed.is_some(), "{key} is not there");
     }
 }
@@ -357,7 +363,7 @@ fn put<K: serde::de::DeserializeOwned + Clone>(
 }
 
 fn insert<K: Clone>(all: &mut Shared<ObjectKey, K>, key: ObjectKey, object: K) {
-    Arc::make_mut(all).insert(key, Arc::new(object));
+    all.insert(key, Arc::new(object));
 }
 
 /// Marks an object as being deleted.

@@ -80,7 +80,7 @@ fn each_mesh_may_call_the_other_what_it_likes() {
     let imported = sni(9080, "ratings.bookinfo.svc.red-mesh-imports.local");
     let tls = egress.clusters[&imported].tls.as_ref().unwrap();
     let exported = sni(9080, "red-ratings.bookinfo.svc.partner-exports.local");
-    assert_eq!(tls.sni.as_deref(), Some(exported.as_str()));
+    assert_eq!(tls.sni.as_ref(), Some(&exported));
     let ingress = gateway(&red.plan(), "ingress-green-mesh");
     assert!(ingress.clusters.contains_key(&exported));
 }
@@ -101,7 +101,7 @@ fn every_tcp_port_of_an_import_is_reached() {
     assert!(egress.clusters.contains_key(&sni(9090, host)));
     assert!(!egress.clusters.contains_key(&sni(53, host)));
     let routes = &sidecar(&plan, "bookinfo", "client-v1").routes["http-proxy"];
-    let domains: Vec<&String> = routes.hosts.iter().flat_map(|h| &h.domains).collect();
+    let domains: Vec<&String> = routes.hosts.values().flat_map(|h| &h.domains).collect();
     assert!(domains.iter().any(|d| **d == format!("{host}:9090")));
 }
 

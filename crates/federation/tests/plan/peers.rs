@@ -261,7 +261,7 @@ fn one_gateway_pair_serves_several_peers() {
     assert_eq!(names, ["exports-to-blue-mesh", "exports-to-green-mesh"]);
     let of = |peer: &str, suffix: &str| {
         let name = format!("outbound_.9080_._.ratings.{suffix}.svc.{peer}-exports.local");
-        ingress.clusters.contains_key(&name)
+        ingress.clusters.contains_key(name.as_str())
     };
     assert!(of("blue-mesh", "red-mesh-bookinfo"));
     assert!(!of("green-mesh", "red-mesh-bookinfo"));

@@ -153,7 +153,7 @@ proptest! {
         let config = crate::lab::sidecar(&plan, "bookinfo", "client-v1");
         let text = format!("{config:?}");
         prop_assert!(!text.contains("evil-exports"));
-        for host in &config.routes["http-proxy"].hosts {
+        for host in config.routes["http-proxy"].hosts.values() {
             for domain in &host.domains {
                 let ours = domain.contains(".svc.red-mesh-imports.local");
                 prop_assert!(ours, "{} is not a name of our rules", domain);

@@ -27,7 +27,7 @@ fn green_mesh() -> ObjectKey {
 }
 
 fn seen(lab: &mut Lab, edit: impl FnOnce(&mut Farewell)) {
-    let peers = Arc::make_mut(&mut lab.world.observed.peers);
+    let peers = &mut lab.world.observed.peers;
     let state: &mut PeerState = Arc::make_mut(peers.get_mut("green-mesh").unwrap());
     edit(&mut state.farewell);
 }
@@ -62,14 +62,14 @@ fn edit_gateway(
     edit: impl FnOnce(&mut k8s_openapi::api::core::v1::Service),
 ) {
     let key = ObjectKey::new(lab.system(), name);
-    let services = Arc::make_mut(&mut lab.world.resources.services);
+    let services = &mut lab.world.resources.services;
     edit(Arc::make_mut(services.get_mut(&key).unwrap()));
 }
 
 /// Takes all gateways out of the ServiceMeshControlPlane but those named.
 fn leave_gateways(lab: &mut Lab, kept: &[&str]) {
     let key = ObjectKey::new("red-mesh-system", "red-mesh");
-    let all = Arc::make_mut(&mut lab.world.resources.control_planes);
+    let all = &mut lab.world.resources.control_planes;
     let smcp = Arc::make_mut(all.get_mut(&key).unwrap());
     let gateways = smcp.spec.gateways.as_mut().unwrap();
     gateways
@@ -302,7 +302,7 @@ fn a_control_plane_that_is_deleted_rules_until_its_gateways_are_gone() {
     let (mut red, _) = red_and_green();
     let smcp = ObjectKey::new("red-mesh-system", "red-mesh");
     {
-        let all = Arc::make_mut(&mut red.world.resources.control_planes);
+        let all = &mut red.world.resources.control_planes;
         let smcp = Arc::make_mut(all.get_mut(&smcp).unwrap());
         smcp.metadata.finalizers = Some(vec![FINALIZER.into()]);
         going(&mut smcp.metadata);

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::lab::{Lab, now, red_and_green};
 
 fn edit_remote(lab: &mut Lab, peer: &str, edit: impl FnOnce(&mut RemoteState)) {
-    let peers = Arc::make_mut(&mut lab.world.observed.peers);
+    let peers = &mut lab.world.observed.peers;
     let state: &mut PeerState = Arc::make_mut(peers.get_mut(peer).unwrap());
     edit(Arc::make_mut(&mut state.remote));
 }
@@ -29,7 +29,7 @@ fn store(lab: &mut Lab) {
         ($($field:ident),+) => {$(
             for (key, status) in &plan.statuses.$field {
                 let text = serde_json::to_string(status).unwrap();
-                let all = Arc::make_mut(&mut resources.$field);
+                let all = &mut resources.$field;
                 let object = Arc::make_mut(all.get_mut(key).unwrap());
                 object.status = Some(serde_json::from_str(&text).unwrap());
             }
@@ -152,7 +152,7 @@ fn what_is_wrong_with_a_peer_is_said() {
     edit_remote(&mut red, "green-mesh", |r| r.withdrawn = true);
     assert_eq!(reason(&red), "UnknownToPeer");
     let (mut red, _) = red_and_green();
-    let gateways = Arc::make_mut(&mut red.world.observed.gateways);
+    let gateways = &mut red.world.observed.gateways;
     gateways.remove("egress-green-mesh");
     assert_eq!(reason(&red), "GatewayNotReady");
     let plan = red.plan();

@@ -16,7 +16,7 @@ fn hosts(plan: &Plan, peer: &str) -> Vec<String> {
 fn a_service_that_goes_or_is_going_is_withdrawn() {
     let (mut red, _) = red_and_green();
     let key = ObjectKey::new("red-mesh-bookinfo", "ratings");
-    let services = std::sync::Arc::make_mut(&mut red.world.resources.services);
+    let services = &mut red.world.resources.services;
     going(&mut std::sync::Arc::make_mut(services.get_mut(&key).unwrap()).metadata);
     let left = ["reviews.red-mesh-bookinfo.svc.green-mesh-exports.local"];
     assert_eq!(hosts(&red.plan(), "green-mesh"), left);
@@ -28,7 +28,7 @@ fn a_service_that_goes_or_is_going_is_withdrawn() {
 fn a_namespace_that_is_going_is_no_member() {
     let (mut red, _) = red_and_green();
     let key = ObjectKey::new("", "red-mesh-bookinfo");
-    let all = std::sync::Arc::make_mut(&mut red.world.resources.namespaces);
+    let all = &mut red.world.resources.namespaces;
     going(&mut std::sync::Arc::make_mut(all.get_mut(&key).unwrap()).metadata);
     let plan = red.plan();
     assert!(plan.members.is_empty());
@@ -73,16 +73,14 @@ fn two_plans_of_worlds_that_differ_in_one_service_share_the_rest() {
     };
     assert!(same("egress-green-mesh"));
     assert!(!same("ingress-green-mesh"));
-    assert!(std::sync::Arc::ptr_eq(
-        &before.exports["green-mesh"],
-        &after.exports["green-mesh"]
-    ));
+    assert!(before.exports["green-mesh"].ptr_eq(&after.exports["green-mesh"]));
     let ingress = |plan: &Plan| crate::lab::gateway(plan, "ingress-green-mesh");
     let (old, new) = (ingress(&before), ingress(&after));
-    let changed: Vec<&String> = old
+    let changed: Vec<&str> = old
         .endpoints
         .keys()
         .filter(|name| !std::sync::Arc::ptr_eq(&old.endpoints[*name], &new.endpoints[*name]))
+        .map(AsRef::as_ref)
         .collect();
     assert_eq!(
         changed,

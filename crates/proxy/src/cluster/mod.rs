@@ -58,9 +58,9 @@ impl Cluster {
             return Err(ClusterError::ConnectTimeout);
         }
         match config.tls.as_ref().and_then(|t| t.sni.as_ref()) {
-            Some(sni) => ServerName::try_from(sni.clone())
+            Some(sni) => ServerName::try_from(sni.to_string())
                 .map(Some)
-                .map_err(|_| ClusterError::Sni(sni.clone())),
+                .map_err(|_| ClusterError::Sni(sni.to_string())),
             None => Ok(None),
         }
     }
@@ -89,7 +89,7 @@ impl Cluster {
             Discovery::Dns(_) => before,
         };
         let cluster = Arc::new(Self {
-            name: config.name.as_str().into(),
+            name: config.name.clone(),
             hosts: ArcSwap::new(hosts),
             sni,
             tls: ArcSwapOption::new(known.and_then(|o| o.tls.load_full())),

@@ -109,7 +109,7 @@ impl Engine {
     /// listener is taken, so that it is still free when the listener is applied.
     pub fn check(&mut self, change: &Change) -> Result<(), Rejection> {
         match change {
-            Change::Cluster(config) => named(config.name.clone(), |_| {
+            Change::Cluster(config) => named(config.name.to_string(), |_| {
                 Cluster::check(config)?;
                 Ok(())
             }),
@@ -132,9 +132,9 @@ impl Engine {
     pub fn apply_one(&mut self, change: Change) -> Result<(), Rejection> {
         match change {
             Change::Trust(name, bundle) => named(name, |name| self.set_trust(name, bundle)),
-            Change::Cluster(config) => {
-                named(config.name.clone(), |name| self.set_cluster(name, config))
-            }
+            Change::Cluster(config) => named(config.name.to_string(), |name| {
+                self.set_cluster(name, config)
+            }),
             Change::Endpoints(endpoints) => {
                 self.set_endpoints(endpoints);
                 Ok(())
@@ -221,7 +221,7 @@ impl Engine {
             return Ok(());
         }
         let endpoints = match &config.discovery {
-            Discovery::Eds(name) => self.endpoints.get(name),
+            Discovery::Eds(name) => self.endpoints.get(&**name),
             _ => None,
         };
         let cluster = Cluster::new(config, endpoints.map(|e| &**e), old.as_deref())?;
@@ -248,7 +248,7 @@ impl Engine {
         let put = |map: &mut HashMap<String, HashSet<String>>, key: &str| {
             map.entry(key.to_owned())
                 .or_default()
-                .insert(cluster.name.clone());
+                .insert(cluster.name.to_string());
         };
         if let Discovery::Eds(service) = &cluster.discovery {
             put(&mut self.by_endpoints, service);
@@ -261,7 +261,7 @@ impl Engine {
     fn unlink(&mut self, cluster: &ClusterConfig) {
         let take = |map: &mut HashMap<String, HashSet<String>>, key: &str| {
             if let Some(users) = map.get_mut(key) {
-                users.remove(&cluster.name);
+                users.remove(&*cluster.name);
                 if users.is_empty() {
                     map.remove(key);
                 }
@@ -278,7 +278,7 @@ impl Engine {
     fn set_endpoints(&mut self, endpoints: Arc<Endpoints>) {
         let old = self
             .endpoints
-            .insert(endpoints.name.clone(), endpoints.clone());
+            .insert(endpoints.name.to_string(), endpoints.clone());
         if old.is_none_or(|old| old != endpoints) {
             self.give_endpoints(&endpoints.name, &endpoints);
         }
@@ -379,8 +379,8 @@ mod tests {
 
     fn cluster(name: &str, connect_timeout: u64) -> Change {
         Change::Cluster(Arc::new(ClusterConfig {
-            name: name.to_owned(),
-            discovery: Discovery::Eds(name.to_owned()),
+            name: name.into(),
+            discovery: Discovery::Eds(name.into()),
             connect_timeout: Duration::from_secs(connect_timeout),
             tls: None,
             protocol: meshfed_proxy_config::UpstreamProtocol::Http1,

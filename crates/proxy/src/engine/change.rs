@@ -1,11 +1,10 @@
 //! The pieces in which a configuration changes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meshfed_pki::TrustError;
 use meshfed_proxy_config::{
-    Cluster as ClusterConfig, Endpoints, Listener, ProxyConfig, RouteTable, TrustBundle,
+    Cluster as ClusterConfig, Endpoints, Listener, Parts, ProxyConfig, RouteTable, TrustBundle,
 };
 
 use super::chains::ChainsError;
@@ -56,13 +55,13 @@ pub enum RejectionCause {
 pub(super) fn difference(old: &ProxyConfig, new: &ProxyConfig) -> Vec<Change> {
     let mut changes = Vec::new();
     let pairs =
-        |name: &String, bundle: &Arc<TrustBundle>| Change::Trust(name.clone(), bundle.clone());
+        |name: &str, bundle: &Arc<TrustBundle>| Change::Trust(name.to_owned(), bundle.clone());
     changed(&old.trust, &new.trust, pairs, &mut changes);
-    let own = |_: &String, c: &Arc<ClusterConfig>| Change::Cluster(c.clone());
+    let own = |_: &str, c: &Arc<ClusterConfig>| Change::Cluster(c.clone());
     changed(&old.clusters, &new.clusters, own, &mut changes);
-    let own = |_: &String, e: &Arc<Endpoints>| Change::Endpoints(e.clone());
+    let own = |_: &str, e: &Arc<Endpoints>| Change::Endpoints(e.clone());
     changed(&old.endpoints, &new.endpoints, own, &mut changes);
-    let own = |_: &String, r: &Arc<RouteTable>| Change::Routes(r.clone());
+    let own = |_: &str, r: &Arc<RouteTable>| Change::Routes(r.clone());
     changed(&old.routes, &new.routes, own, &mut changes);
     // Before the new ones, which may have the same addresses.
     removed(
@@ -71,7 +70,7 @@ pub(super) fn difference(old: &ProxyConfig, new: &ProxyConfig) -> Vec<Change> {
         Change::RemoveListener,
         &mut changes,
     );
-    let own = |_: &String, l: &Arc<Listener>| Change::Listener(l.clone());
+    let own = |_: &str, l: &Arc<Listener>| Change::Listener(l.clone());
     changed(&old.listeners, &new.listeners, own, &mut changes);
     removed(&old.routes, &new.routes, Change::RemoveRoutes, &mut changes);
     removed(
@@ -91,9 +90,9 @@ pub(super) fn difference(old: &ProxyConfig, new: &ProxyConfig) -> Vec<Change> {
 }
 
 fn changed<T: PartialEq>(
-    old: &BTreeMap<String, Arc<T>>,
-    new: &BTreeMap<String, Arc<T>>,
-    change: impl Fn(&String, &Arc<T>) -> Change,
+    old: &Parts<T>,
+    new: &Parts<T>,
+    change: impl Fn(&str, &Arc<T>) -> Change,
     out: &mut Vec<Change>,
 ) {
     for (name, value) in new {
@@ -105,11 +104,11 @@ fn changed<T: PartialEq>(
 }
 
 fn removed<T>(
-    old: &BTreeMap<String, Arc<T>>,
-    new: &BTreeMap<String, Arc<T>>,
+    old: &Parts<T>,
+    new: &Parts<T>,
     change: impl Fn(String) -> Change,
     out: &mut Vec<Change>,
 ) {
     let gone = old.keys().filter(|name| !new.contains_key(*name));
-    out.extend(gone.map(|name| change(name.clone())));
+    out.extend(gone.map(|name| change(name.to_string())));
 }

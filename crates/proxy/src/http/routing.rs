@@ -22,35 +22,30 @@ pub enum RouteError {
 
 /// A route table with an index over its domains.
 pub(crate) struct RouteIndex {
-    table: Arc<RouteTable>,
-    by_domain: HashMap<String, usize>,
-    any: Option<usize>,
+    by_domain: HashMap<String, Arc<VirtualHost>>,
+    any: Option<Arc<VirtualHost>>,
 }
 
 impl RouteIndex {
     pub(crate) fn new(table: Arc<RouteTable>) -> Result<Self, RouteError> {
-        let mut by_domain = HashMap::new();
-        for (index, host) in table.hosts.iter().enumerate() {
+        let mut by_domain: HashMap<String, Arc<VirtualHost>> = HashMap::new();
+        for host in table.hosts.values() {
             for domain in &host.domains {
                 let domain = domain.to_ascii_lowercase();
-                if let Some(first) = by_domain.insert(domain.clone(), index)
-                    && first != index
+                if let Some(first) = by_domain.insert(domain.clone(), host.clone())
+                    && first.name != host.name
                 {
                     return Err(RouteError::SameDomain {
                         table: table.name.clone(),
-                        first: table.hosts[first].name.clone(),
-                        second: host.name.clone(),
+                        first: first.name.to_string(),
+                        second: host.name.to_string(),
                         domain,
                     });
                 }
             }
         }
         let any = by_domain.remove("*");
-        Ok(Self {
-            table,
-            by_domain,
-            any,
-        })
+        Ok(Self { by_domain, any })
     }
 
     fn host(&self, authority: &str) -> Option<&VirtualHost> {
@@ -59,7 +54,7 @@ impl RouteIndex {
         } else {
             self.by_domain.get(authority)
         };
-        found.copied().or(self.any).map(|i| &self.table.hosts[i])
+        found.or(self.any.as_ref()).map(|host| &**host)
     }
 
     /// The first route of the authority's virtual host that matches.
@@ -133,10 +128,7 @@ mod tests {
     }
 
     fn table(hosts: Vec<VirtualHost>) -> Arc<RouteTable> {
-        Arc::new(RouteTable {
-            name: "t".into(),
-            hosts,
-        })
+        Arc::new(RouteTable::new("t", hosts))
     }
 
     fn find<'a>(

@@ -298,7 +298,7 @@ fn read(kind: TypeUrl, bytes: &[u8]) -> Result<(String, Change), DecodeError> {
     Ok(match kind {
         TypeUrl::Cluster => {
             let cluster = decode::cluster(bytes)?;
-            (cluster.name.clone(), Change::Cluster(Arc::new(cluster)))
+            (cluster.name.to_string(), Change::Cluster(Arc::new(cluster)))
         }
         TypeUrl::Listener => {
             let listener = decode::listener(bytes)?;
@@ -307,7 +307,7 @@ fn read(kind: TypeUrl, bytes: &[u8]) -> Result<(String, Change), DecodeError> {
         TypeUrl::Endpoints => {
             let endpoints = decode::endpoints(bytes)?;
             (
-                endpoints.name.clone(),
+                endpoints.name.to_string(),
                 Change::Endpoints(Arc::new(endpoints)),
             )
         }

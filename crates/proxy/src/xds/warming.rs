@@ -155,10 +155,10 @@ fn references(change: &Change) -> BTreeSet<Name> {
 fn of_cluster(cluster: &Cluster) -> BTreeSet<Name> {
     let mut names = BTreeSet::new();
     if let Discovery::Eds(service) = &cluster.discovery {
-        names.insert((TypeUrl::Endpoints, service.clone()));
+        names.insert((TypeUrl::Endpoints, service.to_string()));
     }
     if let Some(tls) = &cluster.tls {
-        names.insert((TypeUrl::Trust, tls.trust.clone()));
+        names.insert((TypeUrl::Trust, tls.trust.to_string()));
     }
     names
 }

@@ -356,11 +356,8 @@ fn version(any: &Any) -> String {
 }
 
 fn resources(kind: TypeUrl, config: &ProxyConfig) -> BTreeMap<String, Any> {
-    fn all<T>(
-        map: &BTreeMap<String, Arc<T>>,
-        f: impl Fn(&str, &T) -> Any,
-    ) -> BTreeMap<String, Any> {
-        map.iter().map(|(n, v)| (n.clone(), f(n, v))).collect()
+    fn all<T>(map: &Parts<T>, f: impl Fn(&str, &T) -> Any) -> BTreeMap<String, Any> {
+        map.iter().map(|(n, v)| (n.to_string(), f(n, v))).collect()
     }
     match kind {
         TypeUrl::Trust => all(&config.trust, encode::trust),

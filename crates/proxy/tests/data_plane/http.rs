@@ -151,14 +151,14 @@ fn all_to(cluster: &str) -> Vec<Route> {
 fn http(routes: Vec<Route>) -> Http {
     Http {
         stat_prefix: "test".into(),
-        routes: HttpRoutes::Inline(RouteTable {
-            name: "inline".into(),
-            hosts: vec![VirtualHost {
+        routes: HttpRoutes::Inline(RouteTable::new(
+            "inline",
+            [VirtualHost {
                 name: "any".into(),
                 domains: vec!["*".into()],
                 routes,
             }],
-        }),
+        )),
         allow: None,
         forward_client_id: false,
         append_forwarded_for: false,
@@ -695,26 +695,18 @@ async fn routes_that_arrive_by_name_apply_to_connections_that_are_open() {
     };
     assert_eq!(status().await, 503);
     scene.gateway.change(|c| {
-        let table = RouteTable {
-            name: "table".into(),
-            hosts: vec![VirtualHost {
-                name: "test".into(),
-                domains: vec!["test".into()],
-                routes: all_to("up"),
-            }],
+        let host = VirtualHost {
+            name: "test".into(),
+            domains: vec!["test".into()],
+            routes: all_to("up"),
         };
+        let table = RouteTable::new("table", [host]);
         c.routes.insert("table".into(), table.into());
     });
     assert_eq!(status().await, 200);
     scene.gateway.change(|c| {
-        c.routes.insert(
-            "table".into(),
-            RouteTable {
-                name: "table".into(),
-                hosts: vec![],
-            }
-            .into(),
-        );
+        let empty = RouteTable::new("table", []);
+        c.routes.insert("table".into(), empty.into());
     });
     assert_eq!(status().await, 404);
 }

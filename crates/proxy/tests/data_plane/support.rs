@@ -180,7 +180,7 @@ pub fn add_trust(config: &mut ProxyConfig, name: &str, bundle: Arc<TrustBundle>)
 pub fn add_listener(config: &mut ProxyConfig, listener: Listener) {
     config
         .listeners
-        .insert(listener.name.clone(), Arc::new(listener));
+        .insert(listener.name.as_str().into(), Arc::new(listener));
 }
 
 pub fn add_cluster(config: &mut ProxyConfig, cluster: Cluster) {
@@ -248,7 +248,7 @@ pub fn upstream_tls(trust: &str, server: ServerIds, sni: Option<&str>) -> Upstre
     UpstreamTls {
         trust: trust.into(),
         server,
-        sni: sni.map(str::to_owned),
+        sni: sni.map(Into::into),
         alpn: vec![],
     }
 }

@@ -147,14 +147,14 @@ pub fn routes() -> impl Strategy<Value = RouteTable> {
             .map(|(name, (domains, routes))| VirtualHost {
                 // Authorities must not occur twice in a table.
                 domains: domains.iter().map(|d| format!("{d}.{name}:80")).collect(),
-                name,
+                name: name.into(),
                 routes,
             })
             .collect();
         if let (true, Some(last)) = (any, hosts.last_mut()) {
             last.domains.push("*".to_string());
         }
-        RouteTable { name, hosts }
+        RouteTable::new(name, hosts)
     })
 }
 
@@ -245,7 +245,7 @@ pub fn listener() -> impl Strategy<Value = Listener> {
 
 pub fn cluster() -> impl Strategy<Value = Cluster> {
     let discovery = prop_oneof![
-        host().prop_map(Discovery::Eds),
+        host().prop_map(|name| Discovery::Eds(name.into())),
         vec(address(), 0..4).prop_map(Discovery::Static),
         vec((host(), 1_u16..), 0..4).prop_map(Discovery::Dns),
     ];
@@ -256,9 +256,9 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
     let tls =
         (word(), server, option::of(host()), alpn()).prop_map(|(trust, server, sni, alpn)| {
             UpstreamTls {
-                trust,
+                trust: trust.into(),
                 server,
-                sni,
+                sni: sni.map(Into::into),
                 alpn,
             }
         });
@@ -286,7 +286,7 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
     )
         .prop_map(
             |(name, discovery, connect_timeout, tls, protocol, outlier, drain)| Cluster {
-                name,
+                name: name.into(),
                 discovery,
                 connect_timeout,
                 tls,
@@ -319,7 +319,10 @@ pub fn endpoints() -> impl Strategy<Value = Endpoints> {
                 endpoints,
             }
         });
-    (host(), vec(locality, 0..4)).prop_map(|(name, localities)| Endpoints { name, localities })
+    (host(), vec(locality, 0..4)).prop_map(|(name, localities)| Endpoints {
+        name: name.into(),
+        localities,
+    })
 }
 
 pub fn trust() -> impl Strategy<Value = (String, TrustBundle)> {

@@ -16,7 +16,7 @@ const KINDS: [TypeUrl; 5] = TypeUrl::ADS_ORDER;
 fn mk_config(services: &[(&str, u64)]) -> Arc<EncodedConfig> {
     let mut config = ProxyConfig::default();
     for (name, seconds) in services {
-        let name = name.to_string();
+        let name: Arc<str> = (*name).into();
         config
             .listeners
             .insert(name.clone(), Arc::new(mk_listener(&name)));
@@ -30,13 +30,9 @@ fn mk_config(services: &[(&str, u64)]) -> Arc<EncodedConfig> {
                 localities: Vec::new(),
             }),
         );
-        config.routes.insert(
-            name.clone(),
-            Arc::new(RouteTable {
-                name: name.clone(),
-                hosts: Vec::new(),
-            }),
-        );
+        config
+            .routes
+            .insert(name.clone(), Arc::new(RouteTable::new(&*name, [])));
         config.trust.insert(name, Arc::new(TrustBundle::default()));
     }
     Encoder::default().encode(&Arc::new(config))
@@ -44,8 +40,8 @@ fn mk_config(services: &[(&str, u64)]) -> Arc<EncodedConfig> {
 
 fn mk_cluster(name: &str, seconds: u64) -> Cluster {
     Cluster {
-        name: name.to_string(),
-        discovery: Discovery::Eds(name.to_string()),
+        name: name.into(),
+        discovery: Discovery::Eds(name.into()),
         connect_timeout: Duration::from_secs(seconds),
         tls: None,
         protocol: UpstreamProtocol::Http1,

@@ -19,13 +19,13 @@ struct Fake {
 impl Apply for Fake {
     fn check(&mut self, change: &Change) -> Result<(), Rejection> {
         let name = match change {
-            Change::Listener(l) => &l.name,
-            Change::Cluster(c) => &c.name,
+            Change::Listener(l) => l.name.as_str(),
+            Change::Cluster(c) => &*c.name,
             _ => return Ok(()),
         };
         if self.bad == Some(name) {
             return Err(Rejection {
-                name: name.clone(),
+                name: name.to_owned(),
                 cause: Box::new(RejectionCause::Cluster(
                     crate::cluster::ClusterError::ConnectTimeout,
                 )),
