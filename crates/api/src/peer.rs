@@ -25,6 +25,7 @@ pub const DEFAULT_SERVICE_PORT: u16 = 15443;
     status = "ServiceMeshPeerStatus",
     derive = "PartialEq",
     doc = "Declares the federation of this mesh with another one.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,53}[a-z0-9])?$')").message("the name of a ServiceMeshPeer is part of host names: at most 55 of a-z, 0-9 and '-'").field_path(".metadata.name"),
     printcolumn(
         name = "Ready",
         type_ = "string",

@@ -70,17 +70,21 @@ async fn one_storage_holds_all_versions_of_a_kind() {
 
 /// The fields that are blamed for an object that is refused; none for one that is taken.
 async fn blamed(server: &ApiServer, resource: &str, spec: Value) -> Vec<String> {
+    let name = if resource.starts_with("servicemeshmember") {
+        "default"
+    } else {
+        "p"
+    };
+    blamed_of(server, resource, name, spec).await
+}
+
+async fn blamed_of(server: &ApiServer, resource: &str, name: &str, spec: Value) -> Vec<String> {
     let group = match resource {
         "servicemeshpeers" | "exportedservicesets" | "importedservicesets" => {
             "federation.maistra.io/v1"
         }
         "servicemeshcontrolplanes" => "maistra.io/v2",
         _ => "maistra.io/v1",
-    };
-    let name = if resource.starts_with("servicemeshmember") {
-        "default"
-    } else {
-        "p"
     };
     let path = format!("/apis/{group}/namespaces/default/{resource}?dryRun=All");
     let object = json!({"metadata": {"name": name}, "spec": spec});
@@ -361,4 +365,16 @@ async fn what_the_documents_do_not_allow_is_refused_with_its_field() {
         let fields = blamed(&server, resource, spec.clone()).await;
         assert!(fields.contains(&field), "{field} in {fields:?} for {spec}");
     }
+    let good = peer(|_| {});
+    assert!(
+        blamed_of(&server, peers, &"p".repeat(55), good.clone())
+            .await
+            .is_empty()
+    );
+    for name in ["a.b", &"p".repeat(56)] {
+        let fields = blamed_of(&server, peers, name, good.clone()).await;
+        assert_eq!(fields, ["metadata.name"], "{name}");
+    }
+    let roll = blamed_of(&server, "servicemeshmemberrolls", "other", json!({})).await;
+    assert_eq!(roll, ["metadata.name"]);
 }

@@ -25,13 +25,13 @@ pub struct RuleError {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleFault {
-    #[error("{0:?} is no rule type here")]
-    UnknownType(String),
+    #[error("{given:?} is no type of these rules; use {known}")]
+    UnknownType { given: String, known: &'static str },
     #[error("is missing")]
     Missing,
     #[error("{0}")]
     Name(#[from] NameError),
-    #[error("{0:?} is no operator of a label selector")]
+    #[error("{0:?} is no operator of a label selector; use In, NotIn, Exists or DoesNotExist")]
     UnknownOperator(String),
     #[error("In and NotIn need values, Exists and DoesNotExist take none")]
     OperatorValues,

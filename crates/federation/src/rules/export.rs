@@ -6,7 +6,7 @@ use meshfed_api::selector::{LABEL_SELECTOR, NAME_SELECTOR};
 
 use super::pattern::{ByLabels, ByName, Labels};
 use super::{Explained, Miss, RuleError, RuleFault, Tried};
-use crate::names::ServiceKey;
+use crate::names::{ServiceKey, clip};
 
 /// The rules of one set, as far as they can be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,7 +106,13 @@ impl Selector {
                 let selector = selector.ok_or_else(|| RuleFault::Missing.at(&path))?;
                 ByLabels::parse(selector, &path).map(Self::Labels)
             }
-            other => Err(RuleFault::UnknownType(other.to_owned()).at(format!("{path}.type"))),
+            other => {
+                let fault = RuleFault::UnknownType {
+                    given: clip(other),
+                    known: "NameSelector or LabelSelector",
+                };
+                Err(fault.at(format!("{path}.type")))
+            }
         }
     }
 

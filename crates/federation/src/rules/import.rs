@@ -7,7 +7,7 @@ use meshfed_proxy_config::Locality;
 
 use super::pattern::ByName;
 use super::{Explained, RuleError, RuleFault, Tried};
-use crate::names::{DomainSuffix, ImportedHost, NameError, PeerName, ServiceKey};
+use crate::names::{DomainSuffix, ImportedHost, NameError, PeerName, ServiceKey, clip};
 
 /// The rules of one set, as far as they can be read.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -118,7 +118,10 @@ impl Rule {
         local_suffix: &DomainSuffix,
     ) -> Result<Self, RuleError> {
         if rule.type_ != NAME_SELECTOR {
-            let fault = RuleFault::UnknownType(rule.type_.clone());
+            let fault = RuleFault::UnknownType {
+                given: clip(&rule.type_),
+                known: "NameSelector: labels of a peer are not known here",
+            };
             return Err(fault.at(format!("{path}.type")));
         }
         let selector_path = format!("{path}.nameSelector");

@@ -216,6 +216,59 @@ fn label_selectors_know_the_operators_of_kubernetes() {
 }
 
 #[test]
+fn all_requirements_of_a_label_selector_hold_and_none_selects_everything() {
+    let decide = |selector: Value, with: &[(&str, &str)]| {
+        let rules = export(json!([{"type": "LabelSelector", "labelSelector": {
+            "selector": selector}}]));
+        exported(&rules, "a", "b", with) == "0:a/b"
+    };
+    let both = json!({
+        "matchLabels": {"k": "v", "l": "w"},
+        "matchExpressions": [{"key": "m", "operator": "DoesNotExist"}],
+    });
+    assert!(decide(both.clone(), &[("k", "v"), ("l", "w"), ("n", "")]));
+    assert!(!decide(both.clone(), &[("k", "v")]));
+    assert!(!decide(both, &[("k", "v"), ("l", "w"), ("m", "")]));
+    assert!(decide(json!({}), &[]));
+}
+
+#[test]
+fn a_label_selector_with_a_namespace_selects_there_alone_and_else_in_the_whole_mesh() {
+    let decide = |namespace: Value| {
+        let rules = export(json!([{"type": "LabelSelector", "labelSelector": {
+            "namespace": namespace, "selector": {"matchLabels": {"k": "v"}}}}]));
+        ["a", "b"].map(|namespace| exported(&rules, namespace, "x", &[("k", "v")]) != "-")
+    };
+    assert_eq!(decide(json!("a")), [true, false]);
+    for open in [Value::Null, json!(""), json!("*")] {
+        assert_eq!(decide(open), [true, true]);
+    }
+}
+
+#[test]
+fn an_alias_may_fix_the_name_or_the_namespace_or_both() {
+    for (alias, name) in [
+        (json!({"name": "n"}), "0:a/n"),
+        (json!({"namespace": "m", "name": "*"}), "0:m/b"),
+        (json!({"namespace": "m", "name": "n"}), "0:m/n"),
+    ] {
+        let selector = json!({"namespace": "a", "name": "b", "alias": alias});
+        let by_name = export(json!([{"type": "NameSelector", "nameSelector": selector}]));
+        let by_label = export(json!([{"type": "LabelSelector", "labelSelector": {
+            "selector": {}, "aliases": [selector]}}]));
+        assert_eq!(exported(&by_name, "a", "b", &[]), name);
+        assert_eq!(exported(&by_label, "a", "b", &[]), name);
+        let rules = import(json!({"importRules": [
+            {"type": "NameSelector", "nameSelector": selector}]}));
+        let (namespace, name) = name[2..].split_once('/').unwrap();
+        assert_eq!(
+            imported(&rules, "a", "b"),
+            format!("0:{name}.{namespace}.svc.red-mesh-imports.local")
+        );
+    }
+}
+
+#[test]
 fn the_first_alias_of_a_label_selector_that_matches_renames() {
     let rules = export(json!([{"type": "LabelSelector", "labelSelector": {
     "selector": {},
@@ -259,6 +312,10 @@ fn a_rule_that_cannot_be_read_ends_the_set_and_is_named_by_its_path() {
     for (bad, path) in [
         (json!({"type": "NameSelector"}), "nameSelector"),
         (json!({"type": "Selector"}), "type"),
+        (
+            json!({"type": "LabelSelector", "labelSelector": {"namespace": "a"}}),
+            "labelSelector.selector",
+        ),
         (
             json!({"type": "NameSelector", "nameSelector": {"name": "A"}}),
             "nameSelector.name",

@@ -158,3 +158,24 @@ fn a_set_without_its_peer_names_the_peer_that_is_missing() {
         );
     }
 }
+
+#[test]
+fn an_import_by_label_that_was_stored_before_is_named_with_its_field_and_the_way_out() {
+    let (_, mut green) = red_and_green();
+    green.apply_json(json!({
+        "kind": "ImportedServiceSet",
+        "metadata": {"name": "red-mesh", "namespace": "green-mesh-system"},
+        "spec": {"importRules": [{"type": "LabelSelector", "labelSelector": {"selector": {}}}]},
+    }));
+    let plan = green.plan();
+    let ready = &plan.statuses.imports.values().next().unwrap().conditions[0];
+    assert_eq!(ready.reason.as_deref(), Some("InvalidRule"));
+    assert_eq!(
+        ready.message.as_deref(),
+        Some(
+            "spec.importRules[0].type: \"LabelSelector\" is no type of these rules; use \
+             NameSelector: labels of a peer are not known here; \
+             this rule and those after it are not used"
+        )
+    );
+}

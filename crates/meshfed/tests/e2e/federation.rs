@@ -437,10 +437,15 @@ impl Federation {
 
     /// The client in green-mesh calls ratings of red-mesh, by a new connection to its sidecar.
     pub async fn call(&self) -> Result<(), String> {
+        self.call_to(IMPORTED).await
+    }
+
+    /// The same, by another name and port.
+    pub async fn call_to(&self, authority: &str) -> Result<(), String> {
         let exchange = async {
             let mut stream = TcpStream::connect(self.sidecar()).await?;
             let request = format!(
-                "GET http://{IMPORTED}/ratings/0 HTTP/1.1\r\nhost: {IMPORTED}\r\nconnection: close\r\n\r\n"
+                "GET http://{authority}/ratings/0 HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\r\n"
             );
             stream.write_all(request.as_bytes()).await?;
             let mut answer = Vec::new();
@@ -458,8 +463,13 @@ impl Federation {
 
     /// A tunnel to the application, through a connection of its own at every hop.
     pub async fn tunnel(&self) -> Tunnel {
+        self.tunnel_to(IMPORTED).await
+    }
+
+    /// The same, by another name and port: any bytes may pass.
+    pub async fn tunnel_to(&self, authority: &str) -> Tunnel {
         let mut stream = TcpStream::connect(self.sidecar()).await.unwrap();
-        let request = format!("CONNECT {IMPORTED} HTTP/1.1\r\nhost: {IMPORTED}\r\n\r\n");
+        let request = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let head = read_head(&mut stream, &AtomicUsize::new(0)).await.unwrap();
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -468,10 +478,15 @@ impl Federation {
 
     /// How many connections of others the application's sidecar accepted.
     pub async fn connections_of_apps_sidecar(&self) -> u64 {
+        self.connections_at(9080).await
+    }
+
+    /// The same, on one port of the workload.
+    pub async fn connections_at(&self, port: u16) -> u64 {
         metric(
             self.red.address(WORKLOAD, 15014),
             "meshfed_proxy_connections_accepted_total",
-            &["listener=\"inbound_9080\""],
+            &[&format!("listener=\"inbound_{port}\"")],
         )
         .await
     }

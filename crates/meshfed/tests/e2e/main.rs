@@ -14,6 +14,7 @@ mod envoy;
 mod federation;
 mod hostile;
 mod mesh;
+mod names;
 mod program;
 mod removal;
 mod restart;

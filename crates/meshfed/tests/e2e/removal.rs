@@ -21,7 +21,7 @@ use crate::program::PATIENCE;
 /// events.
 const TOLD: Duration = Duration::from_secs(20);
 
-fn api<K>(mesh: &Mesh) -> Api<K>
+pub fn api<K>(mesh: &Mesh) -> Api<K>
 where
     K: Resource<Scope = NamespaceResourceScope>,
     K::DynamicType: Default,
@@ -30,7 +30,7 @@ where
 }
 
 /// Deletes an object and waits until it is gone; returns it as one to create again.
-async fn delete<K>(mesh: &Mesh, name: &str) -> K
+pub async fn delete<K>(mesh: &Mesh, name: &str) -> K
 where
     K: Resource<Scope = NamespaceResourceScope>
         + Clone
@@ -54,7 +54,7 @@ where
     object
 }
 
-async fn create<K>(mesh: &Mesh, object: &K)
+pub async fn create<K>(mesh: &Mesh, object: &K)
 where
     K: Resource<Scope = NamespaceResourceScope>
         + Clone
