@@ -206,8 +206,7 @@ impl Meshes {
             ..PeerState::default()
         };
         let lab = &mut self.labs[key.0];
-        let observed = Arc::make_mut(&mut lab.world.observed.peers);
-        observed.insert(key.1.clone(), state.into());
+        lab.world.observed.insert_peer(key.1.as_str(), state);
     }
 }
 

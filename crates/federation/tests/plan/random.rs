@@ -545,7 +545,7 @@ fn names_anywhere(net: &Net<'_>) -> BTreeSet<String> {
     let clusters = proxies
         .iter()
         .flat_map(|(_, proxy)| proxy.config.clusters.keys());
-    clusters.cloned().collect()
+    clusters.map(ToString::to_string).collect()
 }
 
 /// Where the gateways of this side listen for service traffic.
@@ -582,7 +582,7 @@ fn forced(
         let tls = UpstreamTls {
             trust: trust.clone(),
             server: ServerIds::AnyOf(door.0.id.trust_domain().clone()),
-            sni: Some(sni.clone()),
+            sni: Some(sni.as_str().into()),
             alpn: Vec::new(),
         };
         // Refusals are what should happen; what gets through is judged by the caller.

@@ -349,7 +349,7 @@ fn a_service_follows_its_rules_through_all_states_of_coming_and_going() {
     meshes.labs[RED].workload("later", "ratings", 200);
     look(&mut meshes); // All is there.
     let key = ObjectKey::new("later", "ratings");
-    let services = std::sync::Arc::make_mut(&mut meshes.labs[RED].world.resources.services);
+    let services = &mut meshes.labs[RED].world.resources.services;
     let present = services.get_mut(&key).unwrap();
     crate::lab::going(&mut std::sync::Arc::make_mut(present).metadata);
     look(&mut meshes); // It is being deleted.

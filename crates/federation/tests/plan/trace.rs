@@ -71,7 +71,7 @@ impl<'a> Net<'a> {
     pub fn request(&self, from: &Proxy<'a>, authority: &str) -> Result<Reached, Stop> {
         let hosts = &from.config.routes["http-proxy"].hosts;
         let host = hosts
-            .iter()
+            .values()
             .find(|host| host.domains.iter().any(|domain| domain == authority))
             .ok_or_else(|| format!("nobody is called {authority}"))?;
         let mut ends = BTreeSet::new();
@@ -88,7 +88,7 @@ impl<'a> Net<'a> {
     /// Every authority that a workload's requests may name.
     pub fn authorities(&self, from: &Proxy<'a>) -> BTreeSet<String> {
         let hosts = &from.config.routes["http-proxy"].hosts;
-        hosts.iter().flat_map(|h| h.domains.clone()).collect()
+        hosts.values().flat_map(|h| h.domains.clone()).collect()
     }
 
     /// Where connections to a cluster end up; one that is stopped stops all.
@@ -271,7 +271,7 @@ fn routes(http: &Http) -> impl Iterator<Item = &Route> {
     let HttpRoutes::Inline(table) = &http.routes else {
         panic!("the routes of a gateway come with it");
     };
-    table.hosts.iter().flat_map(|host| &host.routes)
+    table.hosts.values().flat_map(|host| &host.routes)
 }
 
 /// The filter chain for an SNI: exact before suffix, longer before shorter, any last.
