@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use meshfed_proxy_config::{
     Cluster, Discovery, Endpoints, Listener, Parts, ProxyConfig, RouteTable, TrustBundle,
 };
@@ -15,7 +17,7 @@ use meshfed_xds::{TypeUrl, encode};
 const FIRST_SWEEP: usize = 64;
 
 /// The hash of a content: equal for equal bytes, also after a restart of the control plane.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version([u8; 8]);
 
 impl Version {
@@ -33,15 +35,10 @@ impl Version {
         Self(short)
     }
 
-    /// The version of a list of resources.
-    pub(super) fn of_all<'a>(resources: impl Iterator<Item = &'a Arc<Encoded>>) -> Self {
-        let mut bytes = Vec::new();
-        for resource in resources {
-            bytes.extend_from_slice(resource.name.as_bytes());
-            bytes.push(0);
-            bytes.extend_from_slice(&resource.version.0);
-        }
-        Self::of(&[&bytes])
+    /// The version of a set of resources is that of all its members, each toggled once. It names a
+    /// content, it protects nothing.
+    pub(super) fn toggled(self, member: Self) -> Self {
+        Self((u64::from_be_bytes(self.0) ^ u64::from_be_bytes(member.0)).to_be_bytes())
     }
 
     /// As a client says it; `None` for what no version of ours looks like.
@@ -77,10 +74,19 @@ pub struct Encoded {
     pub endpoints: Option<Arc<str>>,
 }
 
+/// The version stands for the content.
+impl PartialEq for Encoded {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version && self.name == other.name
+    }
+}
+
+impl Eq for Encoded {}
+
 impl Encoded {
-    fn new(name: &str, resource: Any) -> Self {
+    fn new(name: &Arc<str>, resource: Any) -> Self {
         Self {
-            name: name.into(),
+            name: name.clone(),
             version: Version::of(&[name.as_bytes(), &resource.value]),
             resource,
             endpoints: None,
@@ -89,7 +95,18 @@ impl Encoded {
 }
 
 /// The resources of one kind, by name.
-pub(super) type Resources = BTreeMap<Arc<str>, Arc<Encoded>>;
+pub(super) type Resources = OrdMap<Arc<str>, Arc<Encoded>>;
+
+/// The names of resources that came, changed or went.
+pub(super) fn names_of_difference<'a>(
+    before: &'a Resources,
+    now: &'a Resources,
+) -> impl Iterator<Item = &'a Arc<str>> {
+    before.diff(now).map(|item| match item {
+        DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name,
+        DiffItem::Update { new: (name, _), .. } => name,
+    })
+}
 
 /// A whole configuration as it goes to proxies.
 #[derive(Debug, Default)]
@@ -130,45 +147,92 @@ pub struct Encoder {
     routes: Cache<RouteTable, Encoded>,
 }
 
+/// A configuration with what was made from it.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub config: Arc<ProxyConfig>,
+    pub encoded: Arc<EncodedConfig>,
+}
+
 impl Encoder {
-    /// The same `Arc` gives the same result without work.
-    pub fn encode(&self, config: &Arc<ProxyConfig>) -> Arc<EncodedConfig> {
-        self.configs.get(config, "", |config| EncodedConfig {
-            trust: all(&config.trust, &self.trust, |name, bundle| {
+    /// The same `Arc` gives the same result without work; otherwise only what differs from
+    /// `before` is looked at.
+    pub fn encode(&self, config: &Arc<ProxyConfig>, before: Option<&Known>) -> Known {
+        let encoded = self
+            .configs
+            .get(config, &"".into(), |config| self.make(config, before));
+        Known {
+            config: config.clone(),
+            encoded,
+        }
+    }
+
+    fn make(&self, config: &ProxyConfig, before: Option<&Known>) -> EncodedConfig {
+        macro_rules! all {
+            ($kind:ident, $encode:expr) => {
+                follow(
+                    before.map(|b| (&b.config.$kind, &b.encoded.$kind)),
+                    &config.$kind,
+                    &self.$kind,
+                    $encode,
+                )
+            };
+        }
+        EncodedConfig {
+            trust: all!(trust, |name, bundle| {
                 Encoded::new(name, encode::trust(name, bundle))
             }),
-            clusters: all(&config.clusters, &self.clusters, |name, cluster| Encoded {
+            clusters: all!(clusters, |name, cluster: &Cluster| Encoded {
                 endpoints: match &cluster.discovery {
                     Discovery::Eds(endpoints) => Some(endpoints.clone()),
                     Discovery::Static(_) | Discovery::Dns(_) => None,
                 },
                 ..Encoded::new(name, encode::cluster(cluster))
             }),
-            endpoints: all(&config.endpoints, &self.endpoints, |name, endpoints| {
+            endpoints: all!(endpoints, |name, endpoints| {
                 Encoded::new(name, encode::endpoints(endpoints))
             }),
-            listeners: all(&config.listeners, &self.listeners, |name, listener| {
+            listeners: all!(listeners, |name, listener| {
                 Encoded::new(name, encode::listener(listener))
             }),
-            routes: all(&config.routes, &self.routes, |name, routes| {
+            routes: all!(routes, |name, routes| {
                 Encoded::new(name, encode::routes(routes))
             }),
-        })
+        }
     }
 }
 
-fn all<T>(
-    resources: &Parts<T>,
+/// Makes of `before` what `now` is.
+fn follow<T: PartialEq>(
+    before: Option<(&Parts<T>, &Resources)>,
+    now: &Parts<T>,
     cache: &Cache<T, Encoded>,
-    encode: impl Fn(&str, &T) -> Encoded,
+    encode: impl Fn(&Arc<str>, &T) -> Encoded,
 ) -> Resources {
-    resources
-        .iter()
-        .map(|(name, source)| {
-            let encoded = cache.get(source, name, |source| encode(name, source));
-            (encoded.name.clone(), encoded)
-        })
-        .collect()
+    let encoded =
+        |name: &Arc<str>, source: &Arc<T>| cache.get(source, name, |source| encode(name, source));
+    let Some((sources, made)) = before else {
+        let all = now.iter();
+        return all
+            .map(|(name, source)| (name.clone(), encoded(name, source)))
+            .collect();
+    };
+    let mut made = made.clone();
+    for item in sources.diff(now) {
+        match item {
+            DiffItem::Remove(name, _) => {
+                made.remove(name);
+            }
+            DiffItem::Add(name, source)
+            | DiffItem::Update {
+                new: (name, source),
+                ..
+            } => {
+                made.insert(name.clone(), encoded(name, source));
+            }
+        }
+    }
+    made
 }
 
 /// What was made from shared values, by their address (and the name that they were under). The
@@ -199,8 +263,8 @@ impl<S, T> Default for Cache<S, T> {
 }
 
 impl<S, T> Cache<S, T> {
-    fn get(&self, source: &Arc<S>, name: &str, make: impl FnOnce(&S) -> T) -> Arc<T> {
-        let key = (Arc::as_ptr(source) as usize, Arc::from(name));
+    fn get(&self, source: &Arc<S>, name: &Arc<str>, make: impl FnOnce(&S) -> T) -> Arc<T> {
+        let key = (Arc::as_ptr(source) as usize, name.clone());
         if let Some((_, made)) = self.lock().entries.get(&key) {
             return made.clone();
         }
@@ -248,9 +312,9 @@ mod tests {
         let encoder = Encoder::default();
         let shared = mk_endpoints("ratings");
         let (one, two) = (mk_config(&shared), mk_config(&shared));
-        let first = encoder.encode(&one);
-        assert!(Arc::ptr_eq(&first, &encoder.encode(&one)));
-        let second = encoder.encode(&two);
+        let first = encoder.encode(&one, None).encoded;
+        assert!(Arc::ptr_eq(&first, &encoder.encode(&one, None).encoded));
+        let second = encoder.encode(&two, None).encoded;
         assert!(!Arc::ptr_eq(&first, &second));
         let kind = TypeUrl::Endpoints;
         assert!(Arc::ptr_eq(
@@ -260,9 +324,34 @@ mod tests {
     }
 
     #[test]
+    fn after_a_change_only_what_changed_is_made_again() {
+        let encoder = Encoder::default();
+        let mut config = ProxyConfig::default();
+        for n in 0..1000 {
+            let endpoints = mk_endpoints(&n.to_string());
+            config.endpoints.insert(endpoints.name.clone(), endpoints);
+        }
+        let before = encoder.encode(&Arc::new(config.clone()), None);
+        config.endpoints.remove("7");
+        let new = mk_endpoints("new");
+        config.endpoints.insert(new.name.clone(), new);
+        let after = encoder.encode(&Arc::new(config.clone()), Some(&before));
+        let kind = TypeUrl::Endpoints;
+        let differ: Vec<&str> =
+            names_of_difference(before.encoded.of(kind), after.encoded.of(kind))
+                .map(|name| &**name)
+                .collect();
+        assert_eq!(differ, ["7", "new"]);
+        let whole = Encoder::default().encode(&Arc::new(config), None);
+        assert_eq!(after.encoded.of(kind), whole.encoded.of(kind));
+        assert_eq!(encoder.endpoints.lock().entries.len(), 1001);
+    }
+
+    #[test]
     fn a_version_is_the_content_and_the_name() {
         let version = |name: &str| {
-            let encoded = Encoder::default().encode(&mk_config(&mk_endpoints(name)));
+            let encoded = Encoder::default().encode(&mk_config(&mk_endpoints(name)), None);
+            let encoded = encoded.encoded;
             encoded.of(TypeUrl::Endpoints)[name].version
         };
         assert_eq!(version("a"), version("a"));
@@ -283,8 +372,8 @@ mod tests {
         for name in ["red", "green"] {
             config.trust.insert(name.into(), bundle.clone());
         }
-        let encoded = Encoder::default().encode(&Arc::new(config));
-        let trust = encoded.of(TypeUrl::Trust);
+        let known = Encoder::default().encode(&Arc::new(config), None);
+        let trust = known.encoded.of(TypeUrl::Trust);
         assert_ne!(trust["red"].version, trust["green"].version);
         assert_ne!(trust["red"].resource.value, trust["green"].resource.value);
     }
@@ -293,7 +382,7 @@ mod tests {
     fn what_nobody_holds_is_forgotten() {
         let encoder = Encoder::default();
         for n in 0..10 * FIRST_SWEEP {
-            encoder.encode(&mk_config(&mk_endpoints(&n.to_string())));
+            encoder.encode(&mk_config(&mk_endpoints(&n.to_string())), None);
         }
         assert!(encoder.configs.lock().entries.len() <= FIRST_SWEEP);
         assert!(encoder.endpoints.lock().entries.len() <= FIRST_SWEEP);

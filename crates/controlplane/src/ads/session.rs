@@ -9,13 +9,16 @@
 //!
 //! So nothing refers to what is not there yet or not there any more. Within step 1 nothing waits
 //! for an answer, because Envoy answers for a cluster only when it has its endpoints and secrets.
+//!
+//! The work is proportional to what changed: a new configuration is compared with the one before it,
+//! which costs what is not shared between them, and only those names are looked at.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use meshfed_xds::{MAX_NAME_LEN, TypeUrl};
 
-use super::encoder::{Encoded, EncodedConfig, Resources, Version};
+use super::encoder::{Encoded, EncodedConfig, Resources, Version, names_of_difference};
 
 /// Names of one kind that a client may subscribe to, at most.
 pub(super) const MAX_NAMES: usize = 16 * 1024;
@@ -105,9 +108,15 @@ struct Subscription {
     wildcard: bool,
     names: BTreeSet<Arc<str>>,
     /// What the client has, as far as we know.
-    sent: BTreeMap<Arc<str>, Sent>,
+    sent: Has,
     /// Names that it was told do not exist.
     absent: BTreeSet<Arc<str>>,
+    /// Names about which there may be something to say.
+    open: BTreeSet<Arc<str>>,
+    /// What the client has and the configuration has not.
+    gone: BTreeSet<Arc<str>>,
+    /// Everything must be looked at, as it is not known what is new to the client.
+    unseen: bool,
     last_nonce: String,
     /// The version of the response that was not answered yet; at most one for each kind.
     outstanding: Option<Version>,
@@ -115,6 +124,37 @@ struct Subscription {
     refused: bool,
     /// A response is due even if it is empty: the client waits for it.
     owed: bool,
+}
+
+/// What a client has, by name.
+#[derive(Debug, Default)]
+struct Has {
+    resources: BTreeMap<Arc<str>, Sent>,
+    version: Version,
+}
+
+impl Has {
+    fn get(&self, name: &str) -> Option<&Sent> {
+        self.resources.get(name)
+    }
+
+    fn insert(&mut self, name: Arc<str>, sent: Sent) {
+        let version = sent.version;
+        let before = self.resources.insert(name, sent);
+        self.toggle(before.and_then(|sent| sent.version));
+        self.toggle(version);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let before = self.resources.remove(name);
+        self.toggle(before.and_then(|sent| sent.version));
+    }
+
+    fn toggle(&mut self, version: Option<Version>) {
+        if let Some(version) = version {
+            self.version = self.version.toggled(version);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -138,6 +178,12 @@ impl Session {
 
     /// From now on this is what the client should have.
     pub(super) fn set_config(&mut self, config: Arc<EncodedConfig>) {
+        for (kind, subscription) in &mut self.kinds {
+            match &self.config {
+                Some(before) => subscription.note(before.of(*kind), config.of(*kind)),
+                None => subscription.unseen = true,
+            }
+        }
         self.config = Some(config);
     }
 
@@ -164,6 +210,7 @@ impl Session {
         if first {
             subscription.wildcard = subscribe.is_empty() && is_wildcard_by_default(kind);
             subscription.owed = subscription.wildcard;
+            subscription.unseen = true;
             for (name, version) in initial_versions {
                 subscription.sent.insert(
                     name.into(),
@@ -177,24 +224,34 @@ impl Session {
         for name in subscribe {
             if name == WILDCARD {
                 subscription.wildcard = true;
+                subscription.unseen = true;
                 subscription.owed = true;
                 continue;
             }
             if !first {
                 // Asking again for what it should have means that it has lost it.
-                subscription.sent.remove(name.as_str());
+                subscription.sent.remove(&name);
             }
-            subscription.absent.remove(name.as_str());
-            subscription.names.insert(name.into());
+            let name: Arc<str> = name.into();
+            subscription.absent.remove(&name);
+            subscription.open.insert(name.clone());
+            subscription.names.insert(name);
         }
         for name in unsubscribe {
             if name == WILDCARD {
                 subscription.wildcard = false;
+                subscription.forget_unwanted();
             } else {
                 subscription.names.remove(name.as_str());
+                subscription.absent.remove(name.as_str());
+                if !subscription.wildcard {
+                    subscription.forget(&name);
+                }
             }
         }
-        subscription.forget_unwanted();
+        if first {
+            subscription.forget_unwanted();
+        }
         if subscription.names.len() > MAX_NAMES {
             return Err(LimitError::TooManyNames);
         }
@@ -227,6 +284,7 @@ impl Session {
         if !names.is_subset(&subscription.names) {
             subscription.owed = true;
         }
+        subscription.unseen |= first || names != subscription.names;
         subscription.names = names;
         subscription.names.remove(WILDCARD);
         subscription.forget_unwanted();
@@ -248,7 +306,7 @@ impl Session {
             }
         }
         for kind in REMOVALS {
-            let response = self.retire(kind, &config);
+            let response = self.retire(kind);
             if response.is_some() {
                 return response;
             }
@@ -289,45 +347,44 @@ impl Session {
                     subscription.sent.remove(&name);
                 }
                 subscription.absent.remove(&name);
+                subscription.open.insert(name);
             }
         }
-        let changed = subscription.changed(current);
+        let (changed, absent) = subscription.settle_open(current);
         let mut removed = match mode {
-            Mode::Delta => subscription.newly_absent(current),
+            Mode::Delta => absent,
             Mode::StateOfTheWorld => Vec::new(),
         };
         if kind == TypeUrl::Listener {
-            removed.extend(subscription.gone(current));
+            removed.extend(subscription.gone.iter().cloned());
         }
         if changed.is_empty() && removed.is_empty() && !subscription.owed {
             return None;
         }
-        Some(self.respond(kind, current, changed, removed))
+        Some(self.respond(kind, changed, removed))
     }
 
     /// What is gone and no longer referred to.
-    fn retire(&mut self, kind: TypeUrl, config: &EncodedConfig) -> Option<Response> {
+    fn retire(&mut self, kind: TypeUrl) -> Option<Response> {
         let mode = self.mode;
         let subscription = free(&mut self.kinds, kind)?;
-        let current = config.of(kind);
-        let gone = subscription.gone(current);
-        if gone.is_empty() {
+        if subscription.gone.is_empty() {
             return None;
         }
+        let gone: Vec<Arc<str>> = subscription.gone.iter().cloned().collect();
         if mode == Mode::StateOfTheWorld && kind != TypeUrl::Cluster {
             // In this protocol only clusters and listeners go by not being said.
             for name in &gone {
-                subscription.sent.remove(name);
+                subscription.forget(name);
             }
             return None;
         }
-        Some(self.respond(kind, current, Vec::new(), gone))
+        Some(self.respond(kind, Vec::new(), gone))
     }
 
     fn respond(
         &mut self,
         kind: TypeUrl,
-        current: &Resources,
         changed: Vec<Arc<Encoded>>,
         removed: Vec<Arc<str>>,
     ) -> Response {
@@ -336,7 +393,7 @@ impl Session {
         let keep = self.mode == Mode::StateOfTheWorld;
         let subscription = self.kinds.entry(kind).or_default();
         for name in &removed {
-            subscription.sent.remove(name);
+            subscription.forget(name);
             if subscription.names.contains(name) {
                 subscription.absent.insert(name.clone());
             }
@@ -356,14 +413,12 @@ impl Session {
             Mode::Delta => changed,
             Mode::StateOfTheWorld => subscription
                 .sent
+                .resources
                 .values()
                 .filter_map(|sent| sent.resource.clone())
                 .collect(),
         };
-        let version = match self.mode {
-            Mode::Delta => Version::of_all(subscription.wanted(current)),
-            Mode::StateOfTheWorld => Version::of_all(resources.iter()),
-        };
+        let version = subscription.sent.version;
         subscription.owed = false;
         subscription.outstanding = Some(version);
         subscription.last_nonce = nonce.clone();
@@ -392,49 +447,70 @@ impl Subscription {
         all.into_iter().flatten().chain(named.into_iter().flatten())
     }
 
-    fn changed(&self, current: &Resources) -> Vec<Arc<Encoded>> {
-        self.wanted(current)
-            .filter(|resource| {
-                let sent = self.sent.get(&resource.name);
-                sent.and_then(|sent| sent.version) != Some(resource.version)
-            })
-            .cloned()
-            .collect()
+    /// Notes what differs between two configurations.
+    fn note(&mut self, before: &Resources, now: &Resources) {
+        for name in names_of_difference(before, now) {
+            self.note_name(name, now);
+        }
     }
 
-    fn gone(&self, current: &Resources) -> Vec<Arc<str>> {
-        self.sent
-            .keys()
-            .filter(|name| !current.contains_key(*name))
-            .cloned()
-            .collect()
+    fn note_name(&mut self, name: &Arc<str>, now: &Resources) {
+        if now.contains_key(name) {
+            self.gone.remove(name);
+            self.open.insert(name.clone());
+        } else if self.sent.get(name).is_some() {
+            self.gone.insert(name.clone());
+        }
     }
 
-    /// Names that it asked for, that do not exist, and of which it was not told so.
-    fn newly_absent(&self, current: &Resources) -> Vec<Arc<str>> {
-        self.names
-            .iter()
-            .filter(|name| {
-                !current.contains_key(*name)
-                    && !self.sent.contains_key(*name)
-                    && !self.absent.contains(*name)
-            })
-            .cloned()
-            .collect()
+    /// What there is to say about the open names: what the client should have and has not, and the
+    /// names that it asked for, that do not exist, and of which it was not told so.
+    fn settle_open(&mut self, current: &Resources) -> (Vec<Arc<Encoded>>, Vec<Arc<str>>) {
+        let mut open = std::mem::take(&mut self.open);
+        if std::mem::take(&mut self.unseen) {
+            open.extend(self.wanted(current).map(|resource| resource.name.clone()));
+            open.extend(self.names.iter().cloned());
+            let lost = |name: &&Arc<str>| !current.contains_key(*name);
+            self.gone = self.sent.resources.keys().filter(lost).cloned().collect();
+        }
+        let mut changed = Vec::new();
+        let mut absent = Vec::new();
+        for name in open {
+            let asked = self.names.contains(&name);
+            let sent = self.sent.get(&name);
+            match current.get(&name) {
+                Some(resource)
+                    if (self.wildcard || asked)
+                        && sent.and_then(|sent| sent.version) != Some(resource.version) =>
+                {
+                    changed.push(resource.clone());
+                }
+                None if asked && sent.is_none() && !self.absent.contains(&name) => {
+                    absent.push(name);
+                }
+                _ => {}
+            }
+        }
+        (changed, absent)
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.sent.remove(name);
+        self.gone.remove(name);
     }
 
     fn forget_unwanted(&mut self) {
-        let Self {
-            wildcard,
-            names,
-            sent,
-            absent,
-            ..
-        } = self;
-        if !*wildcard {
-            sent.retain(|name, _| names.contains(name));
+        if !self.wildcard {
+            let sent = self.sent.resources.keys();
+            let unwanted: Vec<Arc<str>> = sent
+                .filter(|name| !self.names.contains(*name))
+                .cloned()
+                .collect();
+            for name in unwanted {
+                self.forget(&name);
+            }
         }
-        absent.retain(|name| names.contains(name));
+        self.absent.retain(|name| self.names.contains(name));
     }
 
     fn answer(&mut self, kind: TypeUrl, reply: Reply) -> Option<Answer> {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::encoder::Encoder;
+use super::encoder::{Encoder, Known};
 use super::node::{AuthenticatedNode, ConnectedGuard, NodeError, Nodes};
 use super::service::AdsMetrics;
 use super::session::{Answer, DeltaSubscription, LimitError, Mode, Reply, Response, Session};
@@ -210,7 +210,7 @@ struct Stream<'a, P> {
     connected: ConnectedGuard,
     configs: Configs,
     /// The configuration that the session works towards.
-    config: Option<Arc<ProxyConfig>>,
+    config: Option<Known>,
     session: Session,
     /// The session may have something to say.
     due: bool,
@@ -298,15 +298,18 @@ impl<'a, P: Protocol> Stream<'a, P> {
     fn adopt(&mut self) {
         let newest = self.configs.borrow_and_update().clone();
         if let Some(config) = newest {
-            self.session.set_config(self.shared.encoder.encode(&config));
-            self.config = Some(config);
+            let known = self.shared.encoder.encode(&config, self.config.as_ref());
+            self.session.set_config(known.encoded.clone());
+            self.config = Some(known);
             self.due = true;
         }
     }
 
     fn settled(&mut self) {
         self.due = false;
-        let Some(config) = &self.config else { return };
+        let Some(Known { config, .. }) = &self.config else {
+            return;
+        };
         let known = |synced: &Arc<ProxyConfig>| Arc::ptr_eq(synced, config);
         if self.session.is_synced() && !self.synced.as_ref().is_some_and(known) {
             self.synced = Some(config.clone());

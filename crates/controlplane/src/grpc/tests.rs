@@ -599,7 +599,7 @@ async fn a_control_plane_that_knows_nothing_yet_takes_nothing_away() {
     let mut plane = Plane::start().await;
     let known = mk_config(&["a"]);
     let version = {
-        let encoded = crate::ads::Encoder::default().encode(&known);
+        let encoded = crate::ads::Encoder::default().encode(&known, None).encoded;
         encoded.versions(TypeUrl::Endpoints)["a"].to_string()
     };
     plane.source.set("ratings", None);

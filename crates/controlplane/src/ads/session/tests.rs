@@ -35,7 +35,7 @@ fn mk_config(services: &[(&str, u64)]) -> Arc<EncodedConfig> {
             .insert(name.clone(), Arc::new(RouteTable::new(&*name, [])));
         config.trust.insert(name, Arc::new(TrustBundle::default()));
     }
-    Encoder::default().encode(&Arc::new(config))
+    Encoder::default().encode(&Arc::new(config), None).encoded
 }
 
 fn mk_cluster(name: &str, seconds: u64) -> Cluster {
