@@ -9,7 +9,7 @@ use aws_lc_rs::rand;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::{
     error::{ApiError, Subject},
@@ -41,6 +41,22 @@ pub const MOST_WATCHES: usize = 2048;
 /// The largest object that is stored, in bytes of JSON.
 const LARGEST_OBJECT: usize = 3 * 1024 * 1024;
 
+/// A write by somebody outside of this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteReport {
+    /// As authenticated.
+    pub user: String,
+    pub groups: Vec<String>,
+    /// `create`, `update`, `patch` or `delete`.
+    pub verb: &'static str,
+    pub kind: String,
+    /// Empty for what has none.
+    pub namespace: String,
+    pub name: String,
+    /// The resource version that the write made; of a deletion of many, a later one.
+    pub revision: u64,
+}
+
 pub struct Api {
     pub registry: Registry,
     pub store: Store,
@@ -49,6 +65,8 @@ pub struct Api {
     pub watches: Arc<Semaphore>,
     /// Set once, when the part that makes the document runs.
     pub view: OnceLock<View>,
+    /// Set once, when somebody wants to hear of writes.
+    pub reports: OnceLock<mpsc::Sender<WriteReport>>,
     /// Set when the server is to end; watches end then.
     pub ending: watch::Sender<bool>,
 }

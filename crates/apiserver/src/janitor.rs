@@ -7,7 +7,7 @@ use std::{
         Arc, Weak,
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -23,6 +23,8 @@ use crate::{
 /// Events are kept for this long, as in Kubernetes.
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
 const SWEEP: Duration = Duration::from_secs(60);
+/// Beyond this number the oldest are forgotten earlier.
+const MOST_EVENTS: usize = 5000;
 /// What failed is tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 /// Times that a change is made anew because another write came between.
@@ -101,9 +103,14 @@ pub fn start(api: &Arc<Api>, tasks: Receiver<Task>) -> Result<(), OpenError> {
 }
 
 fn run(api: &Weak<Api>, tasks: &Receiver<Task>, mut batch: BTreeSet<Task>) {
+    let mut swept = Instant::now();
     loop {
         let Some(strong) = api.upgrade() else { return };
         batch.retain(|task| !strong.look_at(task));
+        if swept.elapsed() >= SWEEP {
+            strong.forget_events();
+            swept = Instant::now();
+        }
         drop(strong);
         let wait = if batch.is_empty() { SWEEP } else { RETRY };
         match tasks.recv_timeout(wait) {
@@ -111,12 +118,7 @@ fn run(api: &Weak<Api>, tasks: &Receiver<Task>, mut batch: BTreeSet<Task>) {
                 batch.insert(task);
                 batch.extend(tasks.try_iter());
             }
-            Err(RecvTimeoutError::Timeout) if !batch.is_empty() => {}
-            Err(RecvTimeoutError::Timeout) => {
-                if let Some(strong) = api.upgrade() {
-                    strong.forget_events();
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
@@ -254,9 +256,16 @@ impl Api {
                 .cloned()
                 .collect()
         };
-        let is_old =
-            |event: &Stored| last_seen(&event.to_value()).is_some_and(|time| time < oldest);
-        for event in events.iter().filter(|event| is_old(event)) {
+        let mut events: Vec<(Option<jiff::Timestamp>, Arc<Stored>)> = events
+            .into_iter()
+            .map(|event| (last_seen(&event.to_value()), event))
+            .collect();
+        events.sort_by_key(|(time, _)| *time);
+        let beyond = events.len().saturating_sub(MOST_EVENTS);
+        let is_old = |time: Option<jiff::Timestamp>| time.is_some_and(|time| time < oldest);
+        let gone = events.iter().enumerate();
+        let gone = gone.filter(|(n, (time, _))| *n < beyond || is_old(*time));
+        for (_, (_, event)) in gone {
             if let Err(error) = self.remove(self.registry.events, &event.key) {
                 tracing::warn!(%error, "an old event cannot be removed");
                 return;

@@ -51,7 +51,7 @@ mod verbs;
 mod watch;
 
 pub use self::{
-    api::{Clock, Document, View},
+    api::{Clock, Document, View, WriteReport},
     error::OpenError,
     http::{InProcess, LARGEST_BODY, Limits, ResponseBody, ServeError},
     kubeconfig::{Kubeconfig, kubeconfig},

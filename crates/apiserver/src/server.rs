@@ -10,11 +10,11 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
 };
 
 use crate::{
-    api::{Api, Clock, MOST_WATCHES, Target, View, random_uid},
+    api::{Api, Clock, MOST_WATCHES, Target, View, WriteReport, random_uid},
     error::OpenError,
     http::{InProcess, Limits, ServeError, serve},
     janitor, json,
@@ -80,6 +80,7 @@ impl ApiServer {
             signer,
             watches: Arc::new(Semaphore::new(MOST_WATCHES)),
             view: OnceLock::new(),
+            reports: OnceLock::new(),
             ending: watch::Sender::new(false),
         });
         let server = Self {
@@ -137,6 +138,12 @@ impl ApiServer {
     /// Serves a document from now on. There is one; false if there is one already.
     pub fn serve_view(&self, view: View) -> bool {
         self.api.view.set(view).is_ok()
+    }
+
+    /// Tells of every write from outside of this process, after it is on disk. What does not fit
+    /// into the channel is dropped. False if somebody listens already.
+    pub fn report_writes(&self, to: mpsc::Sender<WriteReport>) -> bool {
+        self.api.reports.set(to).is_ok()
     }
 
     /// Ends all watches, for good. Readers in this process would otherwise keep the server alive.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -27,6 +28,7 @@ use crate::discovery::{self, DiscoveryServer, PeerCache};
 use crate::grpc::{GrpcMetrics, GrpcServer, serve_grpc};
 use crate::hub::{Ends, Hub};
 use crate::identity::{OwnIdentity, OwnIdentityError};
+use crate::journal::{self, AuditLog, Write};
 use crate::observe;
 use crate::proxies::Proxies;
 use crate::registration;
@@ -55,6 +57,10 @@ pub struct ControlPlane<A> {
     pub peer_lists: PeerCache,
     /// A line for each request for discovery.
     pub access_log: AccessLog,
+    /// A line for each change of what is shared.
+    pub audit_log: AuditLog,
+    /// Writes to the API by others, as its server saw them; ended where it does not tell.
+    pub writes: BoxStream<'static, Write>,
     pub metrics: Metrics,
     pub drain: DrainWatch,
 }
@@ -145,6 +151,12 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         let kinds = observe::start(&self.client, &self.namespace, &observations, &mut tasks);
         drop(observations);
         tasks.spawn(hub.run(kinds));
+        tasks.spawn(journal::keep(
+            self.client.clone(),
+            self.audit_log,
+            self.writes,
+            outcomes.clone(),
+        ));
         apply::start(&self.client, self.subnet, &outcomes, &mut tasks);
         tasks.spawn(self.identity.clone().keep(outcomes.clone()));
 

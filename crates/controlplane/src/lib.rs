@@ -18,6 +18,7 @@ pub mod endpoints;
 pub mod grpc;
 pub mod hub;
 pub mod identity;
+pub mod journal;
 pub mod observe;
 pub mod proxies;
 pub mod registration;

@@ -58,6 +58,7 @@ pub mod difference;
 pub mod discovery;
 pub mod moment;
 pub mod names;
+pub mod news;
 pub mod observations;
 pub mod plan;
 pub mod protocol;

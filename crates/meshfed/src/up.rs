@@ -10,12 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use kube::Client;
-use meshfed_apiserver::{ApiServer, Kubeconfig};
+use meshfed_apiserver::{ApiServer, Kubeconfig, WriteReport};
 use meshfed_controlplane::control_plane::{ControlPlane, ensure_namespace};
 use meshfed_controlplane::discovery::PeerCache;
 use meshfed_controlplane::identity::{OwnIdentity, authority};
+use meshfed_controlplane::journal::{AuditLog, Write};
 use meshfed_controlplane::subnet::Subnet;
+use meshfed_federation::world::ObjectKey;
 use meshfed_pki::IdentityCell;
 use meshfed_runtime::{AccessLog, AccessLogMetrics, Admin, Drain, Metrics, Readiness};
 use rustls::pki_types::CertificateDer;
@@ -38,6 +42,8 @@ const DISCOVERY_PORT: u16 = 8188;
 const ADMIN_PORT: u16 = 15014;
 /// Life of the administrator's certificate; a new one is issued at every start.
 const ADMIN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Writes to the API that wait for the audit log.
+const WRITES: usize = 1024;
 /// What is under way has this long to finish when the mesh is stopped.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -118,6 +124,8 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
         discovery: bound.discovery,
         tokens: Tokens::new(&api, &client),
         peer_lists: PeerCache::open(dir.peers()).context("cannot keep the lists of peers")?,
+        audit_log: AuditLog::open(&dir.audit())?,
+        writes: writes(&api),
         access_log: AccessLog::open(&dir.logs(), &format!("istiod-{}", up.name), &log_metrics)?,
         metrics: metrics.clone(),
         drain: watch.clone(),
@@ -207,6 +215,25 @@ impl Bound {
                 .unwrap_or_else(|| SocketAddr::from((address, ADMIN_PORT))),
         })
     }
+}
+
+/// Writes to the API by others, for the audit log.
+fn writes(api: &ApiServer) -> BoxStream<'static, Write> {
+    let (told, reports) = tokio::sync::mpsc::channel(WRITES);
+    api.report_writes(told);
+    let next = async |mut reports: tokio::sync::mpsc::Receiver<WriteReport>| {
+        let report = reports.recv().await?;
+        let write = Write {
+            user: report.user,
+            groups: report.groups,
+            verb: report.verb.to_owned(),
+            kind: report.kind,
+            object: ObjectKey::new(report.namespace, report.name),
+            revision: report.revision,
+        };
+        Some((write, reports))
+    };
+    futures::stream::unfold(reports, next).boxed()
 }
 
 fn server_names(up: &Up) -> Vec<String> {

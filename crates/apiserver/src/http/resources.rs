@@ -12,7 +12,7 @@ use super::{
     query::Query, read, review, route::ResourcePath, success, warn,
 };
 use crate::{
-    api::{Api, Target, rfc3339},
+    api::{Api, Target, WriteReport, rfc3339},
     auth::Caller,
     error::{ApiError, FieldError, Subject},
     json,
@@ -212,6 +212,9 @@ impl Request<'_> {
         let options = self.query.write_options()?;
         let body = self.parsed(&bytes)?;
         let written = verbs::create(self.api, target, body, options).await?;
+        if !options.dry_run {
+            self.report("create", target, &written.object, written.object.revision);
+        }
         self.written(StatusCode::CREATED, target, &written)
     }
 
@@ -220,6 +223,9 @@ impl Request<'_> {
         let options = self.query.write_options()?;
         let body = self.parsed(&bytes)?;
         let written = verbs::replace(self.api, target, part, body, options).await?;
+        if !options.dry_run {
+            self.report("update", target, &written.object, written.object.revision);
+        }
         self.written(StatusCode::OK, target, &written)
     }
 
@@ -247,7 +253,11 @@ impl Request<'_> {
             .map_err(|error| ApiError::bad_request(format!("cannot read the patch: {error}")))?;
         let patch = form(document.value);
         let patched = verbs::patch(self.api, target, part, patch, document.duplicates, options);
-        self.written(StatusCode::OK, target, &patched.await?)
+        let written = patched.await?;
+        if !options.dry_run {
+            self.report("patch", target, &written.object, written.object.revision);
+        }
+        self.written(StatusCode::OK, target, &written)
     }
 
     fn delete_options(&self, bytes: &Bytes) -> Result<DeleteOptions, ApiError> {
@@ -288,7 +298,12 @@ impl Request<'_> {
     async fn delete(&self, target: &Target, bytes: Bytes) -> Answer {
         self.shape()?;
         let options = self.delete_options(&bytes)?;
-        match verbs::delete(self.api, target, &options).await? {
+        let deleted = verbs::delete(self.api, target, &options).await?;
+        if !options.dry_run {
+            let (Deleted::Waiting(object) | Deleted::Gone(object)) = &deleted;
+            self.report("delete", target, object, object.revision);
+        }
+        match deleted {
             Deleted::Waiting(object) => self.object(StatusCode::OK, target, &object),
             Deleted::Gone(object) => {
                 let uid = format_uid(object.uid);
@@ -303,14 +318,40 @@ impl Request<'_> {
         let options = self.delete_options(&bytes)?;
         let selection = self.query.list_options(&target.ty)?;
         let objects = verbs::delete_collection(self.api, target, &selection, &options).await?;
+        let revision = self.api.store.read().revision;
+        for object in objects.iter().filter(|_| !options.dry_run) {
+            self.report("delete", target, object, revision);
+        }
         let page = verbs::Page {
-            revision: self.api.store.read().revision,
+            revision,
             objects,
             next: None,
         };
         let mut out = BytesMut::new();
         shape.write_list(self.api, target, &page, &mut out);
         Ok(json_response(StatusCode::OK, out))
+    }
+
+    /// Tells who listens of a write, unless it came from this process.
+    fn report(&self, verb: &'static str, target: &Target, object: &Stored, revision: u64) {
+        let Some(reports) = self.api.reports.get() else {
+            return;
+        };
+        if *self.caller == Caller::in_process() {
+            return;
+        }
+        let report = WriteReport {
+            user: self.caller.name(),
+            groups: self.caller.groups(),
+            verb,
+            kind: target.ty.kind.clone(),
+            namespace: object.namespace().to_owned(),
+            name: object.name().to_owned(),
+            revision,
+        };
+        if reports.try_send(report).is_err() {
+            tracing::warn!(verb, object = %object.key, "nobody could be told of this write");
+        }
     }
 
     /// `kubectl create token`.

@@ -11,6 +11,7 @@ mod documents;
 mod lab;
 mod meshes;
 mod names;
+mod news;
 mod observations;
 mod peers;
 mod properties;

@@ -8,6 +8,7 @@
 //! | `subnet`, `instance` | kept from the first start on |
 //! | `tokens/` | ServiceAccount tokens of gateways that run in this process |
 //! | `peers/` | what each peer exported when it was last heard |
+//! | `audit/` | who changed what is shared |
 //! | `logs/` | one access log per component |
 
 use std::path::{Path, PathBuf};
@@ -50,6 +51,10 @@ impl DataDir {
 
     pub fn peers(&self) -> PathBuf {
         self.0.join("peers")
+    }
+
+    pub fn audit(&self) -> PathBuf {
+        self.0.join("audit")
     }
 
     pub fn logs(&self) -> PathBuf {

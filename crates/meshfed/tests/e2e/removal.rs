@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Namespace, Service};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Event, Namespace, Service};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt as _};
 use meshfed_api::{
     ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshPeer,
@@ -12,7 +12,7 @@ use meshfed_api::{
 use meshfed_testkit::eventually;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::federation::{Federation, Mesh};
 use crate::program::PATIENCE;
@@ -115,6 +115,61 @@ async fn enable_ingress(mesh: &Mesh, enabled: bool) {
         .unwrap();
 }
 
+/// The audit log and the Events tell of the rule and of the peer that came and went.
+async fn who_did_what(red: &Mesh) {
+    let log = red.dir.join("audit/audit.log");
+    let lines: Vec<Value> = std::fs::read_to_string(log)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines[0]["event"], "Started");
+    for (verb, kind, what) in [
+        ("patch", "ExportedServiceSet", "hidden"),
+        ("patch", "ExportedServiceSet", "exposed"),
+        ("delete", "ExportedServiceSet", "hidden"),
+        ("create", "ExportedServiceSet", "exposed"),
+        ("patch", "ServiceMeshControlPlane", "hidden"),
+        ("delete", "ServiceMeshPeer", "hidden"),
+        ("create", "ServiceMeshPeer", "exposed"),
+    ] {
+        let is_it = |line: &&Value| {
+            let services = line[what].as_array();
+            let ratings = services.into_iter().flatten().any(|entry| {
+                entry["service"] == "red-mesh-bookinfo/ratings" && entry["peer"] == "green-mesh"
+            });
+            let mut by = line["by"].as_array().into_iter().flatten();
+            ratings
+                && by.any(|author| {
+                    author["user"] == "kubernetes-admin"
+                        && author["groups"][0] == "system:masters"
+                        && author["verb"] == verb
+                        && author["kind"] == kind
+                })
+        };
+        assert!(
+            lines.iter().any(|l| is_it(&l)),
+            "{verb} {kind} {what}: {lines:#?}"
+        );
+    }
+    let events: Api<Event> = api(red);
+    let events = events.list(&ListParams::default()).await.unwrap();
+    for (kind, reason) in [
+        ("ServiceMeshPeer", "Connected"),
+        ("ServiceMeshPeer", "WithdrawingExports"),
+        ("ExportedServiceSet", "ServicesHidden"),
+        ("ExportedServiceSet", "ServicesExposed"),
+        ("ServiceMeshControlPlane", "GatewayRemoved"),
+    ] {
+        let found = events.iter().any(|event| {
+            event.involved_object.kind.as_deref() == Some(kind)
+                && event.reason.as_deref() == Some(reason)
+        });
+        assert!(found, "{kind} {reason}");
+    }
+    assert!(events.items.len() < 100, "{}", events.items.len());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_removed_goes_on_both_sides_and_what_comes_back_works() {
     let mut federation = Federation::start(&[], &[]).await;
@@ -170,6 +225,8 @@ async fn what_is_removed_goes_on_both_sides_and_what_comes_back_works() {
     create(&federation.red, &peer).await;
     federation.works().await;
     green_has(&federation, 2).await;
+
+    who_did_what(&federation.red).await;
 
     // A peer that is away.
     federation.green.kill();
