@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 use crate::names::clip;
 
 /// What the annotations of all settings begin with.
@@ -115,28 +117,13 @@ impl PeerSettings {
     }
 }
 
-/// A duration as Kubernetes and Go write it, in whole numbers: `90s`, `1h30m`, `500ms`; `0`.
+/// A duration as Kubernetes and Go write it: `90s`, `1h30m`, `500ms`; `0`.
 fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
-    let mut sum = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (number, after) = split_number(rest)?;
-        let end = after.find(|c: char| c.is_ascii_digit());
-        let (unit, after) = after.split_at(end.unwrap_or(after.len()));
-        let part = match unit {
-            "h" => Duration::from_secs(number.checked_mul(3600)?),
-            "m" => Duration::from_secs(number.checked_mul(60)?),
-            "s" => Duration::from_secs(number),
-            "ms" => Duration::from_millis(number),
-            _ => return None,
-        };
-        sum = sum.checked_add(part)?;
-        rest = after;
-    }
-    Some(sum).filter(|_| !text.is_empty())
+    let given: SignedDuration = text.parse().ok()?;
+    given.try_into().ok()
 }
 
 /// A number of bytes as Kubernetes writes it: `67108864`, `64Mi`, `64M`.
