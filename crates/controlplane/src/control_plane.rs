@@ -9,7 +9,6 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::plan::plan;
 use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
 use meshfed_pki::{IdError, TrustDomain, TrustStore};
@@ -140,12 +139,8 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         seen.own_roots(self.identity.authority.load().root_pem().into());
         // Before the first plan, or that would take away what is imported.
         let kept = self.peer_lists.load();
-        for (peer, services) in &kept {
-            let state = RemoteState {
-                services: services.clone(),
-                ..RemoteState::default()
-            };
-            seen.remote(peer.as_str(), Arc::new(state));
+        for (peer, state) in &kept {
+            seen.remote(peer.as_str(), Arc::new(state.clone()));
         }
         let mut tasks = JoinSet::new();
         let kinds = observe::start(&self.client, &self.namespace, &observations, &mut tasks);

@@ -3,7 +3,9 @@
 mod cache;
 mod client;
 mod clock;
+mod publishing;
 mod server;
+mod stalling;
 
 pub use cache::PeerCache;
 pub use client::follow as follow_peers;

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use meshfed_federation::discovery::client::RemoteState;
-use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::discovery::server::SourceStatus;
 use meshfed_federation::plan::Plan;
 use meshfed_federation::world::{GatewayState, Observed, PeerState, Shared, World};
@@ -68,13 +67,17 @@ impl Seen {
     }
 
     /// The peer is not asked any more; what it exported stays, and is returned.
-    pub fn disconnected(&self, peer: &str) -> Arc<RemoteServices> {
-        let mut services = Arc::default();
+    pub fn disconnected(&self, peer: &str) -> RemoteState {
+        let mut kept = RemoteState::default();
         self.peer(peer, |state| {
-            Arc::make_mut(&mut state.remote).watch.connected = false;
-            services = state.remote.services.clone();
+            let remote = Arc::make_mut(&mut state.remote);
+            remote.watch.connected = false;
+            if remote.services.has_health() {
+                remote.services = Arc::new(remote.services.without_health());
+            }
+            kept = RemoteState::kept(remote.services.clone(), remote.last_contact);
         });
-        services
+        kept
     }
 
     /// It is no peer any more, so nothing is imported from it.

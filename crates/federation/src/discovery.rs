@@ -13,11 +13,13 @@
 //! ```
 //!
 //! [`client`] and [`server`] are state machines: what happened and when goes in, what to do comes
-//! out. [`remote`] is where what a peer says becomes names that may be used.
+//! out. [`remote`] is where what a peer says becomes names that may be used. [`extension`] is what two
+//! meshes of ours tell each other beyond the reference's messages.
 
 pub mod checksum;
 pub mod client;
-
+pub mod export;
+pub mod extension;
 pub mod message;
 pub mod remote;
 pub mod server;

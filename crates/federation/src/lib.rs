@@ -21,9 +21,11 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use meshfed_federation::discovery::client::{Action, Client, ClientSettings};
+//! use meshfed_federation::discovery::client::{Action, Client, ClientSettings, RemoteState};
+//! use meshfed_federation::discovery::export::Export;
+//! use meshfed_federation::discovery::extension::Health;
 //! use meshfed_federation::discovery::message::Service;
-//! use meshfed_federation::discovery::server::{Server, ServerSettings};
+//! use meshfed_federation::discovery::server::{Answer, Server, ServerSettings};
 //! use meshfed_federation::moment::Moment;
 //! use meshfed_federation::names::{ExportedHost, ServiceKey};
 //!
@@ -36,15 +38,18 @@
 //!     ..Service::default()
 //! };
 //! let mut server = Server::new(ServerSettings::default());
-//! server.set_exports(&[(key.clone(), Arc::new(service))].into_iter().collect(), now);
+//! let export = Export::new(service, Health::default());
+//! server.set_exports(&[(key.clone(), Arc::new(export))].into_iter().collect(), now);
 //!
-//! let mut client = Client::new(ClientSettings::default(), 1, Arc::default());
+//! let mut client = Client::new(ClientSettings::default(), 1, RemoteState::default());
 //! let mut actions = client.tick(now);
 //! while let Some(action) = actions.pop() {
 //!     actions.extend(match action {
-//!         Action::OpenWatch(id) => client.watch_opened(id, now),
+//!         Action::OpenWatch(id) => client.watch_opened(id, false, now),
 //!         Action::GetList(id) => {
-//!             client.list_data(id, &server.list("10.0.0.1", now), now);
+//!             if let Answer::List(document) = server.list("10.0.0.1", None, now) {
+//!                 client.list_data(id, &document.body(false), now);
+//!             }
 //!             client.list_done(id, None, now)
 //!         }
 //!         Action::Cancel(_) | Action::Changed { .. } => Vec::new(),

@@ -56,6 +56,7 @@ use self::exports::PeerExports;
 use self::imports::PeerImports;
 use self::local::LocalService;
 use self::peers::{Peers, Trusted};
+use crate::discovery::client::Imported;
 use crate::discovery::server::Exports;
 use crate::names::{DomainSuffix, PeerName, ServiceKey};
 use crate::rules::{ExportRules, ImportRules};
@@ -131,6 +132,18 @@ pub struct DiscoveryTarget {
     pub headers: Vec<(String, String)>,
     /// What the peer's annotations set.
     pub settings: PeerSettings,
+    /// What is imported of the peer's services, for the report to it.
+    pub imported: Arc<Imported>,
+}
+
+impl DiscoveryTarget {
+    /// Whether both lead to the peer in the same way, so that connections may stay.
+    pub fn same_way(&self, other: &Self) -> bool {
+        self.address == other.address
+            && self.server_id == other.server_id
+            && self.authority == other.authority
+            && self.headers == other.headers
+    }
 }
 
 /// The statuses that resources should have. Times of transitions are kept from the resource's
@@ -174,7 +187,7 @@ pub fn plan(world: &World) -> Plan {
     };
     Plan {
         control_plane: control_plane.cloned(),
-        discovery: discovery_targets(world, &peers),
+        discovery: discovery_targets(world, &peers, &imports),
         discovery_clients: discovery_clients(&peers),
         proxies: decided.configs(),
         statuses: status::statuses(&decided, &membership),
@@ -271,7 +284,11 @@ fn all_imports(
 }
 
 /// Whom we ask: every peer that is reached by an egress gateway.
-fn discovery_targets(world: &World, peers: &Peers<'_>) -> BTreeMap<PeerName, Arc<DiscoveryTarget>> {
+fn discovery_targets(
+    world: &World,
+    peers: &Peers<'_>,
+    imports: &BTreeMap<PeerName, PeerImports>,
+) -> BTreeMap<PeerName, Arc<DiscoveryTarget>> {
     let mesh = &world.mesh;
     trusted(peers)
         .filter(|(_, peer)| !peer.going)
@@ -293,6 +310,12 @@ fn discovery_targets(world: &World, peers: &Peers<'_>) -> BTreeMap<PeerName, Arc
                     (REMOTE_HEADER.to_owned(), peer.remote_hash.to_string()),
                 ],
                 settings: peer.settings.clone(),
+                imported: Arc::new(
+                    imports
+                        .get(&peer.name)
+                        .map(PeerImports::to_report)
+                        .unwrap_or_default(),
+                ),
             };
             Some((peer.name.clone(), Arc::new(target)))
         })

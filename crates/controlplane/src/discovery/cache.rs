@@ -1,11 +1,14 @@
 //! The last good list of each peer, kept on disk: what a peer exported stays while it, or we, are
 //! away. One file a peer, in the protocol's own form, and checked when it is read as if the peer
-//! had sent it.
+//! had sent it. A file's time of change is when its peer was last heard.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
+use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::message::{Limits, decode_list};
 use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::names::PeerName;
@@ -25,7 +28,7 @@ impl PeerCache {
     }
 
     /// All lists that can be read; others are told of and left.
-    pub fn load(&self) -> BTreeMap<PeerName, Arc<RemoteServices>> {
+    pub fn load(&self) -> BTreeMap<PeerName, RemoteState> {
         let entries = match std::fs::read_dir(&self.0) {
             Ok(entries) => entries,
             Err(error) => {
@@ -42,7 +45,9 @@ impl PeerCache {
             };
             match read(&entry.path()) {
                 Ok(services) => {
-                    lists.insert(peer, Arc::new(services));
+                    let changed = entry.metadata().and_then(|m| m.modified()).ok();
+                    let contact = changed.and_then(|at| Timestamp::try_from(at).ok());
+                    lists.insert(peer, RemoteState::kept(Arc::new(services), contact));
                 }
                 Err(error) => warn!(%peer, error, "the kept list of this peer is not usable"),
             }
@@ -53,9 +58,20 @@ impl PeerCache {
     /// Keeps a list. Blocks for the time of a write to disk.
     pub fn store(&self, peer: &PeerName, services: &RemoteServices) {
         let path = self.path(peer);
-        let document = services.to_list().encode();
+        let document = services.to_lasting_list().encode();
         if let Err(error) = meshfed_runtime::write_private(&path, &document) {
             warn!(%peer, %error, "cannot keep the list of this peer");
+        }
+    }
+
+    /// Notes that the peer was heard and still exports what is kept. Blocks for a short time.
+    pub fn touch(&self, peer: &PeerName, at: Timestamp) {
+        let file = std::fs::File::options().write(true).open(self.path(peer));
+        match file.and_then(|file| file.set_modified(SystemTime::from(at))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                warn!(%peer, %error, "cannot note when this peer was heard");
+            }
+            _ => {}
         }
     }
 
@@ -74,8 +90,13 @@ impl PeerCache {
     }
 }
 
+/// The list was within the limits of its peer, which may be set higher than the default.
 fn read(path: &Path) -> Result<RemoteServices, String> {
-    let limits = Limits::default();
+    let limits = Limits {
+        list_bytes: usize::MAX,
+        services: usize::MAX,
+        ..Limits::default()
+    };
     let document = std::fs::read(path).map_err(|e| e.to_string())?;
     let received = decode_list(&document, &limits).map_err(|e| e.to_string())?;
     RemoteServices::check(received, &limits).map_err(|e| e.to_string())
@@ -98,7 +119,11 @@ mod tests {
         std::fs::write(cache.path(&"blue-mesh".parse().unwrap()), "{").unwrap();
         let loaded = cache.load();
         assert_eq!(loaded.len(), 1);
-        assert_eq!(*loaded[&red], services);
+        assert_eq!(*loaded[&red].services, services);
+        assert!(loaded[&red].last_contact.is_some());
+        let heard: Timestamp = "2021-10-05T13:00:00Z".parse().unwrap();
+        cache.touch(&red, heard);
+        assert_eq!(cache.load()[&red].last_contact, Some(heard));
         cache.remove(&red);
         assert!(cache.load().is_empty());
     }

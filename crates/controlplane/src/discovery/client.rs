@@ -12,18 +12,22 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
-use meshfed_federation::discovery::client::{Action, Client, ClientSettings, Failure, RequestId};
-use meshfed_federation::discovery::remote::RemoteServices;
+use meshfed_federation::discovery::client::{
+    Action, Client, ClientSettings, Failure, RemoteState, RequestId,
+};
+use meshfed_federation::discovery::extension::{ANNOUNCE_HEADER, announces};
 use meshfed_federation::names::PeerName;
 use meshfed_federation::plan::{DiscoveryTarget, Step};
 use meshfed_federation::world::ObjectKey;
-use meshfed_pki::{ClientTls, HandshakeRefusal, ServerIds};
+use meshfed_pki::{CertificateAuthority, ClientTls, HandshakeRefusal, ServerIds};
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsConnector;
 use tracing::{debug, info};
 
+use super::publishing::Publishing;
 use super::{Clock, PeerCache};
 use crate::apply::Outcomes;
 use crate::hub::Seen;
@@ -32,8 +36,13 @@ use crate::identity::OwnIdentity;
 /// Chunks of answers that wait for the machine.
 const BACKLOG: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A dead path is noticed within about a minute even when nothing is sent.
+/// A dead path is noticed within about a minute even when nothing is sent: the system asks nine times.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
+/// Bytes of the head of an answer.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// A list of more than this is read where it holds up nobody.
+const LARGE_LIST: usize = 128 << 10;
 
 /// Keeps one task for each peer that the plan names. `kept` is what peers exported when they were
 /// last heard.
@@ -41,7 +50,7 @@ pub async fn follow(
     identity: Arc<OwnIdentity>,
     seen: Seen,
     cache: PeerCache,
-    mut kept: BTreeMap<PeerName, Arc<RemoteServices>>,
+    mut kept: BTreeMap<PeerName, RemoteState>,
     mut outcomes: Outcomes,
 ) {
     let mut running: BTreeMap<PeerName, Running> = BTreeMap::new();
@@ -57,8 +66,8 @@ pub async fn follow(
             for (name, task) in gone {
                 task.end().await;
                 // It cannot be asked now; what it exported stays, for as long as it is a peer.
-                let services = seen.disconnected(name.as_str());
-                kept.insert(name, services);
+                let state = seen.disconnected(name.as_str());
+                kept.insert(name, state);
             }
             let system = &outcome.world.mesh.system_namespace;
             let peers = &outcome.world.resources.peers;
@@ -95,7 +104,8 @@ pub async fn follow(
                     task.go_by(target);
                     continue;
                 }
-                let (targets, receiver) = watch::channel(target.clone());
+                let (targets, mut receiver) = watch::channel(target.clone());
+                receiver.mark_changed();
                 let driver = Driver::new(
                     name.clone(),
                     receiver,
@@ -140,7 +150,8 @@ impl Running {
 /// What a request has to tell.
 #[derive(Debug)]
 enum Progress {
-    Opened,
+    /// Answered with 200; whether the answer announces the extension.
+    Opened(bool),
     Data(Bytes),
     Ended(Option<Failure>),
 }
@@ -154,15 +165,25 @@ enum Kind {
 struct Driver {
     name: PeerName,
     targets: watch::Receiver<Arc<DiscoveryTarget>>,
+    target: Arc<DiscoveryTarget>,
     identity: Arc<OwnIdentity>,
-    seen: Seen,
-    cache: PeerCache,
+    /// Made for the way to the peer, and anew when that or our own root is another one.
+    tls: Option<(Arc<CertificateAuthority>, Arc<ClientConfig>)>,
     clock: Clock,
     machine: Client,
-    requests: BTreeMap<RequestId, (Kind, AbortHandle)>,
+    publishing: Publishing,
+    requests: BTreeMap<RequestId, Asked>,
     tasks: JoinSet<()>,
     progress_in: mpsc::Sender<(RequestId, Progress)>,
     progress: mpsc::Receiver<(RequestId, Progress)>,
+}
+
+/// A request on its way.
+struct Asked {
+    kind: Kind,
+    /// Of its body, so far.
+    bytes: usize,
+    task: AbortHandle,
 }
 
 impl Driver {
@@ -172,18 +193,20 @@ impl Driver {
         identity: Arc<OwnIdentity>,
         seen: Seen,
         cache: PeerCache,
-        last_good: Arc<RemoteServices>,
+        kept: RemoteState,
     ) -> Self {
         let (progress_in, progress) = mpsc::channel(BACKLOG);
         let seed = RandomState::new().hash_one(name.as_str());
+        let target = targets.borrow().clone();
         Self {
+            machine: Client::new(ClientSettings::of_peer(&target.settings), seed, kept),
+            publishing: Publishing::new(name.clone(), seen, cache),
             name,
             targets,
+            target,
             identity,
-            seen,
-            cache,
+            tls: None,
             clock: Clock::default(),
-            machine: Client::new(ClientSettings::default(), seed, last_good),
             requests: BTreeMap::new(),
             tasks: JoinSet::new(),
             progress_in,
@@ -194,120 +217,172 @@ impl Driver {
     async fn run(mut self) {
         loop {
             let actions = self.machine.tick(self.clock.now());
-            self.act(actions).await;
-            let wake_in = self
-                .machine
-                .wake_at()
-                .saturating_sub(self.clock.now().elapsed);
+            self.act(actions);
+            let now = self.clock.now();
+            let wake_in = self.machine.wake_at().saturating_sub(now.elapsed);
             let actions = tokio::select! {
                 Some((id, progress)) = self.progress.recv() => self.take(id, progress),
                 changed = self.targets.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    self.machine.restart(self.clock.now())
+                    self.go_by_target()
                 }
                 Some(_) = self.tasks.join_next() => Vec::new(),
+                () = self.publishing.due() => Vec::new(),
                 // Capped, as the timer does not take every duration.
                 () = tokio::time::sleep(wake_in.min(Duration::from_secs(3600))) => Vec::new(),
             };
-            self.act(actions).await;
+            self.act(actions);
         }
+    }
+
+    /// Only another way to the peer needs new connections.
+    fn go_by_target(&mut self) -> Vec<Action> {
+        let now = self.clock.now();
+        let before = std::mem::replace(&mut self.target, self.targets.borrow().clone());
+        let mut actions = Vec::new();
+        if !self.target.same_way(&before) {
+            self.tls = None;
+            actions = self.machine.restart(now);
+        }
+        let settings = ClientSettings::of_peer(&self.target.settings);
+        actions.extend(self.machine.set_settings(settings, now));
+        actions.extend(self.machine.set_imported(&self.target.imported, now));
+        actions
     }
 
     fn take(&mut self, id: RequestId, progress: Progress) -> Vec<Action> {
         let now = self.clock.now();
-        let Some((kind, _)) = self.requests.get(&id) else {
+        let Some(request) = self.requests.get_mut(&id) else {
             return Vec::new();
         };
-        match (*kind, progress) {
-            (Kind::Watch, Progress::Opened) => {
-                info!(peer = %self.name, "watching the exports of the peer");
-                self.machine.watch_opened(id, now)
+        match (request.kind, progress) {
+            (Kind::Watch, Progress::Opened(extended)) => {
+                info!(peer = %self.name, extended, "watching the exports of the peer");
+                self.machine.watch_opened(id, extended, now)
             }
-            (Kind::List, Progress::Opened) => Vec::new(),
+            (Kind::List, Progress::Opened(extended)) => self.machine.list_opened(id, extended, now),
             (Kind::Watch, Progress::Data(chunk)) => self.machine.watch_data(id, &chunk, now),
-            (Kind::List, Progress::Data(chunk)) => self.machine.list_data(id, &chunk, now),
+            (Kind::List, Progress::Data(chunk)) => {
+                request.bytes += chunk.len();
+                self.machine.list_data(id, &chunk, now)
+            }
             (kind, Progress::Ended(failure)) => {
+                let bytes = request.bytes;
                 self.requests.remove(&id);
-                if let Some(failure) = &failure {
+                if let Some(failure) = &failure
+                    && *failure != not_modified()
+                {
                     info!(peer = %self.name, request = ?kind, ?failure, "a discovery request ended");
                 }
                 match kind {
                     Kind::Watch => self.machine.watch_closed(id, failure.as_ref(), now),
+                    Kind::List if bytes > LARGE_LIST => {
+                        aside(|| self.machine.list_done(id, failure.as_ref(), now))
+                    }
                     Kind::List => self.machine.list_done(id, failure.as_ref(), now),
                 }
             }
         }
     }
 
-    async fn act(&mut self, actions: Vec<Action>) {
+    fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::OpenWatch(id) => self.request(id, Kind::Watch),
                 Action::GetList(id) => self.request(id, Kind::List),
                 Action::Cancel(id) => {
-                    if let Some((_, task)) = self.requests.remove(&id) {
-                        task.abort();
+                    if let Some(request) = self.requests.remove(&id) {
+                        request.task.abort();
                     }
                 }
                 Action::Changed { services } => {
                     debug!(peer = %self.name, services, "what is known of the peer changed");
-                    let state = self.machine.state().clone();
-                    if services {
-                        let (cache, name) = (self.cache.clone(), self.name.clone());
-                        let list = state.services.clone();
-                        // One after the other, so that an older list never replaces a newer one.
-                        let writing =
-                            tokio::task::spawn_blocking(move || cache.store(&name, &list));
-                        let _panic_was_reported = writing.await;
-                    }
-                    self.seen.remote(self.name.as_str(), state);
+                    self.publishing.changed(self.machine.state(), services);
                 }
             }
         }
     }
 
     fn request(&mut self, id: RequestId, kind: Kind) {
-        let target = self.targets.borrow().clone();
-        let identity = self.identity.clone();
+        let tls = self.tls();
+        let target = self.target.clone();
+        let headers = match kind {
+            Kind::Watch => self.machine.watch_headers(),
+            Kind::List => self.machine.list_headers(),
+        };
         let progress = self.progress_in.clone();
         let task = self.tasks.spawn(async move {
-            let failure = exchange(&target, &identity, kind, id, &progress)
-                .await
-                .err();
+            let failure = match tls {
+                Ok(tls) => exchange(&target, tls, kind, headers, id, &progress)
+                    .await
+                    .err(),
+                Err(failure) => Some(failure),
+            };
             // Nobody listens when the peer was removed meanwhile.
             let _gone = progress.send((id, Progress::Ended(failure))).await;
         });
-        self.requests.insert(id, (kind, task));
+        let bytes = 0;
+        self.requests.insert(id, Asked { kind, bytes, task });
+    }
+
+    fn tls(&mut self) -> Result<Arc<ClientConfig>, Failure> {
+        let authority = self.identity.authority.load_full();
+        if let Some((of, tls)) = &self.tls
+            && Arc::ptr_eq(of, &authority)
+        {
+            return Ok(tls.clone());
+        }
+        let server_id = &self.target.server_id;
+        let trust = self.identity.trust(server_id.trust_domain());
+        let tls = meshfed_pki::client_config(ClientTls {
+            identity: self.identity.cell.clone(),
+            trust: trust.map_err(|e| failed("own trust", &e))?,
+            server: ServerIds::OneOf(vec![server_id.clone()]),
+            alpn: vec!["http/1.1".to_owned()],
+        })
+        .map_err(|e| failed("TLS", &e))?;
+        self.tls = Some((authority, tls.clone()));
+        Ok(tls)
+    }
+}
+
+fn not_modified() -> Failure {
+    status_failure(StatusCode::NOT_MODIFIED)
+}
+
+fn status_failure(status: StatusCode) -> Failure {
+    let reason = status.canonical_reason().unwrap_or_default().to_owned();
+    Failure::Status(status.as_u16(), reason)
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Transport(format!("{what}: {error}"))
+}
+
+/// Runs what takes long without holding up the other tasks of this thread.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 
 /// One request from connect to the end of its body.
 async fn exchange(
     target: &DiscoveryTarget,
-    identity: &OwnIdentity,
+    tls: Arc<ClientConfig>,
     kind: Kind,
+    headers: Vec<(&'static str, String)>,
     id: RequestId,
     progress: &mpsc::Sender<(RequestId, Progress)>,
 ) -> Result<(), Failure> {
-    let failed =
-        |what: &str, error: &dyn std::fmt::Display| Failure::Transport(format!("{what}: {error}"));
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target.address))
         .await
         .map_err(|e| failed("egress gateway", &e))?
         .map_err(|e| failed("egress gateway", &e))?;
     keep_alive(&stream).map_err(|e| failed("egress gateway", &e))?;
-    let domain = target.server_id.trust_domain();
-    let tls = meshfed_pki::client_config(ClientTls {
-        identity: identity.cell.clone(),
-        trust: identity
-            .trust(domain)
-            .map_err(|e| failed("own trust", &e))?,
-        server: ServerIds::OneOf(vec![target.server_id.clone()]),
-        alpn: vec!["http/1.1".to_owned()],
-    })
-    .map_err(|e| failed("TLS", &e))?;
     let host = target.authority.split(':').next().unwrap_or_default();
     let name = rustls::pki_types::ServerName::try_from(host.to_owned())
         .map_err(|e| failed("egress gateway", &e))?;
@@ -321,7 +396,9 @@ async fn exchange(
                 |refusal| failed("TLS with the egress gateway", &refusal.label()),
             )
         })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(MAX_HEAD_BYTES)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failed("HTTP", &e))?;
     let mut driver = JoinSet::new();
@@ -344,6 +421,9 @@ async fn exchange(
     for (name, value) in &target.headers {
         request = request.header(name, value);
     }
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
     let request = request
         .body(Empty::<Bytes>::new())
         .map_err(|e| failed("HTTP", &e))?;
@@ -353,15 +433,16 @@ async fn exchange(
         .map_err(|e| failed("HTTP", &e))?;
     let status = response.status();
     if status != StatusCode::OK {
-        let reason = status.canonical_reason().unwrap_or_default().to_owned();
-        return Err(Failure::Status(status.as_u16(), reason));
+        return Err(status_failure(status));
     }
+    let announced = response.headers().get(ANNOUNCE_HEADER);
+    let extended = announces(announced.and_then(|value| value.to_str().ok()));
     let mut body = response.into_body();
     let tell = async |what| {
         let told = progress.send((id, what)).await;
         told.map_err(|_| Failure::Transport("not wanted any more".to_owned()))
     };
-    tell(Progress::Opened).await?;
+    tell(Progress::Opened(extended)).await?;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| failed("HTTP", &e))?;
         if let Ok(chunk) = frame.into_data() {
@@ -375,6 +456,6 @@ fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE);
+        .with_interval(KEEPALIVE_AGAIN);
     socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }

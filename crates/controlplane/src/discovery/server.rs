@@ -17,18 +17,26 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use meshfed_federation::discovery::server::{
-    Exports, Server, ServerSettings, Take, WatchId, source_of,
+use meshfed_federation::discovery::extension::{
+    ANNOUNCE_HEADER, ANNOUNCED, REPORT_HEADER, Report, announces,
 };
-use meshfed_pki::{HandshakeRefusal, ServerTls, SpiffeId, TlsConfigError, TrustDomain};
+use meshfed_federation::discovery::server::{
+    Answer, Document, Exports, Server, ServerSettings, Take, WatchId, source_of,
+};
+use meshfed_federation::moment::Moment;
+use meshfed_pki::{
+    CertificateAuthority, HandshakeRefusal, ServerTls, SpiffeId, TlsConfigError, TrustDomain,
+};
 use meshfed_runtime::{AccessLog, DrainWatch};
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::Clock;
+use super::stalling::Stalling;
 use crate::apply::Outcomes;
 use crate::hub::Seen;
 use crate::identity::{OwnIdentity, OwnIdentityError};
@@ -38,6 +46,13 @@ const MAX_CONNECTIONS: usize = 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// A connection on which something waits to be written and nothing can be is given up after this.
+const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+/// Lists on their way to one peer; more requests are answered with 503.
+const MAX_LISTS: usize = 64;
+/// Between two statuses of one peer's watches.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(250);
+const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Why discovery cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +70,8 @@ pub struct DiscoveryServer {
     seen: Seen,
     log: AccessLog,
     clock: Clock,
+    /// Some peer's watches are to be published.
+    unpublished: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +91,28 @@ struct Peer {
     /// It is to hear that nothing is exported to it any more.
     telling: bool,
     wakers: BTreeMap<WatchId, Arc<Notify>>,
+    /// Room for lists on their way.
+    lists: Arc<Semaphore>,
+    /// When its watches were last published, on the monotonic clock.
+    published_at: Option<Duration>,
+    unpublished: bool,
+}
+
+/// A request, as far as it matters.
+struct Asked {
+    source: String,
+    extended: bool,
+    /// The list that the peer has.
+    known: Option<String>,
+    report: Option<Report>,
+}
+
+/// What a request is answered with.
+enum Reply {
+    Empty(StatusCode),
+    NotModified(String),
+    List(Arc<Document>, OwnedSemaphorePermit),
+    Watch(Events),
 }
 
 impl DiscoveryServer {
@@ -83,19 +122,55 @@ impl DiscoveryServer {
             seen,
             log,
             clock: Clock::default(),
+            unpublished: Arc::default(),
         }
     }
 
     /// Gives each peer the exports that the plan has for it.
     pub async fn follow(self, mut outcomes: Outcomes) {
+        let mut publish_at: Option<tokio::time::Instant> = None;
         loop {
-            let newest = outcomes.borrow_and_update().clone();
-            if let Some(outcome) = newest {
-                self.take(&outcome);
+            tokio::select! {
+                changed = outcomes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let newest = outcomes.borrow_and_update().clone();
+                    if let Some(outcome) = newest {
+                        self.take(&outcome);
+                    }
+                }
+                () = self.unpublished.notified(), if publish_at.is_none() => {
+                    publish_at = Some(tokio::time::Instant::now() + PUBLISH_PAUSE);
+                }
+                () = until(publish_at) => {
+                    publish_at = None;
+                    self.publish_waiting();
+                }
             }
-            if outcomes.changed().await.is_err() {
-                return;
+        }
+    }
+
+    fn publish_waiting(&self) {
+        let now = self.clock.now();
+        for (name, peer) in &mut self.lock().peers {
+            if std::mem::take(&mut peer.unpublished) {
+                peer.published_at = Some(now.elapsed);
+                self.seen.watchers(name, peer.machine.sources(now));
             }
+        }
+    }
+
+    /// Tells who watches, under the lock, so that a newer state cannot be overtaken by this one.
+    /// A peer that keeps us busy is told of a few times a second.
+    fn publish(&self, name: &str, peer: &mut Peer, now: Moment) {
+        let recent = |at: Duration| now.elapsed.saturating_sub(at) < PUBLISH_PAUSE;
+        if peer.published_at.is_some_and(recent) {
+            peer.unpublished = true;
+            self.unpublished.notify_one();
+        } else {
+            peer.published_at = Some(now.elapsed);
+            self.seen.watchers(name, peer.machine.sources(now));
         }
     }
 
@@ -120,11 +195,13 @@ impl DiscoveryServer {
                 machine: Server::new(ServerSettings::default()),
                 telling: false,
                 wakers: BTreeMap::new(),
+                lists: Arc::new(Semaphore::new(MAX_LISTS)),
+                published_at: None,
+                unpublished: false,
             });
             peer.client = plan.discovery_clients.get(name).cloned();
             if peer.update(exports, now) {
-                let sources = peer.machine.sources(now);
-                self.seen.watchers(name.as_str(), sources);
+                self.publish(name.as_str(), peer, now);
             }
             peer.telling = plan.withdrawal.telling.contains(name);
             self.seen.told(name.as_str(), peer.told(now));
@@ -141,6 +218,7 @@ impl DiscoveryServer {
     ) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
+        let mut tls: Option<Tls> = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -163,14 +241,19 @@ impl DiscoveryServer {
                 .borrow()
                 .as_ref()
                 .map(|outcome| outcome.plan.trust_domain.clone());
-            let (server, identity) = (self.clone(), identity.clone());
+            // Before the first plan nobody is known, and who is told so would believe it.
+            let Some(domain) = domain else { continue };
+            let acceptor = match Tls::for_now(&mut tls, &identity, domain) {
+                Ok(acceptor) => acceptor,
+                Err(error) => {
+                    warn!(%error, "discovery cannot be served");
+                    continue;
+                }
+            };
+            let server = self.clone();
             connections.spawn(async move {
                 let _place = place;
-                let Some(domain) = domain else { return };
-                let done = server
-                    .clone()
-                    .connection(stream, address, &identity, &domain)
-                    .await;
+                let done = server.clone().connection(stream, address, acceptor).await;
                 if let Err(error) = done {
                     let reason = HandshakeRefusal::find(&*error).map_or("broken", |r| r.label());
                     let time = server.clock.now().wall;
@@ -186,30 +269,21 @@ impl DiscoveryServer {
         self,
         stream: TcpStream,
         address: SocketAddr,
-        identity: &OwnIdentity,
-        domain: &TrustDomain,
+        acceptor: TlsAcceptor,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         stream.set_nodelay(true)?;
-        let tls = meshfed_pki::server_config(ServerTls {
-            identity: identity.cell.clone(),
-            trust: identity.trust(domain)?,
-            client_ids: Vec::new(),
-            alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
-        })?;
-        let accept = TlsAcceptor::from(tls).accept(stream);
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE);
+        socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        let accept = acceptor.accept(stream);
         let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await??;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let client = meshfed_pki::peer_id(certificates)?;
+        let client = Arc::new(client);
         let service = service_fn(move |request: Request<Incoming>| {
-            let answer = self.answer(&request, &client, address);
-            self.log.line(format!(
-                "time={} client={address} peer={client} method={} path={} status={}",
-                self.clock.now().wall,
-                request.method(),
-                request.uri().path(),
-                answer.status().as_u16(),
-            ));
-            async move { Ok::<_, Infallible>(answer) }
+            let (server, client) = (self.clone(), client.clone());
+            async move { Ok::<_, Infallible>(server.respond(&request, &client, address).await) }
         });
         let mut http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
         http.http1()
@@ -220,76 +294,144 @@ impl DiscoveryServer {
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(20))
             .max_header_list_size(MAX_HEADER_BYTES as u32);
+        let stream = Stalling::new(stream, WRITE_PATIENCE);
         http.serve_connection(TokioIo::new(stream), service).await
     }
 
-    fn answer(
+    async fn respond(
         &self,
         request: &Request<Incoming>,
         client: &SpiffeId,
         address: SocketAddr,
     ) -> Response<Either<Full<Bytes>, Events>> {
+        let asked = self.asked(request, address);
+        let extended = asked.extended;
+        let response = match self.answer(request, client, asked) {
+            Reply::Empty(status) => empty(status),
+            Reply::NotModified(tag) => tagged(empty(StatusCode::NOT_MODIFIED), &tag),
+            Reply::List(document, permit) => {
+                let tag = document.tag().to_string();
+                // The first who asks pays for the encoding, and must not hold up others for it.
+                let body = tokio::task::spawn_blocking(move || document.body(extended)).await;
+                match body {
+                    Ok(body) => {
+                        let body = Bytes::from_owner(Sending {
+                            body,
+                            _place: permit,
+                        });
+                        let response = Response::new(Either::Left(Full::new(body)));
+                        if extended {
+                            tagged(response, &tag)
+                        } else {
+                            response
+                        }
+                    }
+                    Err(_) => empty(StatusCode::INTERNAL_SERVER_ERROR),
+                }
+            }
+            Reply::Watch(events) => {
+                let mut response = Response::new(Either::Right(events));
+                response.headers_mut().insert(
+                    header::CONTENT_TYPE,
+                    header::HeaderValue::from_static("application/json"),
+                );
+                response
+            }
+        };
+        self.log.line(format!(
+            "time={} client={address} peer={client} method={} path={} status={}",
+            self.clock.now().wall,
+            request.method(),
+            request.uri().path(),
+            response.status().as_u16(),
+        ));
+        if extended {
+            announced(response)
+        } else {
+            response
+        }
+    }
+
+    /// What a request says beside its path. All of it is the peer's word.
+    fn asked(&self, request: &Request<Incoming>, address: SocketAddr) -> Asked {
+        let value = |name: &str| {
+            let value = request.headers().get(name);
+            value.and_then(|value| value.to_str().ok())
+        };
+        let extended = announces(value(ANNOUNCE_HEADER));
+        let report = request
+            .headers()
+            .get(REPORT_HEADER)
+            .filter(|_| extended)
+            .map(|value| Report::decode(value.as_bytes()));
+        if let Some(Err(error)) = &report {
+            debug!(%address, %error, "a report was not taken");
+        }
+        Asked {
+            source: source_of(value("x-forwarded-for"), address.ip()),
+            extended,
+            known: value("if-none-match")
+                .filter(|_| extended)
+                .map(str::to_owned),
+            report: report.and_then(Result::ok),
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>, client: &SpiffeId, asked: Asked) -> Reply {
         let path = request.uri().path();
         let (list, name) = if let Some(name) = path.strip_prefix("/v1/services/") {
             (true, name)
         } else if let Some(name) = path.strip_prefix("/v1/watch/") {
             (false, name)
         } else {
-            return empty(StatusCode::NOT_FOUND);
+            return Reply::Empty(StatusCode::NOT_FOUND);
         };
         if !matches!(*request.method(), Method::GET | Method::POST) {
-            return empty(StatusCode::METHOD_NOT_ALLOWED);
+            return Reply::Empty(StatusCode::METHOD_NOT_ALLOWED);
         }
         let now = self.clock.now();
-        let forwarded_for = request
-            .headers()
-            .get("x-forwarded-for")
-            .and_then(|value| value.to_str().ok());
-        let source = source_of(forwarded_for, address.ip());
+        let source = &asked.source;
         let mut state = self.lock();
         let Some(peer) = state.peers.get_mut(name) else {
             // The reference's answer for a peer that it does not know.
-            return empty(StatusCode::BAD_REQUEST);
+            return Reply::Empty(StatusCode::BAD_REQUEST);
         };
         if peer.client.as_ref() != Some(client) {
             warn!(peer = name, %client, "this identity may not ask for the exports to this peer");
-            return empty(StatusCode::FORBIDDEN);
+            return Reply::Empty(StatusCode::FORBIDDEN);
         }
-        let response = if list {
-            let document = peer.machine.list(&source, now);
-            debug!(
-                peer = name,
-                source,
-                bytes = document.len(),
-                "sent the list of exports"
-            );
-            Response::new(Either::Left(Full::new(Bytes::from_owner(document))))
+        let reply = if list {
+            let Ok(permit) = peer.lists.clone().try_acquire_owned() else {
+                warn!(peer = name, limit = MAX_LISTS, "too many lists at a time");
+                return Reply::Empty(StatusCode::SERVICE_UNAVAILABLE);
+            };
+            debug!(peer = name, source, "the peer asks for our exports");
+            match peer.machine.list(source, asked.known.as_deref(), now) {
+                Answer::NotModified(tag) => Reply::NotModified(tag.to_string()),
+                Answer::List(document) => Reply::List(document, permit),
+            }
         } else {
-            let (id, evicted) = peer.machine.open_watch(&source, now);
+            let (id, evicted) = peer.machine.open_watch(source, asked.extended, now);
             if let Some(waker) = evicted.and_then(|id| peer.wakers.remove(&id)) {
                 waker.notify_one();
             }
             let waker = Arc::new(Notify::new());
             peer.wakers.insert(id, waker.clone());
             info!(peer = name, source, "the peer watches our exports");
-            let events = Events {
+            Reply::Watch(Events {
                 server: self.clone(),
                 peer: name.to_owned(),
                 generation: peer.generation,
                 id,
                 waiting: Box::pin(notified(waker.clone())),
                 waker,
-            };
-            let mut response = Response::new(Either::Right(events));
-            response.headers_mut().insert(
-                header::CONTENT_TYPE,
-                header::HeaderValue::from_static("application/json"),
-            );
-            response
+            })
         };
-        // Under the lock, so that a newer state cannot be overtaken by this one.
-        self.seen.watchers(name, peer.machine.sources(now));
-        response
+        if let Some(report) = asked.report {
+            peer.machine.report(source, report, now);
+        }
+        self.publish(name, peer, now);
+        reply
     }
 
     fn watch_ended(&self, peer: &str, generation: u64, id: WatchId) {
@@ -301,7 +443,7 @@ impl DiscoveryServer {
         known.wakers.remove(&id);
         known.machine.close_watch(id, now);
         self.seen.told(peer, known.told(now));
-        self.seen.watchers(peer, known.machine.sources(now));
+        self.publish(peer, known, now);
         info!(peer, "the peer's watch of our exports ended");
     }
 
@@ -325,7 +467,7 @@ impl Peer {
     }
 
     /// True if somebody was told something.
-    fn update(&mut self, exports: &Exports, now: meshfed_federation::moment::Moment) -> bool {
+    fn update(&mut self, exports: &Exports, now: Moment) -> bool {
         let concerned = self.machine.set_exports(exports, now);
         for id in &concerned {
             if let Some(waker) = self.wakers.get(id) {
@@ -333,6 +475,75 @@ impl Peer {
             }
         }
         !concerned.is_empty()
+    }
+}
+
+/// TLS for what is trusted now, made anew when that changes.
+struct Tls {
+    authority: Arc<CertificateAuthority>,
+    domain: TrustDomain,
+    config: Arc<ServerConfig>,
+}
+
+impl Tls {
+    fn for_now(
+        kept: &mut Option<Self>,
+        identity: &OwnIdentity,
+        domain: TrustDomain,
+    ) -> Result<TlsAcceptor, ServeError> {
+        let authority = identity.authority.load_full();
+        if let Some(tls) = kept
+            && Arc::ptr_eq(&tls.authority, &authority)
+            && tls.domain == domain
+        {
+            return Ok(tls.config.clone().into());
+        }
+        let config = meshfed_pki::server_config(ServerTls {
+            identity: identity.cell.clone(),
+            trust: identity.trust(&domain)?,
+            client_ids: Vec::new(),
+            alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
+        })?;
+        *kept = Some(Self {
+            authority,
+            domain,
+            config: config.clone(),
+        });
+        Ok(config.into())
+    }
+}
+
+/// A list on its way, which has a place as long as it is not sent.
+struct Sending {
+    body: Arc<[u8]>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Sending {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+fn tagged<B>(mut response: Response<B>, tag: &str) -> Response<B> {
+    if let Ok(tag) = header::HeaderValue::from_str(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+fn announced<B>(mut response: Response<B>) -> Response<B> {
+    response
+        .headers_mut()
+        .insert(ANNOUNCE_HEADER, header::HeaderValue::from_static(ANNOUNCED));
+    response
+}
+
+/// For ever without a time.
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -119,7 +119,7 @@ fn set(elements: impl Iterator<Item = u64>) -> u64 {
     elements.fold(0, |all, element| all ^ element)
 }
 
-fn text(text: &str) -> u64 {
+pub(super) fn text(text: &str) -> u64 {
     fnv(text.as_bytes())
 }
 

@@ -11,10 +11,14 @@
 //!            +-------------+                         +------ checksum mismatch, event without service
 //! ```
 //!
+//! What a watch or a list takes is bounded: bytes, entries, events, and time where the protocol has an
+//! end. What goes beyond is told in the state, and asked for again a resync period later.
+//!
 //! The last good list stays when the peer is away or sends nonsense. It goes when the peer says so:
 //! by events, by a list, or by answering `services` with 400 for some time, which is how a peer
 //! that no longer knows us answers.
 
+mod allowance;
 mod backoff;
 mod state;
 mod sync;
@@ -24,12 +28,15 @@ use std::time::Duration;
 
 pub use state::{RemoteError, RemoteState, WatchState};
 
+use self::allowance::Allowance;
 use self::backoff::Backoff;
 use self::sync::{ListEnd, Sync};
+use super::extension::{ANNOUNCE_HEADER, ANNOUNCED, REPORT_HEADER, Report};
 use super::message::{Action as EventAction, DecodeError, EventDecoder, Limits, WatchEvent};
 use super::remote::{RemoteFault, RemoteService, RemoteServices};
 use crate::moment::Moment;
-use crate::names::clip;
+use crate::names::{ServiceKey, clip};
+use crate::plan::PeerSettings;
 
 /// Times and bounds of one [`Client`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +49,8 @@ pub struct ClientSettings {
     pub list_retry: Duration,
     /// For the whole answer to `services`. Default 60 s.
     pub list_timeout: Duration,
+    /// Between two pieces of that answer. Default 15 s.
+    pub list_idle: Duration,
     /// For the head of the answer to `watch`. Default 10 s.
     pub watch_timeout: Duration,
     /// For how long every answer to `services` must have been 400 until it counts as "nothing is
@@ -58,6 +67,7 @@ impl Default for ClientSettings {
             resync: Duration::from_secs(60),
             list_retry: Duration::from_secs(1),
             list_timeout: Duration::from_secs(60),
+            list_idle: Duration::from_secs(15),
             watch_timeout: Duration::from_secs(10),
             withdrawal: Duration::from_secs(10),
             hold_empty: Duration::from_secs(30),
@@ -65,8 +75,32 @@ impl Default for ClientSettings {
     }
 }
 
+impl ClientSettings {
+    /// With what is set for one peer.
+    pub fn of_peer(settings: &PeerSettings) -> Self {
+        let default = Self::default();
+        Self {
+            limits: Limits {
+                services: settings.max_services,
+                list_bytes: settings.max_list_bytes,
+                ..default.limits
+            },
+            hold_empty: settings.hold_empty_list,
+            ..default
+        }
+    }
+}
+
 /// A watch that lasted less than this is not reopened without a delay.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
+
+/// What is imported of a peer's services, to be reported to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Imported {
+    pub count: u32,
+    /// The first of them, by the names that the peer gave them.
+    pub services: Vec<ServiceKey>,
+}
 
 /// Names one request of a [`Client`]. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,6 +145,10 @@ pub struct Client {
     watch: Watch,
     backoff: Backoff,
     sync: Sync,
+    allowance: Allowance,
+    /// When the fault of the last watch is forgotten, unless it comes again.
+    watch_error_until: Duration,
+    imported: Arc<Imported>,
     next_request: u64,
     actions: Vec<Action>,
 }
@@ -132,15 +170,14 @@ enum Watch {
 }
 
 impl Client {
-    /// `seed` drives the jitter of the backoff. `last_good` is what the peer exported when it was
-    /// last heard, from disk.
-    pub fn new(settings: ClientSettings, seed: u64, last_good: Arc<RemoteServices>) -> Self {
+    /// `seed` drives the jitter of the backoff. `kept` is what is known from an earlier life.
+    pub fn new(settings: ClientSettings, seed: u64, kept: RemoteState) -> Self {
         Self {
+            allowance: Allowance::new(&settings.limits, Duration::ZERO),
+            watch_error_until: Duration::MAX,
+            imported: Arc::default(),
             settings,
-            state: Arc::new(RemoteState {
-                services: last_good,
-                ..RemoteState::default()
-            }),
+            state: Arc::new(kept),
             watch: Watch::Closed {
                 retry_at: Duration::ZERO,
             },
@@ -156,6 +193,65 @@ impl Client {
         &self.state
     }
 
+    /// Other times and bounds from now on. What is connected stays so; a list that was refused is
+    /// asked for again.
+    pub fn set_settings(&mut self, settings: ClientSettings, now: Moment) -> Vec<Action> {
+        if settings != self.settings {
+            self.settings = settings;
+            if let Watch::Open { decoder, .. } = &mut self.watch {
+                decoder.set_limits(settings.limits);
+            }
+            self.sync.hold_changed(&settings);
+            if self.state.error.is_some() {
+                self.sync.want_soon(now, &settings);
+            }
+        }
+        self.tick(now)
+    }
+
+    /// What is imported of the peer's services. A peer with the extension is told soon.
+    pub fn set_imported(&mut self, imported: &Arc<Imported>, now: Moment) -> Vec<Action> {
+        if self.imported != *imported {
+            self.imported = imported.clone();
+            self.want_to_tell(now);
+        }
+        self.tick(now)
+    }
+
+    fn want_to_tell(&mut self, now: Moment) {
+        if self.state.extended && self.state.watch.connected {
+            self.sync.want_to_tell(now, &self.settings);
+        }
+    }
+
+    /// Request headers beyond those of the reference, for a watch.
+    pub fn watch_headers(&self) -> Vec<(&'static str, String)> {
+        let announce = (ANNOUNCE_HEADER, ANNOUNCED.to_owned());
+        if self.state.extended {
+            vec![announce, (REPORT_HEADER, self.report().encode())]
+        } else {
+            vec![announce]
+        }
+    }
+
+    /// Request headers beyond those of the reference, for the list.
+    pub fn list_headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = self.watch_headers();
+        if self.state.extended {
+            headers.push(("if-none-match", self.state.services.tag().to_string()));
+        }
+        headers
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            imported: self.imported.count,
+            services: self.imported.services.clone(),
+            last_sync: self.state.last_full_sync,
+            error: self.state.fault().map(ToString::to_string),
+        }
+    }
+
     /// When [`tick`](Self::tick) has something to do, on the monotonic clock.
     pub fn wake_at(&self) -> Duration {
         let watch = match &self.watch {
@@ -163,7 +259,7 @@ impl Client {
             Watch::Opening { deadline, .. } => *deadline,
             Watch::Open { .. } => Duration::MAX,
         };
-        watch.min(self.sync.wake_at())
+        watch.min(self.sync.wake_at()).min(self.watch_error_until)
     }
 
     /// Does what is due.
@@ -187,20 +283,24 @@ impl Client {
         }
         if let Some(id) = self.sync.timed_out(now) {
             self.actions.push(Action::Cancel(id));
-            let cause = Failure::Transport("the list did not arrive in time".to_owned());
-            self.list_failed(&cause, now);
+            let late = "it did not arrive in time, or too slowly".to_owned();
+            self.fail(RemoteError::NoList(late.clone()));
+            self.list_failed(&Failure::Transport(late), now);
         }
         if self.sync.is_due(now) {
             let id = self.request_id();
-            self.sync
-                .begin(id, now.elapsed + self.settings.list_timeout);
+            self.sync.begin(id, now, &self.settings);
             self.actions.push(Action::GetList(id));
+        }
+        if self.watch_error_until <= now.elapsed {
+            self.watch_error_until = Duration::MAX;
+            self.change(false, |state| state.watch.error = None);
         }
         std::mem::take(&mut self.actions)
     }
 
-    /// The watch was answered with 200.
-    pub fn watch_opened(&mut self, id: RequestId, now: Moment) -> Vec<Action> {
+    /// The watch was answered with 200. `extended`: the answer announces the extension.
+    pub fn watch_opened(&mut self, id: RequestId, extended: bool, now: Moment) -> Vec<Action> {
         if matches!(&self.watch, Watch::Opening { id: current, .. } if *current == id) {
             self.watch = Watch::Open {
                 id,
@@ -209,6 +309,7 @@ impl Client {
             };
             self.backoff.reset();
             self.sync.want_now();
+            self.set_extended(extended);
             self.change(false, |state| {
                 state.watch.connected = true;
                 state.watch.last_connected = Some(now.wall);
@@ -232,15 +333,30 @@ impl Client {
         }
         let mut events = Vec::new();
         let result = decoder.push(chunk, &mut events);
+        let limits = &self.settings.limits;
+        let spent = self
+            .allowance
+            .spend(events.len(), chunk.len(), limits, now.elapsed);
         if !events.is_empty() {
+            if !self.state.extended {
+                let services = events.iter_mut().filter_map(|e| e.service.as_mut());
+                services.for_each(|service| service.health = None);
+            }
             self.sync.note(&events, chunk.len());
             self.apply(events, now);
         }
-        if let Err(error) = result {
+        let error = match result {
+            Err(error) => Some(RemoteError::Unreadable(error)),
+            Ok(()) if !spent => Some(RemoteError::TooManyEvents),
+            Ok(()) => None,
+        };
+        if let Some(error) = error {
             // A new watch will hardly be better, so it is not opened as fast as after a failure.
             self.actions.push(Action::Cancel(id));
-            self.watch_ended(&clip(&error.to_string()), self.settings.resync, now);
-            self.fail(RemoteError::Unreadable(error));
+            let resync = self.settings.resync;
+            self.watch_ended(&clip(&error.to_string()), resync, now);
+            self.watch_error_until = now.elapsed + 2 * resync;
+            self.change(false, |state| state.watch.error = Some(error));
         }
         self.tick(now)
     }
@@ -278,11 +394,19 @@ impl Client {
         self.tick(now)
     }
 
+    /// `services` was answered with 200. `extended`: the answer announces the extension.
+    pub fn list_opened(&mut self, id: RequestId, extended: bool, now: Moment) -> Vec<Action> {
+        if self.sync.is_running(id) {
+            self.set_extended(extended);
+        }
+        self.tick(now)
+    }
+
     /// Bytes of the list's body, after a 200.
     pub fn list_data(&mut self, id: RequestId, chunk: &[u8], now: Moment) -> Vec<Action> {
-        let limit = self.settings.limits.list_bytes;
-        if !self.sync.push(id, chunk, limit) {
+        if !self.sync.push(id, chunk, now, &self.settings) {
             self.actions.push(Action::Cancel(id));
+            let limit = self.settings.limits.list_bytes;
             let error = DecodeError::ListTooLong { limit };
             self.list_refused(RemoteError::Unreadable(error), now);
         }
@@ -297,7 +421,16 @@ impl Client {
         now: Moment,
     ) -> Vec<Action> {
         let ended = match failure {
-            None => self.sync.finish(id, &self.settings),
+            None => self
+                .sync
+                .finish(id, self.state.extended, now, &self.settings),
+            // Nobody but a peer that we asked "is it still this list?" says so.
+            Some(Failure::Status(304, _)) if self.state.extended => {
+                if self.sync.abandon(id) {
+                    self.list_unchanged(now);
+                }
+                return self.tick(now);
+            }
             Some(failure) => {
                 if self.sync.abandon(id) {
                     self.list_failed(failure, now);
@@ -360,13 +493,15 @@ impl Client {
 
     fn list_failed(&mut self, failure: &Failure, now: Moment) {
         let connected = self.state.watch.connected;
-        let withdrawn = self.sync.failed(failure, connected, now, &self.settings);
-        if withdrawn && !self.state.withdrawn {
+        let failed = self.sync.failed(failure, connected, now, &self.settings);
+        if failed.withdrawn && !self.state.withdrawn {
             self.change(true, |state| {
                 state.services = Arc::default();
                 state.withdrawn = true;
                 state.error = None;
             });
+        } else if connected && failed.lasting && !failed.withdrawn {
+            self.fail(RemoteError::NoList(failure.text()));
         }
     }
 
@@ -377,11 +512,13 @@ impl Client {
     }
 
     fn take_list(&mut self, services: RemoteServices, checksum_agrees: bool, now: Moment) {
+        self.change(false, |state| state.last_contact = Some(now.wall));
         let emptied = services.is_empty() && !self.state.services.is_empty();
         if !self.sync.succeeded(emptied, now, &self.settings) {
             self.fail(RemoteError::SuddenlyEmpty);
             return;
         }
+        let recovered = self.state.error.is_some();
         let waiting = self.sync.waiting_after(&services);
         let changed = *self.state.services != services;
         self.change(changed, |state| {
@@ -393,9 +530,37 @@ impl Client {
             state.withdrawn = false;
             state.error = None;
         });
+        if recovered {
+            self.want_to_tell(now);
+        }
         if !waiting.is_empty() {
             self.apply(waiting, now);
         }
+    }
+
+    /// The peer's list was the one that we had when we asked; since then only events changed ours.
+    fn list_unchanged(&mut self, now: Moment) {
+        self.sync.succeeded(false, now, &self.settings);
+        self.change(false, |state| {
+            state.last_full_sync = Some(now.wall);
+            state.last_contact = Some(now.wall);
+            state.withdrawn = false;
+            state.error = None;
+        });
+    }
+
+    /// A peer that no longer announces the extension does not tell how its services fare.
+    fn set_extended(&mut self, extended: bool) {
+        if self.state.extended == extended {
+            return;
+        }
+        let forget = !extended && self.state.services.has_health();
+        self.change(forget, |state| {
+            state.extended = extended;
+            if forget {
+                state.services = Arc::new(state.services.without_health());
+            }
+        });
     }
 
     fn apply(&mut self, events: Vec<WatchEvent>, now: Moment) {
@@ -422,11 +587,14 @@ impl Client {
                 state.withdrawn = false;
             }
             state.watch.last_event = Some(now.wall);
+            state.last_contact = Some(now.wall);
         });
     }
 
     fn fail(&mut self, error: RemoteError) {
-        self.change(false, |state| state.error = Some(error));
+        if self.state.error.as_ref() != Some(&error) {
+            self.change(false, |state| state.error = Some(error));
+        }
     }
 
     fn change(&mut self, services: bool, edit: impl FnOnce(&mut RemoteState)) {

@@ -8,10 +8,13 @@ mod decode;
 mod encode;
 mod stream;
 
+pub(super) use encode::{EncodedService, encode_event, encode_list};
+
 pub use decode::{DecodeError, decode_list};
 pub use stream::EventDecoder;
 
 use super::checksum::{ListHash, Variant};
+use super::extension::Health;
 
 /// What a peer may send at most. Exceeding one is an error of the peer; nothing of it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +64,8 @@ impl ServiceList {
         }
     }
 
-    /// The document that is sent: compact JSON without a newline at its end.
+    /// The document that is sent: compact JSON without a newline at its end, with the health of
+    /// those services that have one.
     pub fn encode(&self) -> Vec<u8> {
         encode::list(self)
     }
@@ -86,6 +90,15 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// SPIFFE URIs that the exporter's ingress presents.
     pub accounts: Vec<String>,
+    /// Only between meshes that announce it, and no part of the checksum.
+    pub health: Option<Health>,
+}
+
+impl Service {
+    /// The object that stands in a list and in an event, without the health.
+    pub(super) fn encode_plain(&self) -> Vec<u8> {
+        encode::plain(self)
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -129,7 +142,7 @@ pub struct WatchEvent {
 }
 
 impl WatchEvent {
-    /// The bytes that are sent: compact JSON and CRLF.
+    /// The bytes that are sent: compact JSON and CRLF, with the service's health if it has one.
     pub fn encode(&self) -> Vec<u8> {
         encode::event(self)
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use meshfed_pki::SpiffeId;
 
-use super::checksum::{ListHash, service_hash};
+use super::checksum::{ListHash, Variant, service_hash};
+use super::extension::{Health, ListTag};
 use super::message::{Limits, ReceivedList, Service, ServiceList};
 use crate::names::{ExportedHost, NameError, ServiceKey, clip};
 use crate::protocol::Protocol;
@@ -43,6 +44,8 @@ pub struct RemoteService {
     pub accounts: Vec<SpiffeId>,
     /// How many of the accounts are no SPIFFE ids.
     pub unreadable_accounts: usize,
+    /// How it fares there, if the peer tells.
+    pub health: Option<Health>,
     wire: Service,
     hash: u64,
     size: usize,
@@ -87,6 +90,7 @@ impl RemoteService {
             ports,
             accounts,
             unreadable_accounts,
+            health: wire.health,
             hash: service_hash(&wire),
             size: json_size(&wire),
             wire,
@@ -100,6 +104,10 @@ impl RemoteService {
             .iter()
             .filter(|port| port.protocol != Protocol::Udp);
         tcp.map(|port| port.number)
+    }
+
+    fn health_hash(&self) -> u64 {
+        self.health.map_or(0, |h| h.hash(self.host.as_str()))
     }
 }
 
@@ -123,6 +131,7 @@ fn json_size(wire: &Service) -> usize {
 pub struct RemoteServices {
     services: OrdMap<ServiceKey, Arc<RemoteService>>,
     hash: ListHash,
+    health_hash: u64,
     size: usize,
 }
 
@@ -166,6 +175,7 @@ impl RemoteServices {
         self.size = size;
         self.hash
             .toggle(old.map_or(0, |old| old.hash) ^ service.hash);
+        self.health_hash ^= old.map_or(0, |old| old.health_hash()) ^ service.health_hash();
         self.services.insert(service.key.clone(), Arc::new(service));
         Ok(true)
     }
@@ -177,6 +187,7 @@ impl RemoteServices {
             .and_then(|key| self.services.remove(&key));
         if let Some(removed) = &removed {
             self.hash.toggle(removed.hash);
+            self.health_hash ^= removed.health_hash();
             self.size -= removed.size;
         }
         removed.is_some()
@@ -185,6 +196,36 @@ impl RemoteServices {
     /// Whether `checksum` is the one of this list, in the current or the older form.
     pub fn agrees_with(&self, checksum: u64) -> bool {
         self.hash.variant_of(checksum).is_some()
+    }
+
+    /// Names this list towards a peer that has the extension.
+    pub fn tag(&self) -> ListTag {
+        ListTag {
+            checksum: self.hash.checksum(Variant::Current),
+            health: self.health_hash,
+        }
+    }
+
+    /// Whether the peer tells of some service how it fares.
+    pub fn has_health(&self) -> bool {
+        self.services.values().any(|s| s.health.is_some())
+    }
+
+    /// The same list without word of how the services fare.
+    pub fn without_health(&self) -> Self {
+        let plain = |service: &Arc<RemoteService>| {
+            let mut service = RemoteService::clone(service);
+            service.health = None;
+            service.wire.health = None;
+            Arc::new(service)
+        };
+        Self {
+            services: (self.services.iter())
+                .map(|(key, service)| (key.clone(), plain(service)))
+                .collect(),
+            health_hash: 0,
+            ..*self
+        }
     }
 
     pub fn get(&self, key: &ServiceKey) -> Option<&Arc<RemoteService>> {
@@ -204,10 +245,19 @@ impl RemoteServices {
         self.services.is_empty()
     }
 
-    /// The list as a document of the protocol, to be kept on disk and read back with
+    /// The list as a document of the protocol, with how the services fare; to be read back with
     /// [`decode_list`](super::message::decode_list).
     pub fn to_list(&self) -> ServiceList {
         ServiceList::new(self.iter().map(|service| service.wire.clone()).collect())
+    }
+
+    /// The same without how the services fare, which is soon out of date.
+    pub fn to_lasting_list(&self) -> ServiceList {
+        let plain = |service: &Arc<RemoteService>| Service {
+            health: None,
+            ..service.wire.clone()
+        };
+        ServiceList::new(self.iter().map(plain).collect())
     }
 }
 

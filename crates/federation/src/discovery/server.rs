@@ -4,29 +4,33 @@
 //! peer does, and takes bytes for each watch as fast as the peer reads them. A watch that falls
 //! too far behind is cut off; its peer opens another one and asks for the list.
 
+mod document;
 mod sources;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+pub use document::Document;
 use imbl::OrdMap;
-
+use imbl::ordmap::DiffItem;
 pub use sources::{SourceStatus, source_of};
 
 use self::sources::Sources;
-use super::checksum::{ListHash, Variant, service_hash};
-use super::message::{Action, Service, ServiceList, WatchEvent};
+use super::checksum::{ListHash, Variant};
+use super::export::Export;
+use super::extension::{ListTag, Report};
+use super::message::{Action, encode_event};
 use crate::moment::Moment;
 use crate::names::ServiceKey;
 
 /// What is exported to one peer: by exported name and namespace.
-pub type Exports = OrdMap<ServiceKey, Arc<Service>>;
+pub type Exports = OrdMap<ServiceKey, Arc<Export>>;
 
 /// Bounds of one [`Server`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerSettings {
-    /// Bytes of events that may wait for a watch before it is cut off. Default 8 MiB, which holds
-    /// an update of 10,000 services.
+    /// Bytes of events that may wait for a watch when more come, before it is cut off. Default
+    /// 8 MiB, which holds an update of 10,000 services.
     pub queue_bytes: usize,
     /// Watches of one peer; the oldest is cut off for a new one beyond it. Default 32.
     pub watches: usize,
@@ -56,14 +60,23 @@ pub enum Take {
     Closed,
 }
 
+/// The answer to a request for the list.
+#[derive(Debug)]
+pub enum Answer {
+    /// The asker has it already.
+    NotModified(ListTag),
+    List(Arc<Document>),
+}
+
 /// The state of discovery towards one peer.
 #[derive(Debug)]
 pub struct Server {
     settings: ServerSettings,
     exports: Exports,
     hash: ListHash,
-    /// The encoded list, made when it is first asked for.
-    document: Option<Arc<[u8]>>,
+    health_hash: u64,
+    /// Made when it is first asked for.
+    document: Option<Arc<Document>>,
     watches: BTreeMap<WatchId, Watch>,
     next_watch: u64,
     sources: Sources,
@@ -72,8 +85,26 @@ pub struct Server {
 #[derive(Debug)]
 struct Watch {
     source: String,
+    /// The watcher announced the extension.
+    extended: bool,
     queue: VecDeque<Arc<[u8]>>,
     queued_bytes: usize,
+}
+
+/// One change, to be written for those who watch.
+struct Change<'e> {
+    action: Action,
+    export: &'e Export,
+    checksum: u64,
+    /// Only the health is another one: news for those alone who announced the extension.
+    health_only: bool,
+}
+
+impl Change<'_> {
+    fn encode(&self, with_health: bool) -> Arc<[u8]> {
+        let service = self.export.encoded(with_health);
+        encode_event(self.action.as_str(), Some(&service), self.checksum).into()
+    }
 }
 
 impl Server {
@@ -82,6 +113,7 @@ impl Server {
             settings,
             exports: Exports::new(),
             hash: ListHash::default(),
+            health_hash: 0,
             document: None,
             watches: BTreeMap::new(),
             next_watch: 0,
@@ -95,21 +127,33 @@ impl Server {
         if self.exports.ptr_eq(exports) {
             return Vec::new();
         }
-        let events = self.changes_to(exports);
-        if events.is_empty() {
+        let before = std::mem::replace(&mut self.exports, exports.clone());
+        let changes = self.changes(&before, exports);
+        if changes.is_empty() {
             return Vec::new();
         }
-        self.exports = exports.clone();
         self.document = None;
-        let concerned: Vec<WatchId> = self.watches.keys().copied().collect();
+        let mut concerned = Vec::new();
         let mut lagging = Vec::new();
+        let mut plain: Option<Vec<Arc<[u8]>>> = None;
+        let mut extended: Option<Vec<Arc<[u8]>>> = None;
         for (id, watch) in &mut self.watches {
-            for event in &events {
-                watch.queued_bytes += event.len();
-                watch.queue.push_back(event.clone());
+            let events = if watch.extended {
+                extended.get_or_insert_with(|| changes.iter().map(|c| c.encode(true)).collect())
+            } else {
+                let all = changes.iter().filter(|c| !c.health_only);
+                plain.get_or_insert_with(|| all.map(|c| c.encode(false)).collect())
+            };
+            if events.is_empty() {
+                continue;
             }
+            // One change of everything may be larger than what may wait.
+            let waited = !watch.queue.is_empty();
+            watch.queued_bytes += events.iter().map(|event| event.len()).sum::<usize>();
+            watch.queue.extend(events.iter().cloned());
             self.sources.event(&watch.source, now);
-            if watch.queued_bytes > self.settings.queue_bytes {
+            concerned.push(*id);
+            if waited && watch.queued_bytes > self.settings.queue_bytes {
                 lagging.push(*id);
             }
         }
@@ -119,54 +163,80 @@ impl Server {
         concerned
     }
 
-    /// The events that lead from the current list to `exports`, with the checksum after each:
-    /// deletes, then updates and adds. A new alias is a delete of the old name and an add of the new.
-    fn changes_to(&mut self, exports: &Exports) -> Vec<Arc<[u8]>> {
-        let mut events = Vec::new();
-        let mut emit = |action, service: &Service, hash: ListHash| {
-            let event = WatchEvent {
-                action,
-                service: Some(service.clone()),
-                checksum: hash.checksum(Variant::Current),
-            };
-            events.push(event.encode().into());
-        };
-        for (key, old) in &self.exports {
-            if !exports.contains_key(key) {
-                self.hash.toggle(service_hash(old));
-                emit(Action::Delete, old, self.hash);
+    /// What leads from one list to the other, with the checksum after each step: deletes, then
+    /// updates and adds. A new alias is a delete of the old name and an add of the new.
+    fn changes<'e>(&mut self, before: &'e Exports, after: &'e Exports) -> Vec<Change<'e>> {
+        let mut changes = Vec::new();
+        let mut others = Vec::new();
+        for item in before.diff(after) {
+            match item {
+                DiffItem::Remove(_, old) => {
+                    self.toggle(old);
+                    changes.push(self.change(Action::Delete, old, false));
+                }
+                DiffItem::Add(_, new) => others.push((None, new)),
+                DiffItem::Update { old, new } => others.push((Some(old.1), new.1)),
             }
         }
-        for (key, new) in exports {
-            let old = self.exports.get(key);
-            let action = match old {
-                Some(old) if Arc::ptr_eq(old, new) || old == new => continue,
-                Some(old) => {
-                    self.hash.toggle(service_hash(old));
-                    Action::Update
-                }
-                None => Action::Add,
-            };
-            self.hash.toggle(service_hash(new));
-            emit(action, new, self.hash);
+        for (old, new) in others {
+            if old.is_some_and(|old| Arc::ptr_eq(old, new) || old == new) {
+                continue;
+            }
+            if let Some(old) = old {
+                self.toggle(old);
+            }
+            self.toggle(new);
+            let action = old.map_or(Action::Add, |_| Action::Update);
+            let health_only = old.is_some_and(|old| old.service() == new.service());
+            changes.push(self.change(action, new, health_only));
         }
-        events
+        changes
     }
 
-    /// The answer to `services`: the encoded list.
-    pub fn list(&mut self, source: &str, now: Moment) -> Arc<[u8]> {
+    fn change<'e>(&self, action: Action, export: &'e Export, health_only: bool) -> Change<'e> {
+        Change {
+            action,
+            export,
+            checksum: self.hash.checksum(Variant::Current),
+            health_only,
+        }
+    }
+
+    /// Adds an entry to the hashes of the list, or takes it away.
+    fn toggle(&mut self, export: &Export) {
+        self.hash.toggle(export.hash());
+        self.health_hash ^= export.health_hash();
+    }
+
+    /// The answer to `services`. `known` is the tag that a peer with the extension sent along.
+    pub fn list(&mut self, source: &str, known: Option<&str>, now: Moment) -> Answer {
         self.sources.full_sync(source, now);
-        self.document
-            .get_or_insert_with(|| {
-                let services = self.exports.values().map(|s| Service::clone(s)).collect();
-                ServiceList::new(services).encode().into()
-            })
-            .clone()
+        let tag = self.tag();
+        if known.is_some_and(|known| known == tag.to_string()) {
+            return Answer::NotModified(tag);
+        }
+        let exports = &self.exports;
+        let document = self
+            .document
+            .get_or_insert_with(|| Arc::new(Document::new(exports.clone(), tag)));
+        Answer::List(document.clone())
+    }
+
+    /// What a watcher says of what it imported.
+    pub fn report(&mut self, source: &str, report: Report, now: Moment) {
+        self.sources.report(source, report, now);
     }
 
     /// A watch begins; its response is to be sent at once. Returns also the watch that was cut off
     /// to make room, if any.
-    pub fn open_watch(&mut self, source: &str, now: Moment) -> (WatchId, Option<WatchId>) {
+    ///
+    /// `extended`: the watcher announced the extension.
+    pub fn open_watch(
+        &mut self,
+        source: &str,
+        extended: bool,
+        now: Moment,
+    ) -> (WatchId, Option<WatchId>) {
         let oldest = self.watches.keys().next().copied();
         let evicted = oldest.filter(|_| self.watches.len() >= self.settings.watches);
         if let Some(id) = evicted {
@@ -177,6 +247,7 @@ impl Server {
         self.sources.connected(source, now);
         let watch = Watch {
             source: source.to_owned(),
+            extended,
             queue: VecDeque::new(),
             queued_bytes: 0,
         };
@@ -216,9 +287,12 @@ impl Server {
         self.sources.statuses(now)
     }
 
-    /// The checksum of the current list.
-    pub fn checksum(&self) -> u64 {
-        self.hash.checksum(Variant::Current)
+    /// Names the current list.
+    pub fn tag(&self) -> ListTag {
+        ListTag {
+            checksum: self.hash.checksum(Variant::Current),
+            health: self.health_hash,
+        }
     }
 }
 

@@ -104,6 +104,7 @@ fn state(status: &ServiceMeshPeerStatus, names: &[&str]) -> PeerState {
                 last_disconnect: watch.last_disconnect.map(|time| time.0),
                 last_disconnect_status: watch.last_disconnect_status,
                 last_event: watch.last_event.map(|time| time.0),
+                error: None,
             },
             ..RemoteState::default()
         }),
@@ -120,6 +121,7 @@ fn watchers(pod: &PodDiscoveryStatus) -> impl Iterator<Item = SourceStatus> {
         last_disconnect: remote.last_disconnect.as_ref().map(|time| time.0),
         last_event: remote.last_event.as_ref().map(|time| time.0),
         last_full_sync: remote.last_full_sync.as_ref().map(|time| time.0),
+        report: None,
     })
 }
 

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::ObservationsError;
 use crate::discovery::client::{RemoteError, RemoteState, WatchState};
+use crate::discovery::extension::Report;
 use crate::discovery::message::{Limits, decode_list};
 use crate::discovery::remote::RemoteServices;
 use crate::discovery::server::SourceStatus;
@@ -40,7 +41,9 @@ pub(super) struct Peer {
     /// What it exports, in the form of the discovery protocol.
     services: Box<RawValue>,
     last_full_sync: Moment,
+    last_contact: Moment,
     list_checksum_agrees: bool,
+    extended: bool,
     withdrawn: bool,
     error: Option<String>,
     watch: Watch,
@@ -53,7 +56,9 @@ impl Default for Peer {
         Self {
             services: RawValue::NULL.to_owned(),
             last_full_sync: None,
+            last_contact: None,
             list_checksum_agrees: false,
+            extended: false,
             withdrawn: false,
             error: None,
             watch: Watch::default(),
@@ -71,6 +76,7 @@ struct Watch {
     last_disconnect: Moment,
     last_disconnect_status: Option<String>,
     last_event: Moment,
+    error: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -90,6 +96,8 @@ struct Watcher {
     last_disconnect: Moment,
     last_event: Moment,
     last_full_sync: Moment,
+    /// In the form of its header.
+    report: Option<String>,
 }
 
 impl Peer {
@@ -102,6 +110,8 @@ impl Peer {
                 .and_then(|list| RawValue::from_string(list).ok())
                 .unwrap_or_else(|| RawValue::NULL.to_owned()),
             last_full_sync: remote.last_full_sync.map(Instant),
+            last_contact: remote.last_contact.map(Instant),
+            extended: remote.extended,
             list_checksum_agrees: remote.list_checksum_agrees,
             withdrawn: remote.withdrawn,
             error: remote.error.as_ref().map(ToString::to_string),
@@ -111,6 +121,7 @@ impl Peer {
                 last_disconnect: watch.last_disconnect.map(Instant),
                 last_disconnect_status: watch.last_disconnect_status.clone(),
                 last_event: watch.last_event.map(Instant),
+                error: watch.error.as_ref().map(ToString::to_string),
             },
             watchers: state
                 .watchers
@@ -122,6 +133,7 @@ impl Peer {
                     last_disconnect: watcher.last_disconnect.map(Instant),
                     last_event: watcher.last_event.map(Instant),
                     last_full_sync: watcher.last_full_sync.map(Instant),
+                    report: watcher.report.as_ref().map(Report::encode),
                 })
                 .collect(),
             farewell: Leaving {
@@ -139,6 +151,8 @@ impl Peer {
             remote: Arc::new(RemoteState {
                 services: Arc::new(services(&self.services, peer)?),
                 last_full_sync: at(self.last_full_sync),
+                last_contact: at(self.last_contact),
+                extended: self.extended,
                 list_checksum_agrees: self.list_checksum_agrees,
                 withdrawn: self.withdrawn,
                 error: self.error.map(RemoteError::Told),
@@ -148,6 +162,7 @@ impl Peer {
                     last_disconnect: at(watch.last_disconnect),
                     last_disconnect_status: watch.last_disconnect_status,
                     last_event: at(watch.last_event),
+                    error: watch.error.map(RemoteError::Told),
                 },
             }),
             watchers: self
@@ -160,6 +175,8 @@ impl Peer {
                     last_disconnect: at(watcher.last_disconnect),
                     last_event: at(watcher.last_event),
                     last_full_sync: at(watcher.last_full_sync),
+                    report: (watcher.report.as_deref())
+                        .and_then(|report| Report::decode(report.as_bytes()).ok()),
                 })
                 .collect(),
             farewell: Farewell {

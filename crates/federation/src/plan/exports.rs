@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use meshfed_pki::SpiffeId;
 
 use super::local::LocalService;
+use crate::discovery::export::Export;
 use crate::discovery::message::{Service, ServicePort};
 use crate::discovery::server::Exports;
 use crate::names::{ExportedHost, PeerName, ServiceKey};
@@ -126,7 +127,10 @@ pub(super) fn exports(
         }
         holders.insert(host.clone(), candidate.key);
         let message = message(&exported, &host, candidate.local, &account);
-        list.insert(exported, Arc::new(message));
+        list.insert(
+            exported,
+            Arc::new(Export::new(message, candidate.local.health)),
+        );
         let local = candidate.local.clone();
         all.exported.insert(host, Exported { local });
     }
@@ -162,5 +166,6 @@ fn message(
             })
             .collect(),
         accounts: vec![account.to_owned()],
+        health: None,
     }
 }

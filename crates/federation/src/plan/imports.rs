@@ -6,10 +6,14 @@ use std::sync::Arc;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{Locality, ServerIds};
 
+use crate::discovery::client::Imported;
 use crate::discovery::remote::{RemoteService, RemoteServices};
 use crate::names::{ImportedHost, Label, NameError, PeerName, ServiceKey};
 use crate::protocol::Protocol;
 use crate::rules::{ImportDecision, ImportRules};
+
+/// Services that a report names; its bytes are limited too.
+const NAMED_IN_REPORT: usize = 200;
 
 /// Why a service that a rule picks is not imported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +73,15 @@ impl PeerImports {
             let import = offer.import.as_ref()?.as_ref().ok()?;
             Some((&offer.remote, import))
         })
+    }
+
+    /// What the peer is told of it.
+    pub fn to_report(&self) -> Imported {
+        let first = self.imported().take(NAMED_IN_REPORT);
+        Imported {
+            services: first.map(|(remote, _)| remote.key.clone()).collect(),
+            count: u32::try_from(self.imported().count()).unwrap_or(u32::MAX),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster};
 
+use crate::discovery::extension::Health;
 use crate::names::ServiceKey;
 use crate::world::{Resources, TLS_MODE_ISTIO, TLS_MODE_LABEL};
 
@@ -21,6 +22,8 @@ pub struct LocalService {
     pub host: String,
     /// Never empty.
     pub ports: Vec<LocalPort>,
+    /// What peers are told of how it fares.
+    pub health: Health,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +57,13 @@ pub fn services(
         let host = format!("{}.{}.svc.{cluster_domain}", key.name, key.namespace);
         let ports = ports(service, &host, slices, &mutual_tls);
         if !ports.is_empty() {
-            all.insert(key.clone(), Arc::new(LocalService { key, host, ports }));
+            let service = LocalService {
+                key: key.clone(),
+                host,
+                ports,
+                health: health(slices),
+            };
+            all.insert(key, Arc::new(service));
         }
     }
     all
@@ -124,6 +133,29 @@ fn ports(
             })
         })
         .collect()
+}
+
+/// Endpoints are counted by address, whatever their ports.
+fn health(slices: &[&EndpointSlice]) -> Health {
+    let mut all = BTreeSet::new();
+    let mut ready = BTreeSet::new();
+    let mut staying = false;
+    for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
+        let conditions = endpoint.conditions.as_ref();
+        let is_ready = conditions.and_then(|c| c.ready) != Some(false);
+        let addresses = endpoint.addresses.iter().map(String::as_str);
+        if is_ready {
+            ready.extend(addresses.clone());
+        }
+        all.extend(addresses);
+        staying |= conditions.and_then(|c| c.terminating) != Some(true);
+    }
+    let count = |addresses: &BTreeSet<&str>| u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    Health {
+        ready_endpoints: count(&ready),
+        capacity: count(&all),
+        draining: !all.is_empty() && !staying,
+    }
 }
 
 /// The ready endpoints of one port, sorted, without repeats.
@@ -213,6 +245,12 @@ mod tests {
         let service = all.values().next().unwrap();
         assert_eq!(service.host, "ratings.bookinfo.svc.cluster.local");
         assert_eq!(service.ports.len(), 1, "UDP is not routed");
+        let health = Health {
+            ready_endpoints: 2,
+            capacity: 3,
+            draining: false,
+        };
+        assert_eq!(service.health, health);
         let endpoints = &service.ports[0].endpoints.localities[0].endpoints;
         let seen: Vec<(String, bool)> = endpoints
             .iter()

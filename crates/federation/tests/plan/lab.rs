@@ -252,9 +252,10 @@ impl Lab {
                     last_disconnect: None,
                     last_disconnect_status: Some("503 Service Unavailable".to_owned()),
                     last_event: None,
+                    error: None,
                 },
-                withdrawn: false,
-                error: None,
+                last_contact: at("2027-10-05T13:05:43.5Z"),
+                ..RemoteState::default()
             }),
             watchers: vec![SourceStatus {
                 source: "10.128.2.149".to_owned(),
@@ -263,6 +264,7 @@ impl Lab {
                 last_disconnect: None,
                 last_event: None,
                 last_full_sync: at("2027-10-05T13:02:25Z"),
+                report: None,
             }],
             farewell: Farewell::default(),
         };
@@ -280,7 +282,7 @@ impl Lab {
             .exports
             .get(&peer)
             .expect("a peer that may be talked to");
-        ServiceList::new(services.values().map(|s| (**s).clone()).collect())
+        ServiceList::new(services.values().map(|s| s.with_health()).collect())
     }
 
     pub fn edit_peer(&mut self, name: &str, edit: impl FnOnce(&mut ServiceMeshPeer)) {

@@ -31,6 +31,7 @@ fn offer(namespace: &str, name: &str, accounts: &[&str]) -> Service {
             },
         ],
         accounts: accounts.iter().map(|a| (*a).to_owned()).collect(),
+        health: None,
     }
 }
 

@@ -147,6 +147,7 @@ proptest! {
             hostname: format!("{name}.{namespace}.svc.evil-exports.local"),
             ports: vec![ServicePort { name: String::new(), port: 80, protocol: "HTTP".into() }],
             accounts: Vec::new(),
+            health: None,
         });
         green.hears("red-mesh", &ServiceList::new(list.collect()));
         let plan = green.plan();

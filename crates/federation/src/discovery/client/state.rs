@@ -11,14 +11,19 @@ use crate::discovery::remote::{RemoteFault, RemoteServices};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RemoteState {
     pub services: Arc<RemoteServices>,
-    /// When the last whole list was taken.
+    /// When the last whole list was taken, or said to be the one that we have.
     pub last_full_sync: Option<Timestamp>,
+    /// When the peer's control plane was last heard: an event or an answer to `services` that
+    /// could be read.
+    pub last_contact: Option<Timestamp>,
+    /// The peer announces the extension.
+    pub extended: bool,
     /// Whether that list's checksum was its own. A list is not refused for it.
     pub list_checksum_agrees: bool,
     pub watch: WatchState,
     /// The peer has told for some time that it does not know us, so that nothing is exported.
     pub withdrawn: bool,
-    /// What is wrong with what the peer sends; gone with the next good list.
+    /// What is wrong with the peer's list; gone with the next good one.
     pub error: Option<RemoteError>,
 }
 
@@ -31,6 +36,24 @@ pub struct WatchState {
     /// Such as `503 Service Unavailable`; stays after the next connect.
     pub last_disconnect_status: Option<String>,
     pub last_event: Option<Timestamp>,
+    /// Why we cut it off; gone when another one lasts.
+    pub error: Option<RemoteError>,
+}
+
+impl RemoteState {
+    /// What was kept of a peer from an earlier life of ours.
+    pub fn kept(services: Arc<RemoteServices>, last_contact: Option<Timestamp>) -> Self {
+        Self {
+            services,
+            last_contact,
+            ..Self::default()
+        }
+    }
+
+    /// What is wrong with what the peer sends, if anything.
+    pub fn fault(&self) -> Option<&RemoteError> {
+        self.error.as_ref().or(self.watch.error.as_ref())
+    }
 }
 
 /// Why something that a peer sent was not taken. The last good list stays.
@@ -46,4 +69,51 @@ pub enum RemoteError {
     /// As a control plane told a tool.
     #[error("{0}")]
     Told(String),
+    /// The watch is open, and yet no list comes: the cause in words.
+    #[error("the peer's list does not come: {0}")]
+    NoList(String),
+    #[error("the peer sends events without end; its watch was cut off and is opened again later")]
+    TooManyEvents,
+}
+
+impl RemoteError {
+    /// A reason of a condition.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable(
+                DecodeError::ListTooLong { .. } | DecodeError::TooManyServices { .. },
+            )
+            | Self::Refused(RemoteFault::TooMany { .. } | RemoteFault::TooLarge { .. }) => {
+                "ListTooLarge"
+            }
+            Self::Unreadable(_) => "UnreadableList",
+            Self::Refused(_) => "BadList",
+            Self::SuddenlyEmpty => "SuddenlyEmpty",
+            Self::NoList(_) => "NoList",
+            Self::TooManyEvents => "TooManyEvents",
+            Self::Told(_) => "BadList",
+        }
+    }
+
+    /// What the administrator can do about it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Unreadable(DecodeError::ListTooLong { .. })
+            | Self::Refused(RemoteFault::TooLarge { .. }) => {
+                "ask the peer's administrator to export less, or raise meshfed.io/max-list-bytes"
+            }
+            Self::Refused(RemoteFault::TooMany { .. })
+            | Self::Unreadable(DecodeError::TooManyServices { .. }) => {
+                "ask the peer's administrator to export less, or raise meshfed.io/max-services"
+            }
+            Self::Unreadable(_) | Self::Refused(_) | Self::TooManyEvents | Self::Told(_) => {
+                "ask the peer's administrator what its control plane sends"
+            }
+            Self::SuddenlyEmpty => {
+                "ask the peer's administrator whether this is meant; \
+                 meshfed.io/hold-empty-list says how long it is held"
+            }
+            Self::NoList(_) => "ask the peer's administrator why, or look at both gateways' logs",
+        }
+    }
 }

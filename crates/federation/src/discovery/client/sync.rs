@@ -9,6 +9,12 @@ use crate::moment::Moment;
 
 /// Bytes of events that are remembered while a list is on its way.
 const MAX_WAITING_BYTES: usize = 4 << 20;
+/// For how long a request that fails is repeated soon; then it is part of every resync period.
+const PERSISTENCE: Duration = Duration::from_secs(120);
+/// A failure that lasts this long is told, and is not one of those that pass by themselves.
+const LASTING: Duration = Duration::from_secs(10);
+/// Lists that events ask for take at most one part in this of the time, and one more.
+const SHARE: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Sync {
@@ -16,6 +22,10 @@ pub(super) struct Sync {
     /// When to ask next; `MAX` for never.
     next_at: Duration,
     last_end: Duration,
+    /// How long the last list took.
+    last_took: Duration,
+    /// Since when every request has failed.
+    failing_since: Option<Duration>,
     /// Since when every answer has been 400.
     unknown_since: Option<Duration>,
     /// Since when the list has been empty that was not before.
@@ -29,8 +39,19 @@ pub(super) struct Sync {
 #[derive(Debug)]
 struct Running {
     id: RequestId,
+    begun: Duration,
     deadline: Duration,
+    /// When it is given up unless something comes.
+    idle_deadline: Duration,
     body: Vec<u8>,
+}
+
+/// What follows from a request that failed.
+pub(super) struct Failed {
+    /// The peer has answered 400 for long enough to mean it.
+    pub withdrawn: bool,
+    /// It has been so for some time.
+    pub lasting: bool,
 }
 
 /// How a list that arrived in full was taken.
@@ -48,6 +69,8 @@ impl Default for Sync {
             running: None,
             next_at: Duration::MAX,
             last_end: Duration::ZERO,
+            last_took: Duration::ZERO,
+            failing_since: None,
             unknown_since: None,
             empty_since: None,
             waiting: Vec::new(),
@@ -59,7 +82,7 @@ impl Default for Sync {
 impl Sync {
     pub fn wake_at(&self) -> Duration {
         match &self.running {
-            Some(running) => running.deadline,
+            Some(running) => running.deadline.min(running.idle_deadline),
             None => self.next_at,
         }
     }
@@ -68,12 +91,18 @@ impl Sync {
         self.running.is_none() && self.next_at <= now.elapsed
     }
 
-    pub fn begin(&mut self, id: RequestId, deadline: Duration) {
+    pub fn is_running(&self, id: RequestId) -> bool {
+        self.running.as_ref().is_some_and(|r| r.id == id)
+    }
+
+    pub fn begin(&mut self, id: RequestId, now: Moment, settings: &ClientSettings) {
         self.next_at = Duration::MAX;
         self.forget_waiting();
         self.running = Some(Running {
             id,
-            deadline,
+            begun: now.elapsed,
+            deadline: now.elapsed + settings.list_timeout,
+            idle_deadline: now.elapsed + settings.list_idle,
             body: Vec::new(),
         });
     }
@@ -86,8 +115,25 @@ impl Sync {
     /// A list is needed; one on its way will do, as the events are compared with it.
     pub fn want_soon(&mut self, now: Moment, settings: &ClientSettings) {
         if self.running.is_none() {
-            let earliest = self.last_end + settings.list_retry;
-            self.want_at(earliest.max(now.elapsed));
+            let pause = settings.list_retry.max(self.last_took * SHARE);
+            self.want_at((self.last_end + pause).max(now.elapsed));
+        }
+    }
+
+    /// A request is needed that begins from now on, as it has something to tell.
+    pub fn want_to_tell(&mut self, now: Moment, settings: &ClientSettings) {
+        let since = if self.running.is_some() {
+            now.elapsed
+        } else {
+            self.last_end
+        };
+        self.want_at((since + settings.list_retry).max(now.elapsed));
+    }
+
+    /// The time for which an empty list is held may be another one.
+    pub fn hold_changed(&mut self, settings: &ClientSettings) {
+        if let Some(since) = self.empty_since {
+            self.want_at(since + settings.hold_empty);
         }
     }
 
@@ -97,8 +143,10 @@ impl Sync {
 
     /// Gives up a request that takes too long.
     pub fn timed_out(&mut self, now: Moment) -> Option<RequestId> {
-        let late = self.running.take_if(|r| r.deadline <= now.elapsed);
-        late.map(|running| running.id)
+        let late = |r: &mut Running| r.deadline.min(r.idle_deadline) <= now.elapsed;
+        let running = self.running.take_if(late)?;
+        self.last_took = now.elapsed.saturating_sub(running.begun);
+        Some(running.id)
     }
 
     /// Forgets what is on its way. Returns the request to cancel.
@@ -109,7 +157,14 @@ impl Sync {
     }
 
     /// Bytes of the list. False, and the request is given up, if they are more than `limit`.
-    pub fn push(&mut self, id: RequestId, chunk: &[u8], limit: usize) -> bool {
+    pub fn push(
+        &mut self,
+        id: RequestId,
+        chunk: &[u8],
+        now: Moment,
+        settings: &ClientSettings,
+    ) -> bool {
+        let limit = settings.limits.list_bytes;
         let Some(running) = self.running.as_mut().filter(|r| r.id == id) else {
             return true;
         };
@@ -117,6 +172,7 @@ impl Sync {
             self.running = None;
             return false;
         }
+        running.idle_deadline = now.elapsed + settings.list_idle;
         running.body.extend_from_slice(chunk);
         true
     }
@@ -126,10 +182,18 @@ impl Sync {
         self.running.take_if(|r| r.id == id).is_some()
     }
 
-    pub fn finish(&mut self, id: RequestId, settings: &ClientSettings) -> ListEnd {
+    /// `extended`: the peer announces the extension, so that what it says of health counts.
+    pub fn finish(
+        &mut self,
+        id: RequestId,
+        extended: bool,
+        now: Moment,
+        settings: &ClientSettings,
+    ) -> ListEnd {
         let Some(running) = self.running.take_if(|r| r.id == id) else {
             return ListEnd::NotOurs;
         };
+        self.last_took = now.elapsed.saturating_sub(running.begun);
         let received = match decode_list(&running.body, &settings.limits) {
             Ok(received) => received,
             Err(error) => return ListEnd::Refused(RemoteError::Unreadable(error)),
@@ -137,6 +201,11 @@ impl Sync {
         let checksum = received.list.checksum;
         match RemoteServices::check(received, &settings.limits) {
             Ok(services) => {
+                let services = if extended || !services.has_health() {
+                    services
+                } else {
+                    services.without_health()
+                };
                 let agrees = services.agrees_with(checksum);
                 ListEnd::Good(Box::new(services), agrees)
             }
@@ -148,6 +217,7 @@ impl Sync {
     pub fn succeeded(&mut self, emptied: bool, now: Moment, settings: &ClientSettings) -> bool {
         self.last_end = now.elapsed;
         self.unknown_since = None;
+        self.failing_since = None;
         self.want_at(now.elapsed + settings.resync);
         if !emptied {
             self.empty_since = None;
@@ -163,7 +233,7 @@ impl Sync {
         false
     }
 
-    /// The request failed. True if the peer has answered 400 for long enough to mean it.
+    /// The request failed.
     ///
     /// A 400 comes from the peer's control plane, through TLS that proved both ends: our own egress
     /// and the peer's ingress answer failures of their own with other codes.
@@ -173,32 +243,34 @@ impl Sync {
         connected: bool,
         now: Moment,
         settings: &ClientSettings,
-    ) -> bool {
+    ) -> Failed {
         self.last_end = now.elapsed;
         let unknown = matches!(failure, Failure::Status(400, _));
-        let since = if unknown {
-            *self.unknown_since.get_or_insert(now.elapsed)
-        } else {
+        if !unknown {
             self.unknown_since = None;
-            now.elapsed
+        }
+        let lasts = |since: Duration| now.elapsed.saturating_sub(since);
+        let failing = lasts(*self.failing_since.get_or_insert(now.elapsed));
+        let withdrawn =
+            unknown && lasts(*self.unknown_since.get_or_insert(now.elapsed)) >= settings.withdrawal;
+        let retry_soon = !withdrawn && (unknown || connected) && failing < PERSISTENCE;
+        let pause = if retry_soon {
+            settings.list_retry
+        } else {
+            settings.resync
         };
-        let withdrawn = unknown && now.elapsed.saturating_sub(since) >= settings.withdrawal;
-        let retry_soon = connected || (unknown && !withdrawn);
-        self.want_at(
-            now.elapsed
-                + if retry_soon && !withdrawn {
-                    settings.list_retry
-                } else {
-                    settings.resync
-                },
-        );
-        withdrawn
+        self.want_at(now.elapsed + pause);
+        Failed {
+            withdrawn,
+            lasting: failing >= LASTING,
+        }
     }
 
     /// The list was read and is bad.
     pub fn refused(&mut self, now: Moment, settings: &ClientSettings) {
         self.last_end = now.elapsed;
         self.unknown_since = None;
+        self.failing_since = None;
         self.want_at(now.elapsed + settings.resync);
     }
 

@@ -5,8 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::discovery::checksum::{ListHash, Variant};
+use crate::discovery::export::Export;
+use crate::discovery::extension::{Health, announces};
 use crate::discovery::message::{Service, ServiceList, ServicePort};
-use crate::discovery::server::{Exports, Server, ServerSettings, Take};
+use crate::discovery::server::{Answer, Exports, Server, ServerSettings, Take};
 use crate::names::ServiceKey;
 
 const OPEN: &str = "open watch";
@@ -18,6 +20,10 @@ struct Driver {
     millis: u64,
     watch: Option<RequestId>,
     list: Option<RequestId>,
+    /// The peer announces the extension.
+    extended: bool,
+    /// The tag that the last request for the list named.
+    known: Option<String>,
 }
 
 impl Driver {
@@ -27,10 +33,12 @@ impl Driver {
 
     fn with(settings: ClientSettings) -> Self {
         Self {
-            client: Client::new(settings, 1, Arc::default()),
+            client: Client::new(settings, 1, RemoteState::default()),
             millis: 0,
             watch: None,
             list: None,
+            extended: false,
+            known: None,
         }
     }
 
@@ -50,6 +58,7 @@ impl Driver {
                 }
                 Action::GetList(id) => {
                     self.list = Some(id);
+                    self.known = self.header("if-none-match");
                     asked.push(LIST);
                 }
                 Action::Cancel(_) => asked.push("cancel"),
@@ -80,7 +89,8 @@ impl Driver {
     }
 
     fn opened(&mut self) -> Vec<&'static str> {
-        let actions = self.client.watch_opened(self.watch.unwrap(), self.now());
+        let id = self.watch.unwrap();
+        let actions = self.client.watch_opened(id, self.extended, self.now());
         self.note(actions)
     }
 
@@ -104,6 +114,8 @@ impl Driver {
 
     fn listed(&mut self, document: &[u8]) -> Vec<&'static str> {
         let id = self.list.unwrap();
+        let actions = self.client.list_opened(id, self.extended, self.now());
+        assert_eq!(self.note(actions), [""; 0]);
         for chunk in document.chunks(100) {
             let actions = self.client.list_data(id, chunk, self.now());
             assert_eq!(self.note(actions), [""; 0]);
@@ -117,6 +129,25 @@ impl Driver {
             .client
             .list_done(self.list.unwrap(), Some(failure), self.now());
         self.note(actions)
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        let headers = self.client.list_headers();
+        headers.into_iter().find(|h| h.0 == name).map(|h| h.1)
+    }
+
+    /// Connected to a peer with the extension.
+    fn extended_with(names: &[&str]) -> Self {
+        let mut driver = Self::new();
+        driver.extended = true;
+        driver.after(0);
+        driver.opened();
+        driver.listed(&list(names).encode());
+        driver
+    }
+
+    fn error(&self) -> Option<&RemoteError> {
+        self.client.state().error.as_ref()
     }
 
     fn connected_with(names: &[&str]) -> Self {
@@ -145,6 +176,7 @@ fn service(name: &str) -> Service {
             protocol: "HTTP".into(),
         }],
         accounts: Vec::new(),
+        health: None,
     }
 }
 
@@ -492,25 +524,327 @@ fn a_restart_dials_at_once_and_keeps_the_services() {
 fn what_is_kept_on_disk_is_there_before_the_peer_is() {
     let connected = Driver::connected_with(&["x"]);
     let services = connected.client.state().services.clone();
-    let client = Client::new(ClientSettings::default(), 1, services.clone());
+    let contact = Some("2021-10-05T12:00:00Z".parse().unwrap());
+    let kept = RemoteState::kept(services.clone(), contact);
+    let client = Client::new(ClientSettings::default(), 1, kept);
     assert_eq!(client.state().services, services);
+    assert_eq!(client.state().last_contact, contact);
 }
 
-fn exports(names: &BTreeMap<usize, ()>) -> Arc<Exports> {
-    let named = names.keys().map(|i| ["v", "w", "x", "y", "z"][*i]);
-    Arc::new(
-        named
-            .map(|name| {
-                let key = ServiceKey::parse("a", name).unwrap();
-                (key, Arc::new(service(name)))
-            })
-            .collect(),
-    )
+#[test]
+fn a_list_that_drips_is_given_up_and_said_to_be_slow() {
+    let mut driver = Driver::connected_with(&["x"]);
+    assert_eq!(driver.after(60_000), [LIST]);
+    let slow = driver.list.unwrap();
+    driver.client.list_data(slow, b"{", driver.now());
+    assert_eq!(driver.after(14_999), [""; 0]);
+    assert_eq!(driver.after(1), ["cancel"]);
+    assert!(matches!(driver.error(), Some(RemoteError::NoList(_))));
+    // One byte now and then keeps it from being idle, not from being late.
+    assert_eq!(driver.until_asked().1, [LIST]);
+    let slow = driver.list.unwrap();
+    let start = driver.millis;
+    while driver.after(10_000) != ["cancel"] {
+        driver.client.list_data(slow, b" ", driver.now());
+        assert!(driver.millis - start <= 60_000);
+    }
+    assert_eq!(driver.names(), ["x"]);
+    driver.until_asked();
+    driver.listed(&list(&["y"]).encode());
+    assert_eq!(driver.error(), None);
+}
+
+#[test]
+fn a_list_that_fails_for_long_is_said_and_asked_for_less_often() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    let start = driver.millis;
+    let mut asked = 0;
+    while driver.millis - start < 600_000 {
+        driver.list_fails(&unavailable());
+        assert_eq!(driver.error().is_some(), driver.millis - start >= 10_000);
+        driver.until_asked();
+        asked += 1;
+    }
+    assert!((120..140).contains(&asked), "{asked}");
+    assert_eq!(driver.names(), ["x"]);
+}
+
+#[test]
+fn endless_events_cut_the_watch_for_a_resync_period_and_are_said_until_they_stop() {
+    let mut driver = Driver::connected_with(&["x"]);
+    let flood = |driver: &mut Driver| {
+        let same = event(EventAction::Update, "x", &["x"]).encode().repeat(100);
+        let cut = (0..10_000).find(|_| driver.bytes(&same).contains(&"cancel"));
+        cut.expect("it is cut")
+    };
+    let first = flood(&mut driver);
+    assert!(
+        first >= 300,
+        "a change of the whole list is no flood: {first}"
+    );
+    let error = |driver: &Driver| driver.client.state().watch.error.clone();
+    assert_eq!(error(&driver), Some(RemoteError::TooManyEvents));
+    assert!(!driver.client.state().watch.connected);
+    assert_eq!(driver.names(), ["x"]);
+    let start = driver.millis;
+    let listed = |driver: &mut Driver, mut asked: Vec<&'static str>| {
+        while asked.contains(&LIST) {
+            asked = driver.listed(&list(&["x"]).encode());
+        }
+    };
+    let reopened = |driver: &mut Driver| loop {
+        let (_, asked) = driver.until_asked();
+        let open = asked.contains(&OPEN);
+        listed(driver, asked);
+        if open {
+            let asked = driver.opened();
+            return listed(driver, asked);
+        }
+    };
+    reopened(&mut driver);
+    assert!(driver.millis - start >= 59_000);
+    flood(&mut driver);
+    reopened(&mut driver);
+    driver.after(50_000);
+    assert_eq!(error(&driver), Some(RemoteError::TooManyEvents));
+    driver.after(11_000);
+    assert_eq!(error(&driver), None);
+}
+
+#[test]
+fn lists_that_events_ask_for_take_a_small_part_of_the_time() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    let id = driver.list.unwrap();
+    driver.after(4000);
+    driver.client.list_data(id, b"{\"checksum\"", driver.now());
+    driver.after(1000);
+    driver.list_fails(&refused());
+    driver.after(1000);
+    driver.listed(&list(&["x"]).encode());
+    driver.after(60_000);
+    let id = driver.list.unwrap();
+    driver.after(5000);
+    let document = list(&["x"]).encode();
+    driver.client.list_data(id, &document, driver.now());
+    driver.client.list_done(id, None, driver.now());
+    driver.event(&event(EventAction::Add, "w", &["y"]));
+    assert_eq!(driver.until_asked(), (20_001, vec![LIST]));
+}
+
+#[test]
+fn the_extension_is_announced_and_used_with_those_who_announce_it() {
+    let mut driver = Driver::connected_with(&["x"]);
+    assert!(announces(driver.header("meshfed-discovery").as_deref()));
+    assert_eq!(driver.header("meshfed-report"), None);
+    assert_eq!(driver.header("if-none-match"), None);
+    driver = Driver::extended_with(&["x"]);
+    let tag = driver.client.state().services.tag().to_string();
+    assert_eq!(driver.header("if-none-match"), Some(tag));
+    assert!(
+        driver
+            .header("meshfed-report")
+            .unwrap()
+            .contains("\"imported\":0")
+    );
+    driver.watch_ends(Some(&refused()));
+    driver.extended = false;
+    driver.until_asked();
+    driver.opened();
+    assert_eq!(driver.header("meshfed-report"), None);
+}
+
+#[test]
+fn the_list_that_we_have_need_not_be_sent_again() {
+    let mut driver = Driver::extended_with(&["x"]);
+    driver.event(&event(EventAction::Add, "y", &["x", "y"]));
+    assert_eq!(driver.after(60_000), [LIST]);
+    let tag = driver.client.state().services.tag().to_string();
+    assert_eq!(driver.known, Some(tag));
+    driver.event(&event(EventAction::Delete, "x", &["y"]));
+    driver.list_fails(&Failure::Status(304, "Not Modified".into()));
+    assert_eq!(driver.names(), ["y"]);
+    assert_eq!(
+        driver.client.state().last_full_sync,
+        Some(driver.now().wall)
+    );
+    assert_eq!(driver.after(59_999), [""; 0]);
+    assert_eq!(driver.after(1), [LIST]);
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    let synced = driver.client.state().last_full_sync;
+    driver.list_fails(&Failure::Status(304, "Not Modified".into()));
+    assert_eq!(
+        driver.client.state().last_full_sync,
+        synced,
+        "we asked for no such answer"
+    );
+}
+
+#[test]
+fn health_counts_from_those_alone_who_announce_the_extension() {
+    let mut fares = event(EventAction::Update, "x", &["x"]);
+    fares.service.as_mut().unwrap().health = Some(Health::default());
+    let health = |driver: &Driver| {
+        let services = &driver.client.state().services;
+        services.iter().next().unwrap().health
+    };
+    let mut driver = Driver::connected_with(&["x"]);
+    assert_eq!(driver.event(&fares), [""; 0]);
+    assert_eq!(health(&driver), None);
+    let mut told = list(&["x"]);
+    told.services[0].health = Some(Health::default());
+    driver.after(60_000);
+    driver.listed(&told.encode());
+    assert_eq!(health(&driver), None);
+
+    let mut driver = Driver::extended_with(&["x"]);
+    assert_eq!(driver.event(&fares), [""; 0], "the checksum is the same");
+    assert_eq!(health(&driver), Some(Health::default()));
+    driver.watch_ends(Some(&refused()));
+    driver.extended = false;
+    driver.until_asked();
+    driver.opened();
+    assert_eq!(health(&driver), None, "nobody keeps it up to date");
+}
+
+#[test]
+fn a_report_goes_out_soon_after_what_is_imported_changed_and_once_a_second() {
+    let imported = |count| {
+        Arc::new(Imported {
+            count,
+            services: Vec::new(),
+        })
+    };
+    let mut driver = Driver::extended_with(&["x"]);
+    for count in 1..5 {
+        driver.client.set_imported(&imported(count), driver.now());
+    }
+    assert_eq!(driver.until_asked(), (1001, vec![LIST]));
+    assert!(
+        driver
+            .header("meshfed-report")
+            .unwrap()
+            .contains("\"imported\":4")
+    );
+    driver.client.set_imported(&imported(5), driver.now());
+    driver.list_fails(&Failure::Status(304, String::new()));
+    assert_eq!(driver.until_asked(), (1001, vec![LIST]));
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.client.set_imported(&imported(1), driver.now());
+    assert!(
+        driver.until_asked().0 >= 59_000,
+        "a peer without it is not told"
+    );
+}
+
+#[test]
+fn new_limits_count_without_a_new_watch() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    let few = ClientSettings {
+        limits: Limits {
+            services: 1,
+            ..Limits::default()
+        },
+        ..ClientSettings::default()
+    };
+    let now = driver.now();
+    let actions = driver.client.set_settings(few, now);
+    assert_eq!(driver.note(actions), [""; 0]);
+    driver.listed(&list(&["x", "y"]).encode());
+    assert_eq!(driver.error().unwrap().reason(), "ListTooLarge");
+    driver.after(2000);
+    let now = driver.now();
+    let actions = driver.client.set_settings(ClientSettings::default(), now);
+    assert_eq!(driver.note(actions), [LIST]);
+    driver.listed(&list(&["x", "y"]).encode());
+    assert_eq!(driver.names(), ["x", "y"]);
+    assert!(driver.client.state().watch.connected);
+}
+
+#[test]
+fn a_shorter_hold_counts_for_a_list_that_is_held() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    driver.listed(&list(&[]).encode());
+    let now = driver.now();
+    let hold_empty = Duration::ZERO;
+    let settings = ClientSettings {
+        hold_empty,
+        ..ClientSettings::default()
+    };
+    let actions = driver.client.set_settings(settings, now);
+    assert_eq!(driver.note(actions), [LIST]);
+    driver.listed(&list(&[]).encode());
+    assert_eq!(driver.names(), [""; 0]);
+}
+
+#[test]
+fn contact_is_an_event_or_an_answer_that_could_be_read() {
+    let mut driver = Driver::connected_with(&["x"]);
+    let contact = |driver: &Driver| driver.client.state().last_contact.unwrap();
+    assert_eq!(contact(&driver), driver.now().wall);
+    driver.after(60_000);
+    let before = contact(&driver);
+    driver.listed(b"<html>");
+    assert_eq!(contact(&driver), before);
+    driver.event(&event(EventAction::Update, "x", &["x"]));
+    assert_eq!(contact(&driver), driver.now().wall);
+    driver.after(60_000);
+    driver.listed(&list(&[]).encode());
+    assert_eq!(
+        contact(&driver),
+        driver.now().wall,
+        "empty and held, but an answer"
+    );
+}
+
+#[test]
+fn events_are_for_name_and_namespace_and_for_what_is_not_known_too() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(2000);
+    let mut elsewhere = service("x");
+    elsewhere.namespace = "b".into();
+    elsewhere.hostname = "x.b.svc.green-exports.local".into();
+    let delete = WatchEvent {
+        action: EventAction::Delete,
+        service: Some(elsewhere),
+        checksum: list(&["x"]).checksum,
+    };
+    assert_eq!(
+        driver.event(&delete),
+        [""; 0],
+        "the list is as the peer says"
+    );
+    assert_eq!(driver.names(), ["x"]);
+    let update = event(EventAction::Update, "y", &["x", "y"]);
+    assert_eq!(driver.event(&update), [""; 0]);
+    assert_eq!(driver.names(), ["x", "y"]);
+    assert_eq!(
+        driver.event(&event(EventAction::Add, "y", &["x", "y"])),
+        [""; 0]
+    );
+}
+
+/// Which are exported, and how many of their endpoints are ready.
+fn exports(names: &BTreeMap<usize, u32>) -> Arc<Exports> {
+    let export = |(which, ready): (&usize, &u32)| {
+        let name = ["v", "w", "x", "y", "z"][*which];
+        let health = Health {
+            ready_endpoints: *ready,
+            ..Health::default()
+        };
+        let key = ServiceKey::parse("a", name).unwrap();
+        (key, Arc::new(Export::new(service(name), health)))
+    };
+    Arc::new(names.iter().map(export).collect())
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Export(BTreeMap<usize, ()>),
+    Export(BTreeMap<usize, u32>),
     /// The server makes the list that was asked for.
     MakeList,
     /// The list arrives.
@@ -522,7 +856,7 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        proptest::collection::btree_map(0..5usize, Just(()), 0..5).prop_map(Step::Export),
+        proptest::collection::btree_map(0..5usize, 0..3u32, 0..5).prop_map(Step::Export),
         Just(Step::MakeList),
         Just(Step::ListArrives),
         (1..4usize).prop_map(Step::Events),
@@ -534,19 +868,21 @@ fn any_step() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn whatever_is_lost_or_late_the_client_ends_with_the_servers_list(
-        steps in proptest::collection::vec(any_step(), 0..40)
+        steps in proptest::collection::vec(any_step(), 0..40),
+        extended: bool,
     ) {
         let mut driver = Driver::new();
+        driver.extended = extended;
         let mut server = Server::new(ServerSettings::default());
         let mut current = exports(&BTreeMap::new());
         let mut feed = None;
-        let mut made: Option<(RequestId, Arc<[u8]>)> = None;
+        let mut made: Option<(RequestId, Option<Arc<[u8]>>)> = None;
         let settle = [Step::Wait(100_000), Step::MakeList, Step::ListArrives];
         let rounds = std::iter::repeat_n(settle, 6).flatten();
         driver.after(0);
         for step in steps.into_iter().chain(rounds) {
             if feed.is_none() && matches!(driver.client.watch, Watch::Opening { .. }) {
-                feed = Some(server.open_watch("10.0.0.1", driver.now()).0);
+                feed = Some(server.open_watch("10.0.0.1", driver.extended, driver.now()).0);
                 driver.opened();
             }
             match step {
@@ -556,14 +892,26 @@ proptest! {
                 }
                 Step::MakeList => {
                     if let Some(id) = driver.list {
-                        made = Some((id, server.list("10.0.0.1", driver.now())));
+                        let known = driver.known.as_deref();
+                        let answer = match server.list("10.0.0.1", known, driver.now()) {
+                            Answer::List(document) => Some(document.body(extended)),
+                            Answer::NotModified(_) => None,
+                        };
+                        made = Some((id, answer));
                     }
                 }
                 Step::ListArrives => {
                     if let Some((id, document)) = made.take() {
-                        let actions = driver.client.list_data(id, &document, driver.now());
-                        driver.note(actions);
-                        let actions = driver.client.list_done(id, None, driver.now());
+                        let now = driver.now();
+                        let not_modified = Failure::Status(304, String::new());
+                        if let Some(document) = &document {
+                            let actions = driver.client.list_opened(id, extended, now);
+                            driver.note(actions);
+                            let actions = driver.client.list_data(id, document, now);
+                            driver.note(actions);
+                        }
+                        let failure = document.is_none().then_some(&not_modified);
+                        let actions = driver.client.list_done(id, failure, now);
                         driver.note(actions);
                     }
                 }
@@ -590,5 +938,9 @@ proptest! {
         }
         let want: Vec<&str> = current.keys().map(|key| key.name.as_str()).collect();
         prop_assert_eq!(driver.names(), want);
+        for service in driver.client.state().services.iter() {
+            let told = extended.then(|| current[&service.key].health());
+            prop_assert_eq!(service.health, told);
+        }
     }
 }

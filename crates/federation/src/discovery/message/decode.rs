@@ -10,6 +10,7 @@ use serde::de::{
 
 use super::{Action, Limits, ReceivedList, Service, ServiceList, ServicePort, WatchEvent};
 use crate::discovery::checksum::ListHash;
+use crate::discovery::extension::Health;
 use crate::names::clip;
 
 /// Why a message of a peer was not taken. The peer is at fault in each case.
@@ -17,6 +18,8 @@ use crate::names::clip;
 pub enum DecodeError {
     #[error("the peer's list is longer than {limit} bytes")]
     ListTooLong { limit: usize },
+    #[error("the peer's list has more than {limit} services")]
+    TooManyServices { limit: usize },
     #[error("an event of the peer's watch is longer than {limit} bytes")]
     EventTooLong { limit: usize },
     #[error("an event of the peer's watch is nested deeper than {limit} levels")]
@@ -41,7 +44,13 @@ pub fn decode_list(document: &[u8], limits: &Limits) -> Result<ReceivedList, Dec
             limit: limits.list_bytes,
         });
     }
-    decode(document, Object::<ReceivedList>::new(limits))
+    let limit = limits.services;
+    decode(document, Object::<ReceivedList>::new(limits)).map_err(|error| match error {
+        DecodeError::Malformed(text) if text.starts_with(&too_many(limit, SERVICES)) => {
+            DecodeError::TooManyServices { limit }
+        }
+        other => other,
+    })
 }
 
 /// Reads one event of a watch.
@@ -114,6 +123,10 @@ enum Key {
     Protocol,
     Action,
     Service,
+    MeshfedHealth,
+    ReadyEndpoints,
+    Capacity,
+    Draining,
     #[serde(other)]
     Unknown,
 }
@@ -129,7 +142,7 @@ impl Message for ReceivedList {
                 Key::Checksum => list.checksum = map.next_value::<Option<u64>>()?.unwrap_or(0),
                 Key::Services => {
                     let element = Object::<Service>::new(limits);
-                    let services = List::new(element, limits.services, "services in a list");
+                    let services = List::new(element, limits.services, SERVICES);
                     list.services = map.next_value_seed(services)?;
                 }
                 Key::NetworkGatewayEndpoints => {
@@ -191,10 +204,30 @@ impl Message for Service {
                         List::new(Text(limits), limits.accounts, "accounts of a service");
                     service.accounts = map.next_value_seed(accounts)?;
                 }
+                Key::MeshfedHealth => {
+                    service.health = map.next_value_seed(Nullable(Object::new(limits)))?;
+                }
                 _ => ignore(&mut map)?,
             }
         }
         Ok(service)
+    }
+}
+
+impl Message for Health {
+    const EXPECTED: &'static str = "the health of a service";
+
+    fn read<'de, A: MapAccess<'de>>(mut map: A, _: &Limits) -> Result<Self, A::Error> {
+        let mut health = Self::default();
+        while let Some(key) = map.next_key()? {
+            match key {
+                Key::ReadyEndpoints => health.ready_endpoints = map.next_value()?,
+                Key::Capacity => health.capacity = map.next_value()?,
+                Key::Draining => health.draining = map.next_value()?,
+                _ => ignore(&mut map)?,
+            }
+        }
+        Ok(health)
     }
 }
 
@@ -277,6 +310,12 @@ impl Visitor<'_> for Text<'_> {
     }
 }
 
+const SERVICES: &str = "services in a list";
+
+fn too_many(limit: usize, what: &str) -> String {
+    format!("more than {limit} {what}")
+}
+
 /// A list of bounded length; `null` is the empty one.
 struct List<S> {
     element: S,
@@ -310,10 +349,7 @@ impl<'de, S: DeserializeSeed<'de> + Clone> Visitor<'de> for List<S> {
         let mut all = Vec::new();
         while let Some(value) = seq.next_element_seed(self.element.clone())? {
             if all.len() == self.limit {
-                return Err(A::Error::custom(format_args!(
-                    "more than {} {}",
-                    self.limit, self.what
-                )));
+                return Err(A::Error::custom(too_many(self.limit, self.what)));
             }
             all.push(value);
         }

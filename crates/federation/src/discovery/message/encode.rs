@@ -2,32 +2,90 @@
 //! left out, and the characters that matter in HTML escaped.
 
 use super::{Service, ServiceList, ServicePort, WatchEvent};
+use crate::discovery::extension::Health;
+
+/// A service whose JSON was made before.
+pub(in crate::discovery) struct EncodedService<'a> {
+    /// What [`plain`] gives.
+    pub plain: &'a [u8],
+    /// To be written behind it.
+    pub health: Option<Health>,
+}
 
 pub(super) fn list(list: &ServiceList) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64 + list.services.len() * 320);
+    let plain: Vec<Vec<u8>> = list.services.iter().map(plain).collect();
+    let services = list.services.iter().zip(&plain);
+    let services: Vec<_> = services.map(|(s, plain)| encoded(s, plain)).collect();
+    encode_list(list.checksum, &services)
+}
+
+pub(super) fn event(event: &WatchEvent) -> Vec<u8> {
+    let changed = event.service.as_ref();
+    let plain = changed.map(plain);
+    let service = changed.zip(plain.as_ref());
+    let service = service.map(|(s, plain)| encoded(s, plain));
+    encode_event(event.action.as_str(), service.as_ref(), event.checksum)
+}
+
+fn encoded<'a>(service: &Service, plain: &'a [u8]) -> EncodedService<'a> {
+    EncodedService {
+        plain,
+        health: service.health,
+    }
+}
+
+pub(in crate::discovery) fn encode_list(checksum: u64, services: &[EncodedService<'_>]) -> Vec<u8> {
+    let length = |s: &EncodedService<'_>| s.plain.len() + 80;
+    let mut out = Vec::with_capacity(64 + services.iter().map(length).sum::<usize>());
     let mut object = Object::begin(&mut out);
-    object.number("checksum", list.checksum);
-    object.list("services", &list.services, service);
+    object.number("checksum", checksum);
+    object.list("services", services, write);
     object.end();
     out
 }
 
-pub(super) fn event(event: &WatchEvent) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
+pub(in crate::discovery) fn encode_event(
+    action: &str,
+    service: Option<&EncodedService<'_>>,
+    checksum: u64,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(160 + service.map_or(0, |s| s.plain.len()));
     let mut object = Object::begin(&mut out);
-    object.text("action", event.action.as_str());
-    if let Some(changed) = &event.service {
+    object.text("action", action);
+    if let Some(changed) = service {
         object.key("service");
-        service(object.out, changed);
+        write(object.out, changed);
     }
-    object.number("checksum", event.checksum);
+    object.number("checksum", checksum);
     object.end();
     out.extend_from_slice(b"\r\n");
     out
 }
 
-fn service(out: &mut Vec<u8>, service: &Service) {
-    let mut object = Object::begin(out);
+fn write(out: &mut Vec<u8>, service: &EncodedService<'_>) {
+    let Some(health) = service.health else {
+        out.extend_from_slice(service.plain);
+        return;
+    };
+    // The object is taken up again before its closing brace.
+    let open = service.plain.strip_suffix(b"}").unwrap_or(service.plain);
+    out.extend_from_slice(open);
+    let mut object = Object {
+        out,
+        empty: open == b"{",
+    };
+    object.key("meshfedHealth");
+    let mut inner = Object::begin(object.out);
+    inner.number("readyEndpoints", health.ready_endpoints);
+    inner.number("capacity", health.capacity);
+    inner.number("draining", health.draining);
+    inner.end();
+    object.end();
+}
+
+pub(super) fn plain(service: &Service) -> Vec<u8> {
+    let mut out = Vec::with_capacity(320);
+    let mut object = Object::begin(&mut out);
     object.text("name", &service.name);
     object.text("namespace", &service.namespace);
     object.text("hostname", &service.hostname);
@@ -36,6 +94,7 @@ fn service(out: &mut Vec<u8>, service: &Service) {
         string(out, account);
     });
     object.end();
+    out
 }
 
 fn port(out: &mut Vec<u8>, port: &ServicePort) {
@@ -72,6 +131,7 @@ impl<'a> Object<'a> {
         self.out.push(b':');
     }
 
+    /// A number, or a truth value.
     fn number(&mut self, key: &str, value: impl ToString) {
         self.key(key);
         self.out.extend_from_slice(value.to_string().as_bytes());

@@ -28,6 +28,11 @@ impl EventDecoder {
         }
     }
 
+    /// From the next byte on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Appends to `events` those that end in `chunk`.
     ///
     /// # Errors
@@ -44,7 +49,7 @@ impl EventDecoder {
             } else {
                 self.step(byte)?;
             }
-            if self.event.len() == self.limits.event_bytes {
+            if self.event.len() >= self.limits.event_bytes {
                 let limit = self.limits.event_bytes;
                 return Err(DecodeError::EventTooLong { limit });
             }

@@ -14,6 +14,7 @@ fn ratings() -> Service {
             protocol: "HTTP".into(),
         }],
         accounts: vec!["spiffe://red-mesh.local/ns/red-mesh-system/sa/ingress".into()],
+        health: None,
     }
 }
 
@@ -232,6 +233,7 @@ fn any_service() -> impl Strategy<Value = Service> {
             hostname,
             ports,
             accounts,
+            health: None,
         })
 }
 

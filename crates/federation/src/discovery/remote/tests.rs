@@ -14,6 +14,7 @@ fn wire(namespace: &str, name: &str, label: &str) -> Service {
             protocol: "HTTP".into(),
         }],
         accounts: vec!["spiffe://red.local/ns/red/sa/ingress".into(); 2],
+        health: None,
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::discovery::extension::Report;
 use crate::moment::Moment;
 
 /// How long an entry without a watch is shown.
@@ -32,6 +33,8 @@ pub struct SourceStatus {
     pub last_disconnect: Option<Timestamp>,
     pub last_event: Option<Timestamp>,
     pub last_full_sync: Option<Timestamp>,
+    /// What it last said of what it imported, if it has the extension.
+    pub report: Option<Report>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +49,7 @@ struct Entry {
     last_disconnect: Option<Timestamp>,
     last_event: Option<Timestamp>,
     last_full_sync: Option<Timestamp>,
+    report: Option<Report>,
 }
 
 impl Sources {
@@ -76,6 +80,12 @@ impl Sources {
         }
     }
 
+    pub fn report(&mut self, source: &str, report: Report, now: Moment) {
+        if let Some(entry) = self.entry(source, now) {
+            entry.report = Some(report);
+        }
+    }
+
     pub fn statuses(&mut self, now: Moment) -> Vec<SourceStatus> {
         self.drop_old(now);
         let entries = self.0.iter();
@@ -87,6 +97,7 @@ impl Sources {
                 last_disconnect: entry.last_disconnect,
                 last_event: entry.last_event,
                 last_full_sync: entry.last_full_sync,
+                report: entry.report.clone(),
             })
             .collect()
     }

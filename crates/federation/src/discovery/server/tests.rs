@@ -5,7 +5,10 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::discovery::message::{EventDecoder, Limits, ServicePort, decode_list};
+use crate::discovery::extension::Health;
+use crate::discovery::message::{
+    EventDecoder, Limits, Service, ServicePort, WatchEvent, decode_list,
+};
 use crate::discovery::remote::{RemoteService, RemoteServices};
 
 fn at(seconds: u64) -> Moment {
@@ -13,7 +16,11 @@ fn at(seconds: u64) -> Moment {
     Moment::after(start, Duration::from_secs(seconds))
 }
 
-fn export(name: &str, port: i64) -> (ServiceKey, Arc<Service>) {
+fn export(name: &str, port: i64) -> (ServiceKey, Arc<Export>) {
+    fares(name, port, 1)
+}
+
+fn fares(name: &str, port: i64, ready: u32) -> (ServiceKey, Arc<Export>) {
     let service = Service {
         name: name.into(),
         namespace: "a".into(),
@@ -24,8 +31,25 @@ fn export(name: &str, port: i64) -> (ServiceKey, Arc<Service>) {
             protocol: "HTTP".into(),
         }],
         accounts: Vec::new(),
+        health: None,
     };
-    (ServiceKey::parse("a", name).unwrap(), Arc::new(service))
+    let export = Export::new(service, health(ready));
+    (ServiceKey::parse("a", name).unwrap(), Arc::new(export))
+}
+
+fn health(ready_endpoints: u32) -> Health {
+    Health {
+        ready_endpoints,
+        capacity: 3,
+        draining: false,
+    }
+}
+
+fn body(server: &mut Server, extended: bool, now: Moment) -> Arc<[u8]> {
+    match server.list("10.0.0.1", None, now) {
+        Answer::List(document) => document.body(extended),
+        Answer::NotModified(tag) => panic!("nobody named {tag}"),
+    }
 }
 
 fn exports(of: &[(&str, i64)]) -> Arc<Exports> {
@@ -53,13 +77,13 @@ fn briefly(events: &[WatchEvent]) -> Vec<String> {
 fn a_watch_has_no_initial_event_and_then_every_change() {
     let mut server = Server::new(ServerSettings::default());
     server.set_exports(&exports(&[("x", 1), ("y", 1)]), at(0));
-    let (watch, _) = server.open_watch("10.0.0.1", at(1));
+    let (watch, _) = server.open_watch("10.0.0.1", false, at(1));
     assert_eq!(server.take(watch), Take::Nothing);
     let woken = server.set_exports(&exports(&[("y", 2), ("z", 1)]), at(2));
     assert_eq!(woken, [watch]);
     let events = drain(&mut server, watch);
     assert_eq!(briefly(&events), ["delete x", "update y", "add z"]);
-    assert_eq!(events[2].checksum, server.checksum());
+    assert_eq!(events[2].checksum, server.tag().checksum);
     assert_eq!(events[0].service.as_ref().unwrap().ports[0].port, 1);
 }
 
@@ -67,7 +91,7 @@ fn a_watch_has_no_initial_event_and_then_every_change() {
 fn a_new_alias_is_a_delete_and_an_add() {
     let mut server = Server::new(ServerSettings::default());
     server.set_exports(&exports(&[("b", 1)]), at(0));
-    let (watch, _) = server.open_watch("10.0.0.1", at(1));
+    let (watch, _) = server.open_watch("10.0.0.1", false, at(1));
     server.set_exports(&exports(&[("a", 1)]), at(2));
     assert_eq!(briefly(&drain(&mut server, watch)), ["delete b", "add a"]);
 }
@@ -76,17 +100,17 @@ fn a_new_alias_is_a_delete_and_an_add() {
 fn nothing_is_sent_when_nothing_changed() {
     let mut server = Server::new(ServerSettings::default());
     server.set_exports(&exports(&[("x", 1)]), at(0));
-    server.open_watch("10.0.0.1", at(1));
+    server.open_watch("10.0.0.1", false, at(1));
     assert!(server.set_exports(&exports(&[("x", 1)]), at(2)).is_empty());
 }
 
 #[test]
 fn the_list_is_the_current_one_sorted_by_host() {
     let mut server = Server::new(ServerSettings::default());
-    let empty = server.list("10.0.0.1", at(0));
+    let empty = body(&mut server, false, at(0));
     assert_eq!(&*empty, b"{\"checksum\":3035108133973235477}");
     server.set_exports(&exports(&[("y", 1), ("x", 1)]), at(1));
-    let received = decode_list(&server.list("10.0.0.1", at(2)), &Limits::default()).unwrap();
+    let received = decode_list(&body(&mut server, false, at(2)), &Limits::default()).unwrap();
     let hosts: Vec<&str> = received
         .list
         .services
@@ -97,7 +121,7 @@ fn the_list_is_the_current_one_sorted_by_host() {
         hosts,
         ["x.a.svc.green-exports.local", "y.a.svc.green-exports.local"]
     );
-    assert_eq!(received.list.checksum, server.checksum());
+    assert_eq!(received.list.checksum, server.tag().checksum);
 }
 
 #[test]
@@ -107,8 +131,8 @@ fn a_watch_that_does_not_read_is_cut_off_and_holds_up_nobody() {
         ..ServerSettings::default()
     };
     let mut server = Server::new(settings);
-    let (stuck, _) = server.open_watch("10.0.0.1", at(0));
-    let (reading, _) = server.open_watch("10.0.0.2", at(0));
+    let (stuck, _) = server.open_watch("10.0.0.1", false, at(0));
+    let (reading, _) = server.open_watch("10.0.0.2", false, at(0));
     for port in 1..20 {
         server.set_exports(&exports(&[("x", port)]), at(1));
         assert_eq!(drain(&mut server, reading).len(), 1);
@@ -126,20 +150,124 @@ fn the_oldest_watch_makes_room_for_a_new_one() {
         ..ServerSettings::default()
     };
     let mut server = Server::new(settings);
-    let (first, evicted) = server.open_watch("10.0.0.1", at(0));
+    let (first, evicted) = server.open_watch("10.0.0.1", false, at(0));
     assert_eq!(evicted, None);
-    let (second, _) = server.open_watch("10.0.0.1", at(0));
-    let (_, evicted) = server.open_watch("10.0.0.1", at(0));
+    let (second, _) = server.open_watch("10.0.0.1", false, at(0));
+    let (_, evicted) = server.open_watch("10.0.0.1", false, at(0));
     assert_eq!(evicted, Some(first));
     assert_eq!(server.take(first), Take::Closed);
     assert_eq!(server.take(second), Take::Nothing);
 }
 
 #[test]
+fn a_change_of_everything_cuts_off_nobody_who_reads() {
+    let settings = ServerSettings {
+        queue_bytes: 1000,
+        ..ServerSettings::default()
+    };
+    let mut server = Server::new(settings);
+    let (reading, _) = server.open_watch("10.0.0.1", false, at(0));
+    let all = |port| -> Arc<Exports> {
+        let services = (0..100).map(|i| export(&format!("s{i}"), port));
+        Arc::new(services.collect())
+    };
+    for port in 1..5 {
+        server.set_exports(&all(port), at(1));
+        assert_eq!(drain(&mut server, reading).len(), 100);
+    }
+    server.set_exports(&all(8), at(1));
+    server.set_exports(&all(9), at(1));
+    assert_eq!(server.take(reading), Take::Closed);
+}
+
+#[test]
+fn how_a_service_fares_is_told_to_those_alone_who_announce_the_extension() {
+    let mut server = Server::new(ServerSettings::default());
+    server.set_exports(&Exports::from_iter([fares("x", 1, 2)]), at(0));
+    let (plain, _) = server.open_watch("10.0.0.1", false, at(1));
+    let (extended, _) = server.open_watch("10.0.0.2", true, at(1));
+    let before = server.tag();
+    let woken = server.set_exports(&Exports::from_iter([fares("x", 1, 0)]), at(2));
+    assert_eq!(woken, [extended]);
+    assert_eq!(server.take(plain), Take::Nothing);
+    let events = drain(&mut server, extended);
+    assert_eq!(briefly(&events), ["update x"]);
+    assert_eq!(events[0].checksum, before.checksum, "it is no part of it");
+    assert_eq!(events[0].service.as_ref().unwrap().health, Some(health(0)));
+    assert_ne!(server.tag(), before);
+
+    server.set_exports(&Exports::from_iter([fares("x", 2, 0)]), at(3));
+    let Take::Event(bytes) = server.take(plain) else {
+        panic!("a new port is news for everyone");
+    };
+    assert!(!String::from_utf8_lossy(&bytes).contains("meshfed"));
+    let list = |server: &mut Server, extended| {
+        String::from_utf8_lossy(&body(server, extended, at(4))).into_owned()
+    };
+    let without = list(&mut server, false);
+    assert!(!without.contains("meshfed"));
+    let health = r#","meshfedHealth":{"readyEndpoints":0,"capacity":3,"draining":false}}"#;
+    let with = list(&mut server, true);
+    assert_eq!(with.replace(health, "}"), without);
+    assert_ne!(with, without);
+}
+
+#[test]
+fn who_names_the_list_that_it_has_gets_no_other() {
+    let mut server = Server::new(ServerSettings::default());
+    server.set_exports(&Exports::from_iter([fares("x", 1, 2)]), at(0));
+    let known = server.tag().to_string();
+    let answer = server.list("10.0.0.1", Some(&known), at(1));
+    assert!(matches!(answer, Answer::NotModified(tag) if tag.to_string() == known));
+    assert_eq!(server.sources(at(1))[0].last_full_sync, Some(at(1).wall));
+    server.set_exports(&Exports::from_iter([fares("x", 1, 3)]), at(2));
+    let answer = server.list("10.0.0.1", Some(&known), at(3));
+    assert!(matches!(answer, Answer::List(_)));
+}
+
+#[test]
+fn a_burst_of_requests_makes_the_document_once() {
+    let mut server = Server::new(ServerSettings::default());
+    server.set_exports(&exports(&[("x", 1)]), at(0));
+    let first = body(&mut server, false, at(1));
+    assert!(Arc::ptr_eq(&first, &body(&mut server, false, at(2))));
+}
+
+#[test]
+fn a_new_ingress_identity_is_told_and_the_same_one_again_is_not() {
+    let mut server = Server::new(ServerSettings::default());
+    let mut twice = Service::clone(&export("x", 1).1);
+    twice.accounts = vec!["spiffe://red.local/ns/a/sa/b".to_owned()];
+    let key = ServiceKey::parse("a", "x").unwrap();
+    let list = |service: &Service| -> Arc<Exports> {
+        let export = Export::new(service.clone(), health(1));
+        Arc::new(Exports::from_iter([(key.clone(), Arc::new(export))]))
+    };
+    server.set_exports(&list(&twice), at(0));
+    let (watch, _) = server.open_watch("10.0.0.1", false, at(0));
+    // In the reference's hash two equal accounts cancel; ours are unique, so this is a change.
+    twice.accounts = vec!["spiffe://red.local/ns/a/sa/c".to_owned()];
+    server.set_exports(&list(&twice), at(1));
+    assert_eq!(briefly(&drain(&mut server, watch)), ["update x"]);
+    assert!(server.set_exports(&list(&twice), at(2)).is_empty());
+}
+
+#[test]
+fn a_report_is_shown_with_its_source() {
+    let mut server = Server::new(ServerSettings::default());
+    let report = Report {
+        imported: 3,
+        ..Report::default()
+    };
+    server.report("10.0.0.1", report.clone(), at(0));
+    assert_eq!(server.sources(at(1))[0].report, Some(report));
+}
+
+#[test]
 fn a_source_is_shown_until_it_has_been_away_for_five_minutes() {
     let mut server = Server::new(ServerSettings::default());
-    let (watch, _) = server.open_watch("10.128.2.149", at(0));
-    server.list("10.128.2.149", at(1));
+    let (watch, _) = server.open_watch("10.128.2.149", false, at(0));
+    server.list("10.128.2.149", None, at(1));
     let now = at(1000);
     let status = &server.sources(now)[0];
     assert!(status.connected);
@@ -155,9 +283,9 @@ fn a_source_is_shown_until_it_has_been_away_for_five_minutes() {
 #[test]
 fn a_peer_cannot_fill_our_memory_with_sources() {
     let mut server = Server::new(ServerSettings::default());
-    let (_kept, _) = server.open_watch("10.0.0.1", at(0));
+    let (_kept, _) = server.open_watch("10.0.0.1", false, at(0));
     for i in 0..1000 {
-        server.list(&format!("10.1.{}.{}", i / 250, i % 250), at(1));
+        server.list(&format!("10.1.{}.{}", i / 250, i % 250), None, at(1));
     }
     let statuses = server.sources(at(1));
     assert_eq!(statuses.len(), 32);
@@ -184,7 +312,7 @@ proptest! {
         steps in proptest::collection::vec(proptest::collection::btree_map(0..5usize, 1..4i64, 0..5), 1..10)
     ) {
         let mut server = Server::new(ServerSettings::default());
-        let (watch, _) = server.open_watch("10.0.0.1", at(0));
+        let (watch, _) = server.open_watch("10.0.0.1", false, at(0));
         let mut copy = RemoteServices::default();
         for step in steps {
             let now: Exports = step
@@ -201,7 +329,7 @@ proptest! {
                 }
                 prop_assert!(copy.agrees_with(event.checksum));
             }
-            let list = decode_list(&server.list("x", at(1)), &Limits::default()).unwrap();
+            let list = decode_list(&body(&mut server, false, at(1)), &Limits::default()).unwrap();
             prop_assert_eq!(&RemoteServices::check(list, &Limits::default()).unwrap(), &copy);
         }
     }
