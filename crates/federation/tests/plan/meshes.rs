@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshfed_federation::discovery::client::{Action, Client, ClientSettings, Failure, RequestId};
-use meshfed_federation::discovery::server::{Server, ServerSettings, Take, WatchId};
+use meshfed_federation::discovery::client::{
+    Action, Client, ClientSettings, Failure, RemoteState, RequestId,
+};
+use meshfed_federation::discovery::server::{Answer, Server, ServerSettings, Take, WatchId};
 use meshfed_federation::moment::Moment;
 use meshfed_federation::plan::Plan;
 use meshfed_federation::world::PeerState;
@@ -151,7 +153,7 @@ impl Meshes {
         let way = Net::of(self).discovery(key.0, &key.1);
         let now = moment(self.elapsed);
         let link = self.links.entry(key.clone()).or_insert_with(|| Link {
-            client: Client::new(ClientSettings::default(), 1, Arc::default()),
+            client: Client::new(ClientSettings::default(), 1, RemoteState::default()),
             watch: None,
         });
         let source = format!("mesh {}", key.0);
@@ -162,13 +164,16 @@ impl Meshes {
                 let server = way.as_ref().ok().and_then(|at| self.servers.get_mut(at));
                 next.extend(match (action, server) {
                     (Action::OpenWatch(id), Some(server)) => {
-                        let (watch, _) = server.open_watch(&source, now);
+                        let (watch, _) = server.open_watch(&source, true, now);
                         link.watch = Some((id, watch, way.clone().unwrap()));
-                        link.client.watch_opened(id, now)
+                        link.client.watch_opened(id, true, now)
                     }
                     (Action::GetList(id), Some(server)) => {
-                        let document = server.list(&source, now);
-                        let mut more = link.client.list_data(id, &document, now);
+                        let Answer::List(document) = server.list(&source, None, now) else {
+                            panic!("no list is named");
+                        };
+                        let mut more = link.client.list_opened(id, true, now);
+                        more.extend(link.client.list_data(id, &document.body(true), now));
                         more.extend(link.client.list_done(id, None, now));
                         more
                     }
