@@ -2,7 +2,6 @@
 //! discovery machines alone, by the way that their proxies' configurations lead.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use meshfed_federation::discovery::client::{
