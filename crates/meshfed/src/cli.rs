@@ -99,6 +99,10 @@ pub struct UpOptions {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     external_gateways: Vec<String>,
 
+    /// Name servers for the names of peers' gateways [default: those of the system]
+    #[arg(long, value_name = "IP:PORT", value_delimiter = ',')]
+    dns_server: Vec<SocketAddr>,
+
     /// Serve metrics, readiness and the configuration here [default: <subnet>.1:15014]
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -118,6 +122,7 @@ pub struct Up {
     pub subnet: Option<Subnet>,
     pub node_address: Option<Ipv4Addr>,
     pub external_gateways: Vec<String>,
+    pub name_servers: Vec<SocketAddr>,
     pub admin: Option<SocketAddr>,
     pub until_stdin_ends: bool,
 }
@@ -140,11 +145,9 @@ impl UpOptions {
             .or(file.namespace)
             .unwrap_or_else(|| format!("{name}-system"));
         check_label("namespace", &namespace)?;
-        let external_gateways = if self.external_gateways.is_empty() {
-            file.external_gateways
-        } else {
-            self.external_gateways
-        };
+        fn either<T>(flag: Vec<T>, file: Vec<T>) -> Vec<T> {
+            if flag.is_empty() { file } else { flag }
+        }
         Ok(Up {
             data_dir: self
                 .data_dir
@@ -154,7 +157,8 @@ impl UpOptions {
             namespace,
             subnet: self.subnet.or(file.subnet),
             node_address: self.node_address.or(file.node_address),
-            external_gateways,
+            external_gateways: either(self.external_gateways, file.external_gateways),
+            name_servers: either(self.dns_server, file.dns_server),
             admin: self.admin.or(file.admin),
             until_stdin_ends: self.until_stdin_ends,
         })
@@ -215,6 +219,10 @@ pub struct GatewayOptions {
     /// Directory for the access log, <name>.log
     #[arg(long, value_name = "DIR", default_value = "logs")]
     pub log_dir: PathBuf,
+
+    /// Name servers for the names of peers' gateways [default: those of the system]
+    #[arg(long, value_name = "IP:PORT", value_delimiter = ',')]
+    pub dns_server: Vec<SocketAddr>,
 
     /// Serve metrics, readiness and the configuration here
     #[arg(long, value_name = "IP:PORT")]

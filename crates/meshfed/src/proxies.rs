@@ -53,6 +53,8 @@ pub struct Gateway {
     pub name: String,
     pub namespace: String,
     pub log_dir: PathBuf,
+    /// Instead of those of the system.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// The proxy of one workload.
@@ -102,7 +104,7 @@ impl Gateway {
             metadata: BTreeMap::new(),
         };
         let log = AccessLog::open(&self.log_dir, &self.name, &metrics.log)?;
-        start(joined, node, log, metrics, None)
+        start(joined, node, log, metrics, self.name_servers, None)
     }
 }
 
@@ -129,7 +131,7 @@ impl Sidecar {
         };
         let log = AccessLog::open(&self.log_dir, &self.name, &metrics.log)?;
         let probe = self.app.map(|app| Probe::Tcp(vec![app]));
-        start(joined, node, log, metrics, probe)
+        start(joined, node, log, metrics, Vec::new(), probe)
     }
 }
 
@@ -138,6 +140,7 @@ fn start(
     node: Node,
     access_log: AccessLog,
     metrics: &ProxyMetrics,
+    name_servers: Vec<SocketAddr>,
     probe: Option<Probe>,
 ) -> anyhow::Result<Running> {
     let handle = Proxy::start(ProxyOptions {
@@ -148,6 +151,7 @@ fn start(
         metrics: metrics.proxy.clone(),
         identity_metrics: metrics.identity.clone(),
         limits: ConnectionLimits::default(),
+        name_servers,
         drain: DRAIN,
         probe,
     })
@@ -175,6 +179,7 @@ pub fn gateway(options: GatewayOptions, logging: &Logging) -> anyhow::Result<Exi
         name: options.name.clone(),
         namespace: options.namespace,
         log_dir: options.log_dir,
+        name_servers: options.dns_server,
     };
     alone(options.name, options.admin, logging, async |metrics| {
         gateway.start(metrics).await

@@ -141,6 +141,7 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
             token_file: dir.tokens(),
         },
         logs: dir.logs(),
+        name_servers: up.name_servers.clone(),
         metrics: ProxyMetrics::new(&metrics, log_metrics),
         outcomes: control_plane.outcomes.clone(),
         drain: watch.clone(),

@@ -14,6 +14,7 @@
 
 mod cluster;
 mod cut;
+mod dns;
 mod end;
 mod engine;
 mod http;

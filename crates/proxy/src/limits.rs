@@ -59,7 +59,13 @@ pub(crate) const POOL_IDLE: Duration = Duration::from_secs(60);
 /// Idle HTTP/1.1 connections that are kept for one endpoint.
 pub(crate) const POOL_IDLE_PER_HOST: usize = 64;
 
-/// How often host names of a cluster are resolved again.
-pub(crate) const DNS_REFRESH: Duration = Duration::from_secs(5);
-/// Addresses that are taken from the answers for one cluster.
+/// An answer of DNS counts for its TTL, but for no shorter and no longer than this.
+pub(crate) const DNS_SHORTEST: Duration = Duration::from_secs(1);
+pub(crate) const DNS_LONGEST: Duration = Duration::from_secs(300);
+/// How long an answer with a TTL of zero, or from the hosts file, counts.
+pub(crate) const DNS_WITHOUT_TTL: Duration = Duration::from_secs(5);
+/// After a failure, doubled with each one.
+pub(crate) const DNS_RETRY: Duration = Duration::from_secs(1);
+pub(crate) const DNS_LAST_RETRY: Duration = Duration::from_secs(10);
+/// Addresses that are taken from the answer for one name, and for one cluster.
 pub(crate) const DNS_ADDRESSES: usize = 256;

@@ -30,6 +30,8 @@ pub struct ProxyOptions {
     pub metrics: Metrics,
     pub identity_metrics: IdentityMetrics,
     pub limits: ConnectionLimits,
+    /// Name servers to ask for the names in the configuration; none: those of the system.
+    pub name_servers: Vec<SocketAddr>,
     /// How long connections may go on after the proxy was told to stop.
     pub drain: Duration,
     /// How a sidecar asks its application whether it is ready. `None`: it is not asked, and
@@ -67,6 +69,7 @@ impl Proxy {
             access_log: options.access_log,
             metrics: options.metrics,
             limits: options.limits,
+            name_servers: options.name_servers,
         });
         let client = Client {
             control_plane: options.control_plane,

@@ -145,7 +145,7 @@ fn dns_template() -> DnsCluster {
             base_interval: seconds(1),
             max_interval: seconds(10),
         }),
-        dns_lookup_family: dns::DnsLookupFamily::V4Preferred.into(),
+        dns_lookup_family: dns::DnsLookupFamily::All.into(),
         ..Default::default()
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use meshfed_pki::TrustDomain;
 use meshfed_proxy_config::{
     AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, FilterChain, HeaderMatch, Http, HttpRoutes,
-    Listener, Network, PathMatch, ProxyConfig, Route, RouteAction, RouteTable, ServerIds, Tcp,
-    TcpTarget, UpstreamProtocol, UpstreamTls, VirtualHost, sni,
+    Listener, Network, OutlierDetection, PathMatch, ProxyConfig, Route, RouteAction, RouteTable,
+    ServerIds, Tcp, TcpTarget, UpstreamProtocol, UpstreamTls, VirtualHost, sni,
 };
 
 use super::gateways::GatewayAddress;
@@ -26,6 +26,14 @@ pub const DISCOVERY_SERVICE_HEADER: &str = "discovery-service";
 /// same addresses as the control plane.
 pub const REMOTE_HEADER: &str = "remote";
 const LIST_TIMEOUT: Duration = Duration::from_secs(120);
+/// An address of a peer that fails three times in a row is left out for five seconds, longer if it
+/// fails again; all of them together are never left out.
+const LEFT_OUT: OutlierDetection = OutlierDetection {
+    consecutive_failures: 3,
+    interval: Duration::from_secs(5),
+    base_ejection: Duration::from_secs(5),
+    max_ejection_percent: 100,
+};
 
 /// A peer that is reached from here.
 #[derive(Debug, Clone)]
@@ -211,7 +219,7 @@ fn discovery_cluster(peer: &EgressPeer<'_>) -> Cluster {
             alpn: vec!["http/1.1".to_owned()],
         }),
         protocol: UpstreamProtocol::Http1,
-        outlier: None,
+        outlier: Some(LEFT_OUT),
         drain: DEFAULT_DRAIN,
     }
 }
@@ -233,7 +241,7 @@ fn service_clusters(peer: &EgressPeer<'_>, import: &EgressImport) -> impl Iterat
             alpn: Vec::new(),
         }),
         protocol: UpstreamProtocol::Http1,
-        outlier: None,
+        outlier: Some(LEFT_OUT),
         drain: peer.drain,
     })
 }

@@ -1,6 +1,7 @@
 //! Runs the gateways that the plan names, each as a proxy that joins over gRPC like any other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct Gateways {
     /// With the directory for tokens in the place of the token file.
     pub join: Join,
     pub logs: PathBuf,
+    /// See `--dns-server`.
+    pub name_servers: Vec<SocketAddr>,
     pub metrics: ProxyMetrics,
     pub outcomes: Outcomes,
     pub drain: DrainWatch,
@@ -123,6 +126,7 @@ impl Gateways {
             name: name.to_owned(),
             namespace: self.namespace.clone(),
             log_dir: self.logs.clone(),
+            name_servers: self.name_servers.clone(),
         }
         .start(&self.metrics)
         .await

@@ -1,13 +1,13 @@
 //! Clusters: endpoints that are equal for routing, and connections to them.
 
 mod connect;
-mod dns;
 mod group;
 mod hosts;
 mod pool;
 
-use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use meshfed_pki::{ClientTls, IdentityCell, TrustStore, client_config};
@@ -20,6 +20,8 @@ use hosts::Hosts;
 pub(crate) use pool::{Exchange, Lease, send};
 
 use crate::cut::{Cut, CutSet, Verdict};
+use crate::dns::{Dns, Name, Watcher};
+use crate::limits::DNS_ADDRESSES;
 use crate::trust::{Judge, Proof};
 
 /// Why a cluster makes no sense.
@@ -42,7 +44,16 @@ pub(crate) struct Cluster {
     sni: Option<ServerName<'static>>,
     tls: ArcSwapOption<MadeTls>,
     pub(crate) users: Arc<Users>,
-    resolver: OnceLock<dns::Resolving>,
+    /// Addresses and names in place of endpoints.
+    sources: Vec<(Source, u16)>,
+    /// Held while the answers become hosts, as several may come at once.
+    resolving: Mutex<()>,
+}
+
+/// Where addresses of a cluster come from.
+enum Source {
+    Ip(IpAddr),
+    Name(Arc<Name>),
 }
 
 /// A rustls configuration and the roots that it was made from.
@@ -68,10 +79,11 @@ impl Cluster {
     /// Makes a cluster that takes over from `old` what is still true: hosts with their load and
     /// health, idle connections, and the connections in use that the new settings still accept.
     ///
-    /// Must run inside a tokio runtime if the cluster resolves names.
+    /// Must run inside a tokio runtime.
     pub(crate) fn new(
         config: Arc<Config>,
         endpoints: Option<&Endpoints>,
+        dns: &Dns,
         old: Option<&Self>,
     ) -> Result<Arc<Self>, ClusterError> {
         let sni = Self::check(&config)?;
@@ -94,14 +106,18 @@ impl Cluster {
             sni,
             tls: ArcSwapOption::new(known.and_then(|o| o.tls.load_full())),
             users: old.map_or_else(CutSet::new, |o| o.users.clone()),
-            resolver: OnceLock::new(),
+            sources: sources(&config.discovery, dns),
+            resolving: Mutex::default(),
             config,
         });
-        if let Discovery::Dns(names) = &cluster.config.discovery {
-            let task = dns::Resolving::start(names.clone(), Arc::downgrade(&cluster));
-            // Empty until here.
-            let _ = cluster.resolver.set(task);
+        for (source, _) in &cluster.sources {
+            if let Source::Name(name) = source {
+                let watcher: Weak<Self> = Arc::downgrade(&cluster);
+                name.watch(watcher);
+            }
         }
+        // What is known already.
+        cluster.addresses_changed();
         if let Some(old) = old {
             old.retire_missing(&cluster.hosts.load());
         }
@@ -110,10 +126,6 @@ impl Cluster {
 
     pub(crate) fn set_endpoints(&self, endpoints: &Endpoints) {
         self.set_hosts(|old| Hosts::new(endpoints, old));
-    }
-
-    fn set_addresses(&self, addresses: &[SocketAddr]) {
-        self.set_hosts(|old| Hosts::of_addresses(addresses, old));
     }
 
     fn set_hosts(&self, make: impl FnOnce(&Hosts) -> Hosts) {
@@ -206,6 +218,45 @@ fn verdict(
             }
         }
     }
+}
+
+impl Watcher for Cluster {
+    /// Takes over the addresses that the names have now.
+    fn addresses_changed(&self) {
+        let _one_at_a_time = self
+            .resolving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut found = BTreeSet::new();
+        for (source, port) in &self.sources {
+            match source {
+                Source::Ip(ip) => _ = found.insert(SocketAddr::new(*ip, *port)),
+                Source::Name(name) => {
+                    let addresses = name.addresses();
+                    found.extend(addresses.iter().map(|ip| SocketAddr::new(*ip, *port)));
+                }
+            }
+        }
+        let found: Vec<_> = found.into_iter().take(DNS_ADDRESSES).collect();
+        // Before the first answer, old addresses are better than none.
+        if !found.is_empty() {
+            self.set_hosts(|old| Hosts::of_addresses(&found, old));
+        }
+    }
+}
+
+fn sources(discovery: &Discovery, dns: &Dns) -> Vec<(Source, u16)> {
+    let Discovery::Dns(hosts) = discovery else {
+        return Vec::new();
+    };
+    let source = |host: &str| match host.parse() {
+        Ok(ip) => Source::Ip(ip),
+        Err(_) => Source::Name(dns.name(host)),
+    };
+    hosts
+        .iter()
+        .map(|(host, port)| (source(host), *port))
+        .collect()
 }
 
 fn accepts(server: &ServerIds, proof: &Proof) -> bool {

@@ -18,6 +18,7 @@ use super::change::{Change, Rejection, RejectionCause, difference};
 use super::running::Running;
 use crate::cluster::Cluster;
 use crate::cut::Cut;
+use crate::dns::Dns;
 use crate::http::RouteIndex;
 use crate::limits::ConnectionLimits;
 use crate::listener::{Reserved, Shared, reserve};
@@ -35,6 +36,8 @@ pub struct EngineOptions {
     pub access_log: AccessLog,
     pub metrics: Metrics,
     pub limits: ConnectionLimits,
+    /// Name servers to ask; none: those of the system.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// Owns the configuration: one task applies changes, connections read what is in force.
@@ -44,6 +47,7 @@ pub struct EngineOptions {
 pub struct Engine {
     options: EngineOptions,
     tables: Arc<Tables>,
+    dns: Dns,
     slots: Arc<Semaphore>,
     listeners: BTreeMap<String, Running>,
     /// Addresses of listeners that were checked and are not in force yet.
@@ -64,6 +68,7 @@ impl Engine {
                 routes: Shards::new(),
                 trust: Shards::new(),
             }),
+            dns: Dns::new(options.name_servers.clone()),
             slots: Arc::new(Semaphore::new(total)),
             listeners: BTreeMap::new(),
             reserved: HashMap::new(),
@@ -224,7 +229,7 @@ impl Engine {
             Discovery::Eds(name) => self.endpoints.get(&**name),
             _ => None,
         };
-        let cluster = Cluster::new(config, endpoints.map(|e| &**e), old.as_deref())?;
+        let cluster = Cluster::new(config, endpoints.map(|e| &**e), &self.dns, old.as_deref())?;
         if let Some(old) = &old {
             self.unlink(&old.config);
         }
@@ -398,6 +403,7 @@ mod tests {
             access_log: AccessLog::open(dir.path(), "p", &AccessLogMetrics::default()).unwrap(),
             metrics: Metrics::default(),
             limits: ConnectionLimits::default(),
+            name_servers: Vec::new(),
         });
         let names: Vec<String> = (0..10_000).map(|n| format!("c{n}")).collect();
         assert!(engine.apply(names.iter().map(|n| cluster(n, 1))).is_empty());

@@ -161,6 +161,7 @@ impl Plane {
             metrics: Metrics::new(&mut registry),
             identity_metrics: IdentityMetrics::new(&mut registry),
             limits: ConnectionLimits::default(),
+            name_servers: Vec::new(),
             drain: Duration::from_millis(300),
             probe,
         })

@@ -503,7 +503,7 @@ async fn a_kept_connection_that_the_server_closed_costs_no_request() {
 
 #[tokio::test]
 async fn failures_have_their_status_flag_and_reason() {
-    let gone = dead_address().await;
+    let gone = refusing_address();
     let mut routes = vec![
         forward(PathMatch::Exact("/gone".into()), "gone"),
         forward(PathMatch::Exact("/missing".into()), "missing"),
@@ -581,7 +581,7 @@ async fn what_is_no_http_or_too_large_is_refused_and_logged_once() {
 }
 
 #[tokio::test]
-async fn connect_opens_a_tunnel_that_is_cut_with_its_cluster() {
+async fn connect_opens_a_tunnel_that_drains_with_its_cluster() {
     let red = Mesh::new("red-mesh.local");
     let far = Backend::tls_echo("far", red.identity("egress"), &red).await;
     let mut config = http(vec![forward(PathMatch::Connect, "import")]);
@@ -631,7 +631,7 @@ async fn connect_opens_a_tunnel_that_is_cut_with_its_cluster() {
         line.contains("upstream_peer=spiffe://red-mesh.local/ns/ns/sa/egress"),
         "{line}"
     );
-    assert!(line.contains("end=cluster_removed"), "{line}");
+    assert!(line.contains("end=drained"), "{line}");
     drop(scene.red);
 }
 

@@ -7,7 +7,9 @@
 
 mod changes;
 mod control_plane;
+mod dns;
 mod http;
 mod ingress;
+mod removal;
 mod support;
 mod upstream;

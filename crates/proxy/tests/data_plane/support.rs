@@ -106,6 +106,15 @@ impl Gateway {
     }
 
     pub fn with_limits(identity: Identity, limits: ConnectionLimits) -> Self {
+        Self::with(identity, limits, Vec::new())
+    }
+
+    /// Asks these name servers.
+    pub fn with_name_servers(identity: Identity, servers: &[SocketAddr]) -> Self {
+        Self::with(identity, ConnectionLimits::default(), servers.to_vec())
+    }
+
+    fn with(identity: Identity, limits: ConnectionLimits, name_servers: Vec<SocketAddr>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = AccessLog::open(dir.path(), "gateway", &AccessLogMetrics::default()).unwrap();
         let mut registry = Registry::default();
@@ -116,6 +125,7 @@ impl Gateway {
             access_log: log.clone(),
             metrics: Metrics::new(&mut registry),
             limits,
+            name_servers,
         });
         Self {
             engine,
@@ -452,8 +462,19 @@ where
     let _ = stream.shutdown().await;
 }
 
-/// An address on which nobody listens.
+/// An address on which nobody listens and the test may.
 pub async fn dead_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap()
+}
+
+/// An address on which nobody listens. It stays taken until the process ends, so that no other
+/// test comes to listen there.
+pub fn refusing_address() -> SocketAddr {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address
 }

@@ -145,7 +145,7 @@ fn set_endpoints(config: &mut ProxyConfig, name: &str, list: &[(u32, SocketAddr,
 async fn another_endpoint_is_tried_when_one_refuses() {
     let red = Mesh::new("red-mesh.local");
     let alive = Backend::echo("alive").await;
-    let dead = [dead_address().await, dead_address().await];
+    let dead = [refusing_address(), refusing_address()];
     let mut gateway = Gateway::new(red.identity("ingress"));
     gateway.change(|c| {
         add_cluster(c, cluster("to", &[dead[0], alive.address, dead[1]]));
@@ -161,7 +161,7 @@ async fn a_lower_priority_is_used_only_while_the_higher_fails() {
     let red = Mesh::new("red-mesh.local");
     let (near, far) = (Backend::echo("near").await, Backend::echo("far").await);
     let mut gateway = Gateway::new(red.identity("ingress"));
-    let gone = dead_address().await;
+    let gone = refusing_address();
     gateway.change(|c| {
         let mut to = cluster("to", &[]);
         to.discovery = Discovery::Eds("to".into());
@@ -218,7 +218,7 @@ async fn an_endpoint_that_keeps_failing_is_left_out_and_comes_back() {
 async fn a_failed_connect_is_told_with_its_reason() {
     let red = Mesh::new("red-mesh.local");
     let mut gateway = Gateway::new(red.identity("ingress"));
-    let gone = dead_address().await;
+    let gone = refusing_address();
     gateway.change(|c| {
         add_cluster(c, cluster("to", &[gone]));
         add_listener(c, plain("to"));

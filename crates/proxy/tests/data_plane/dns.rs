@@ -1,0 +1,313 @@
+//! Clusters of host names, with a name server on a loopback socket.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_resolver::proto::rr::{RData, Record, RecordType};
+use meshfed_proxy_config::*;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use crate::support::*;
+
+/// What a name server says of one name.
+#[derive(Clone)]
+enum Says {
+    Addresses(Vec<IpAddr>, u32),
+    NoSuchName,
+    Failure,
+    Nothing,
+}
+
+/// A name server for this test.
+struct NameServer {
+    address: SocketAddr,
+    zone: Arc<Mutex<HashMap<&'static str, Says>>>,
+    asked: Arc<Mutex<Vec<(String, RecordType)>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl NameServer {
+    async fn start() -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let zone: Arc<Mutex<HashMap<&str, Says>>> = Arc::default();
+        let asked: Arc<Mutex<Vec<_>>> = Arc::default();
+        let task = {
+            let (zone, asked) = (zone.clone(), asked.clone());
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 4096];
+                loop {
+                    let (n, from) = socket.recv_from(&mut buffer).await.unwrap();
+                    let question = Message::from_vec(&buffer[..n]).unwrap();
+                    let query = question.queries[0].clone();
+                    let name = query.name().to_string();
+                    asked
+                        .lock()
+                        .unwrap()
+                        .push((name.clone(), query.query_type()));
+                    let says = zone.lock().unwrap().get(&*name).cloned();
+                    if let Some(answer) = respond(&question, says.unwrap_or(Says::NoSuchName)) {
+                        socket.send_to(&answer, from).await.unwrap();
+                    }
+                }
+            })
+        };
+        Self {
+            address,
+            zone,
+            asked,
+            task,
+        }
+    }
+
+    fn say(&self, name: &'static str, says: Says) {
+        self.zone.lock().unwrap().insert(name, says);
+    }
+
+    fn times_asked(&self, name: &str, kind: RecordType) -> usize {
+        let asked = self.asked.lock().unwrap();
+        asked
+            .iter()
+            .filter(|(n, k)| n == name && *k == kind)
+            .count()
+    }
+}
+
+fn respond(question: &Message, says: Says) -> Option<Vec<u8>> {
+    let query = &question.queries[0];
+    let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+    answer.add_query(query.clone());
+    match says {
+        Says::Addresses(addresses, ttl) => {
+            let fitting = addresses.into_iter().filter(|ip| {
+                let kind = if ip.is_ipv4() {
+                    RecordType::A
+                } else {
+                    RecordType::AAAA
+                };
+                kind == query.query_type()
+            });
+            let records =
+                fitting.map(|ip| Record::from_rdata(query.name().clone(), ttl, RData::from(ip)));
+            answer.add_answers(records);
+        }
+        Says::NoSuchName => answer.metadata.response_code = ResponseCode::NXDomain,
+        Says::Failure => answer.metadata.response_code = ResponseCode::ServFail,
+        Says::Nothing => return None,
+    }
+    Some(answer.to_vec().unwrap())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Listens on the same port of several addresses; each connection is told which one it came to.
+struct Everywhere {
+    port: u16,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Everywhere {
+    async fn start(addresses: &[&str]) -> Self {
+        let listeners = eventually("a port that is free on all addresses", || async {
+            let first = TcpListener::bind((addresses[0], 0)).await.unwrap();
+            let port = first.local_addr().unwrap().port();
+            let mut all = vec![first];
+            for address in &addresses[1..] {
+                all.push(TcpListener::bind((*address, port)).await.ok()?);
+            }
+            Some(all)
+        })
+        .await;
+        let port = listeners[0].local_addr().unwrap().port();
+        let mut tasks = tokio::task::JoinSet::new();
+        for listener in listeners {
+            tasks.spawn(async move {
+                loop {
+                    let (mut socket, _) = listener.accept().await.unwrap();
+                    let own = socket.local_addr().unwrap().ip().to_string();
+                    tokio::spawn(async move {
+                        let _ =
+                            tokio::io::AsyncWriteExt::write_all(&mut socket, own.as_bytes()).await;
+                    });
+                }
+            });
+        }
+        Self { port, tasks }
+    }
+}
+
+fn by_name(hosts: &[(&str, u16)]) -> Cluster {
+    let mut cluster = cluster("to", &[]);
+    let hosts = hosts.iter().map(|(h, p)| ((*h).to_owned(), *p));
+    cluster.discovery = Discovery::Dns(hosts.collect());
+    cluster
+}
+
+fn gateway(server: &NameServer, to: Cluster) -> Gateway {
+    let red = Mesh::new("red-mesh.local");
+    let identity = red.identity("egress");
+    let mut gateway = Gateway::with_name_servers(identity, &[server.address]);
+    gateway.change(|c| {
+        add_cluster(c, to);
+        let mut all = chain("all", vec![], tcp(TcpTarget::Cluster("to".into()), None));
+        all.tls = None;
+        add_listener(c, listener("in", vec![all]));
+    });
+    gateway
+}
+
+/// Which address answers; empty if none does.
+async fn reached(gateway: &Gateway) -> String {
+    let mut stream = TcpStream::connect(gateway.address("in")).await.unwrap();
+    let answer = ask(&mut stream, b"").await.unwrap_or_default();
+    String::from_utf8(answer).unwrap()
+}
+
+/// Waits until this address answers.
+async fn comes_to(gateway: &Gateway, address: &str) {
+    eventually(address, || async {
+        (reached(gateway).await == address).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_in_dns_counts_when_the_ttl_ends_and_not_before() {
+    let server = NameServer::start().await;
+    let there = Everywhere::start(&["127.0.0.1", "127.0.0.2"]).await;
+    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.1")], 2));
+    let gateway = gateway(&server, by_name(&[("red.test", there.port)]));
+    comes_to(&gateway, "127.0.0.1").await;
+    let began = Instant::now();
+    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.2")], 300));
+    comes_to(&gateway, "127.0.0.2").await;
+    // It was asked for the first time a little before.
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(800), "{took:?}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert_eq!(server.times_asked("red.test.", RecordType::A), 2);
+    drop(there.tasks);
+}
+
+#[tokio::test]
+async fn names_and_addresses_of_both_families_are_balanced_together() {
+    let server = NameServer::start().await;
+    let there = Everywhere::start(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]).await;
+    // Nothing listens on the IPv6 one: another one is tried in its place.
+    let both = vec![ip("127.0.0.1"), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    server.say("a.test.", Says::Addresses(both, 60));
+    server.say("b.test.", Says::Addresses(vec![ip("127.0.0.2")], 60));
+    server.say("c.test.", Says::Nothing);
+    let names = ["a.test", "127.0.0.3", "b.test", "c.test"].map(|name| (name, there.port));
+    let gateway = gateway(&server, by_name(&names));
+    for address in ["127.0.0.1", "127.0.0.2", "127.0.0.3"] {
+        comes_to(&gateway, address).await;
+    }
+    let mut seen: HashMap<String, u32> = HashMap::new();
+    for _ in 0..60 {
+        *seen.entry(reached(&gateway).await).or_default() += 1;
+    }
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert!(seen.values().all(|n| *n >= 5), "{seen:?}");
+    assert_eq!(server.times_asked("a.test.", RecordType::AAAA), 1);
+}
+
+#[tokio::test]
+async fn a_failing_name_server_and_a_name_that_vanished_take_no_address_away() {
+    let server = NameServer::start().await;
+    let there = Everywhere::start(&["127.0.0.1", "127.0.0.2"]).await;
+    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.1")], 1));
+    let gateway = gateway(&server, by_name(&[("red.test", there.port)]));
+    comes_to(&gateway, "127.0.0.1").await;
+    for bad in [Says::NoSuchName, Says::Failure, Says::Addresses(vec![], 1)] {
+        let before = server.times_asked("red.test.", RecordType::A);
+        server.say("red.test.", bad);
+        // The one before this has been answered and digested.
+        eventually("one more question", || async {
+            let asked = server.times_asked("red.test.", RecordType::A);
+            (asked > before).then_some(())
+        })
+        .await;
+        assert_eq!(reached(&gateway).await, "127.0.0.1");
+    }
+    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.2")], 60));
+    comes_to(&gateway, "127.0.0.2").await;
+}
+
+#[tokio::test]
+async fn a_name_is_asked_for_once_however_many_clusters_have_it_and_no_more_when_none_has() {
+    let server = NameServer::start().await;
+    let there = Everywhere::start(&["127.0.0.1"]).await;
+    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.1")], 1));
+    let mut gateway = gateway(&server, by_name(&[("red.test", there.port)]));
+    gateway.change(|c| {
+        for n in 0..500 {
+            let mut more = by_name(&[("red.test", there.port)]);
+            more.name = format!("more-{n}").into();
+            add_cluster(c, more);
+        }
+    });
+    comes_to(&gateway, "127.0.0.1").await;
+    assert!(server.times_asked("red.test.", RecordType::A) <= 2);
+    gateway.change(|c| c.clusters.clear());
+    let asked = server.times_asked("red.test.", RecordType::A);
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert!(server.times_asked("red.test.", RecordType::A) <= asked + 1);
+}
+
+#[tokio::test]
+async fn a_change_of_the_addresses_keeps_the_connections_that_are_open() {
+    let server = NameServer::start().await;
+    let (one, two) = (Backend::echo("one").await, Backend::echo("two").await);
+    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.1")], 1));
+    let mut gateway = gateway(&server, by_name(&[("red.test", one.address.port())]));
+    let mut open = eventually("the first address", || async {
+        let mut stream = TcpStream::connect(gateway.address("in")).await.ok()?;
+        let mut greeting = [0; 5];
+        let read = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut greeting).await;
+        read.ok().map(|_| stream)
+    })
+    .await;
+    gateway.change(|c| add_cluster(c, by_name(&[("127.0.0.1", two.address.port())])));
+    assert!(reached(&gateway).await.starts_with("two"));
+    assert_eq!(ask(&mut open, b"still here").await.unwrap(), b"still here");
+}
+
+#[tokio::test]
+async fn a_dead_address_is_left_out_after_some_failures_and_taken_again_when_it_is_back() {
+    let server = NameServer::start().await;
+    let there = Everywhere::start(&["127.0.0.1"]).await;
+    let both = vec![ip("127.0.0.1"), ip("127.0.0.2")];
+    server.say("red.test.", Says::Addresses(both, 60));
+    let mut to = by_name(&[("red.test", there.port)]);
+    to.outlier = Some(OutlierDetection {
+        consecutive_failures: 2,
+        interval: Duration::from_millis(100),
+        base_ejection: Duration::from_millis(300),
+        max_ejection_percent: 100,
+    });
+    let gateway = gateway(&server, to);
+    comes_to(&gateway, "127.0.0.1").await;
+    // No call fails, with the dead address among those that are tried or left out.
+    for _ in 0..40 {
+        assert_eq!(reached(&gateway).await, "127.0.0.1");
+    }
+    let second = TcpListener::bind(("127.0.0.2", there.port)).await.unwrap();
+    let back = tokio::spawn(async move { drop(second.accept().await) });
+    eventually("the other address", || async {
+        reached(&gateway).await;
+        back.is_finished().then_some(())
+    })
+    .await;
+}
