@@ -18,6 +18,7 @@ mod properties;
 mod random;
 mod reach;
 mod removal;
+mod replicas;
 mod snapshots;
 mod statuses;
 mod trace;

@@ -11,8 +11,9 @@ use meshfed_api::peer::{
 };
 
 use super::condition::{READY, Verdict, conditions};
-use super::{connection, time};
+use super::{connection, replicas, time};
 use crate::discovery::client::RemoteState;
+use crate::discovery::server::SourceStatus;
 use crate::plan::configs::Decided;
 use crate::plan::peers::{PeerProblem, Trusted};
 use crate::plan::{PeerSettings, Step};
@@ -30,11 +31,11 @@ pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, Service
             let state = state_of(world, key);
             let verdict = match judged {
                 Err(problem) => Verdict::fails(READY, problem.reason(), problem.to_string()),
-                Ok(peer) => ready(peer, &state, world.now),
+                Ok(peer) => ready(decided, peer, &state),
             };
             let present = object.status.as_ref().map(|s| s.conditions.as_slice());
             let status = ServiceMeshPeerStatus {
-                discovery_status: discovery_status(decided, &state),
+                discovery_status: discovery_status(decided, object, &state),
                 conditions: conditions(
                     present,
                     [verdict, settings(object)]
@@ -56,8 +57,26 @@ fn state_of(world: &World, key: &ObjectKey) -> Arc<PeerState> {
     state.cloned().unwrap_or_default()
 }
 
-fn ready(peer: &Trusted<'_>, state: &PeerState, now: Timestamp) -> Verdict {
+fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Verdict {
     let remote = &state.remote;
+    let now = decided.world.now;
+    // What another instance is connected to is connected.
+    let present = peer.object.status.as_ref().map(|s| &s.discovery_status);
+    let others = replicas::others(present, &decided.ruling.instance, now);
+    let watched_by_us = others.iter().any(|entry| entry.watch.connected);
+    let their_watches = others.iter().flat_map(|entry| &entry.remotes);
+    let watchers: Vec<SourceStatus> = their_watches
+        .filter(|remote| remote.connected)
+        .map(|remote| SourceStatus {
+            source: remote.source.clone(),
+            connected: true,
+            last_connected: None,
+            last_disconnect: None,
+            last_event: None,
+            last_full_sync: None,
+        })
+        .chain(state.watchers.iter().cloned())
+        .collect();
     if peer.going {
         let message = "the peer is being removed; what was exported to it is withdrawn";
         return Verdict::fails(READY, "Deleting", message);
@@ -79,7 +98,7 @@ fn ready(peer: &Trusted<'_>, state: &PeerState, now: Timestamp) -> Verdict {
             Ok(_) => {}
         }
     }
-    if !names.is_empty() {
+    if !names.is_empty() && !watched_by_us {
         let message = format!(
             "waiting for {}: not connected, or not done with the configuration; \
              the status of the ServiceMeshControlPlane says more",
@@ -96,11 +115,11 @@ fn ready(peer: &Trusted<'_>, state: &PeerState, now: Timestamp) -> Verdict {
         let message = format!("{error}; what the peer exported before is still in use");
         return Verdict::fails(READY, "BadList", message);
     }
-    if !is_connected(remote, now) {
+    if !is_connected(remote, now) && !watched_by_us {
         let last = remote.watch.last_disconnect_status.as_deref();
-        return connection::not_watching(peer, last, &state.watchers);
+        return connection::not_watching(peer, last, &watchers);
     }
-    connection::watching(peer, &state.watchers)
+    connection::watching(peer, &watchers)
 }
 
 /// How far the removal of a peer has come.
@@ -192,7 +211,11 @@ pub(in crate::plan) fn next_change(world: &World) -> Option<Timestamp> {
         .min()
 }
 
-fn discovery_status(decided: &Decided<'_, '_>, state: &PeerState) -> DiscoveryStatus {
+fn discovery_status(
+    decided: &Decided<'_, '_>,
+    object: &ServiceMeshPeer,
+    state: &PeerState,
+) -> DiscoveryStatus {
     let remote = &state.remote;
     let mut remotes: Vec<RemoteDiscoveryStatus> = state
         .watchers
@@ -215,23 +238,13 @@ fn discovery_status(decided: &Decided<'_, '_>, state: &PeerState) -> DiscoverySt
         last_event: remote.watch.last_event.map(time),
         last_full_sync: remote.last_full_sync.map(time),
     };
-    let active = watch.connected || remotes.iter().any(|r| r.connected);
+    let present = object.status.as_ref().map(|s| &s.discovery_status);
     let instance = PodDiscoveryStatus {
         pod: decided.ruling.instance.clone(),
         remotes,
         watch,
     };
-    if active {
-        DiscoveryStatus {
-            active: vec![instance],
-            inactive: Vec::new(),
-        }
-    } else {
-        DiscoveryStatus {
-            active: Vec::new(),
-            inactive: vec![instance],
-        }
-    }
+    replicas::merged(present, instance, decided.world.now)
 }
 
 /// Whether the peer's exports are known.

@@ -1,0 +1,111 @@
+//! Several instances of the control plane write the same statuses, and do not fight.
+//!
+//! Each has an entry of its own in the `discoveryStatus` of every peer and leaves those of others as
+//! they are. Everything else is written by one: the first by name of those that have lately heard
+//! from a peer. All see the same entries, so all come to the same answer, without a word between
+//! them.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use meshfed_api::peer::{DiscoveryStatus, PodDiscoveryStatus};
+
+use crate::plan::configs::Decided;
+use crate::world::ObjectKey;
+
+/// An instance that is connected hears something in this time: a list is asked for every minute.
+const FRESH: Duration = Duration::from_secs(600);
+/// Entries without contact for this long go, if there are others.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Entries of other instances in one status.
+const MAX_OTHERS: usize = 15;
+
+/// Entries of the instances of one peer, sorted by whether they are connected.
+pub(super) fn merged(
+    present: Option<&DiscoveryStatus>,
+    ours: PodDiscoveryStatus,
+    now: Timestamp,
+) -> DiscoveryStatus {
+    let mut others = others(present, &ours.pod, now);
+    let is_idle = |entry: &PodDiscoveryStatus| {
+        last_contact(entry).is_some_and(|at| !is_within(at, now, KEPT))
+    };
+    if others.iter().chain([&ours]).any(|entry| !is_idle(entry)) {
+        others.retain(|entry| !is_idle(entry));
+    }
+    others.sort_by(|a, b| {
+        let newest_first = last_contact(b).cmp(&last_contact(a));
+        newest_first.then_with(|| a.pod.cmp(&b.pod))
+    });
+    others.truncate(MAX_OTHERS);
+    others.push(ours);
+    others.sort_by(|a, b| a.pod.cmp(&b.pod));
+    let (active, inactive) = others.into_iter().partition(is_connected);
+    DiscoveryStatus { active, inactive }
+}
+
+/// Entries of other instances. One that says that it is connected and has heard nothing for long
+/// is of an instance that is gone.
+pub(super) fn others(
+    present: Option<&DiscoveryStatus>,
+    ours: &str,
+    now: Timestamp,
+) -> Vec<PodDiscoveryStatus> {
+    let entries = present
+        .into_iter()
+        .flat_map(|s| s.active.iter().chain(&s.inactive));
+    entries
+        .filter(|entry| entry.pod != ours)
+        .filter(|entry| {
+            !is_connected(entry) || last_contact(entry).is_some_and(|at| is_within(at, now, FRESH))
+        })
+        .cloned()
+        .collect()
+}
+
+fn is_connected(entry: &PodDiscoveryStatus) -> bool {
+    entry.watch.connected || entry.remotes.iter().any(|remote| remote.connected)
+}
+
+fn last_contact(entry: &PodDiscoveryStatus) -> Option<Timestamp> {
+    let watch = &entry.watch;
+    let of_watch = [
+        &watch.last_connected,
+        &watch.last_disconnect,
+        &watch.last_event,
+        &watch.last_full_sync,
+    ];
+    let of_remotes = entry.remotes.iter().flat_map(|remote| {
+        [
+            &remote.last_connected,
+            &remote.last_disconnect,
+            &remote.last_event,
+            &remote.last_full_sync,
+        ]
+    });
+    let times = of_watch.into_iter().chain(of_remotes);
+    times.flatten().map(|time| time.0).max()
+}
+
+fn is_within(at: Timestamp, now: Timestamp, time: Duration) -> bool {
+    let time = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
+    now.duration_since(at) < time
+}
+
+/// Whether this instance writes what all instances share.
+pub(super) fn leads<'s>(
+    decided: &Decided<'_, '_>,
+    peers: impl Iterator<Item = (&'s ObjectKey, &'s DiscoveryStatus)>,
+) -> bool {
+    let now = decided.world.now;
+    let ours = decided.ruling.instance.as_str();
+    let entries: Vec<&PodDiscoveryStatus> = peers
+        .flat_map(|(_, status)| status.active.iter().chain(&status.inactive))
+        .collect();
+    let fresh = entries
+        .iter()
+        .filter(|entry| last_contact(entry).is_some_and(|at| is_within(at, now, FRESH)));
+    let first = fresh.map(|entry| entry.pod.as_str()).min();
+    let first = first.or_else(|| entries.iter().map(|entry| entry.pod.as_str()).min());
+    first.is_none_or(|first| first == ours)
+}
