@@ -33,42 +33,50 @@ pub type Outcomes = watch::Receiver<Option<Arc<Outcome>>>;
 /// Starts all appliers.
 pub fn start(client: &Client, subnet: Subnet, outcomes: &Outcomes, tasks: &mut JoinSet<()>) {
     let (c, o) = (client.clone(), outcomes.clone());
-    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+    tasks.spawn(follow(o, gateways::inputs, async move |outcome| {
         gateways::apply(&c, subnet, outcome).await
     }));
     let (c, o) = (client.clone(), outcomes.clone());
-    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+    tasks.spawn(follow(o, endpoint_slices::inputs, async move |outcome| {
         endpoint_slices::apply(&c, outcome).await
     }));
     let (c, o) = (client.clone(), outcomes.clone());
-    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+    tasks.spawn(follow(o, finalizers::inputs, async move |outcome| {
         finalizers::apply(&c, outcome).await
     }));
     let (c, o) = (client.clone(), outcomes.clone());
-    tasks.spawn(follow(o, Duration::ZERO, async move |outcome| {
+    tasks.spawn(follow(o, roots::inputs, async move |outcome| {
         roots::apply(&c, outcome).await
     }));
     let (c, o) = (client.clone(), outcomes.clone());
-    tasks.spawn(follow(o, STATUS_INTERVAL, async move |outcome| {
-        statuses::apply(&c, outcome).await
-    }));
+    tasks.spawn(follow(
+        o,
+        |_| Always,
+        async move |outcome| {
+            let done = statuses::apply(&c, outcome).await;
+            tokio::time::sleep(STATUS_INTERVAL).await;
+            done
+        },
+    ));
 }
 
-/// Calls `apply` with the newest outcome whenever there is one, with a pause after each; again
-/// after [`RETRY`] when it says that something failed.
-async fn follow(
+/// Calls `apply` with the newest outcome whenever its `inputs` are others than before; again after
+/// [`RETRY`] when it says that something failed.
+async fn follow<I: PartialEq>(
     mut outcomes: Outcomes,
-    pause: Duration,
+    inputs: impl Fn(&Outcome) -> I,
     mut apply: impl AsyncFnMut(&Outcome) -> Done,
 ) {
+    let mut applied: Option<I> = None;
     loop {
         let newest = outcomes.borrow_and_update().clone();
-        let done = match &newest {
-            Some(outcome) => apply(outcome).await,
-            None => Done::Yes,
-        };
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
+        let mut done = Done::Yes;
+        if let Some(outcome) = &newest {
+            let inputs = inputs(outcome);
+            if applied.as_ref() != Some(&inputs) {
+                done = apply(outcome).await;
+                applied = Some(inputs).filter(|_| done == Done::Yes);
+            }
         }
         let changed = outcomes.changed();
         let ended = match done {
@@ -82,6 +90,20 @@ async fn follow(
             return;
         }
     }
+}
+
+/// Inputs that are never the same.
+struct Always;
+
+impl PartialEq for Always {
+    fn eq(&self, _: &Self) -> bool {
+        false
+    }
+}
+
+/// What is not watched is looked at again in each of these parts of time, if anything happens.
+fn part_of_time(outcome: &Outcome) -> i64 {
+    outcome.world.now.as_second() / 30
 }
 
 /// Whether everything that should be written was.

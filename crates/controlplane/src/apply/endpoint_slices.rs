@@ -11,6 +11,13 @@ use super::{Done, delete, put};
 use crate::endpoints::{MANAGED_BY, MANAGER, desired};
 use crate::hub::Outcome;
 
+/// What [`apply`] goes by.
+pub(super) fn inputs(outcome: &Outcome) -> impl PartialEq + use<> {
+    let resources = &outcome.world.resources;
+    let (services, pods) = (resources.services.clone(), resources.pods.clone());
+    (services, pods, resources.endpoint_slices.clone())
+}
+
 pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
     let resources = &outcome.world.resources;
     let mut pods: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();

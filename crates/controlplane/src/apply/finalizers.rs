@@ -1,6 +1,7 @@
 //! Puts our finalizer on what must not go before it is withdrawn, and takes it away then.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Service;
@@ -14,6 +15,18 @@ use tracing::info;
 
 use super::{Done, failed};
 use crate::hub::Outcome;
+
+/// What [`apply`] goes by.
+pub(super) fn inputs(outcome: &Outcome) -> impl PartialEq + use<> {
+    let resources = &outcome.world.resources;
+    let wanted = outcome.plan.withdrawal.finalizers.clone();
+    let services = wanted.services.keys();
+    let services: Vec<Option<Arc<Service>>> = services
+        .map(|key| resources.services.get(key).cloned())
+        .collect();
+    let (peers, rulers) = (resources.peers.clone(), resources.control_planes.clone());
+    (wanted, services, peers, rulers)
+}
 
 pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
     let wanted = &outcome.plan.withdrawal.finalizers;

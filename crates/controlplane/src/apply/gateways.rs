@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     LoadBalancerIngress, LoadBalancerStatus, Service, ServiceAccount, ServiceStatus,
@@ -14,16 +15,28 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use meshfed_federation::plan::GatewayPlan;
 use meshfed_federation::plan::gateways::service_account;
-use meshfed_federation::world::{GATEWAY_LABEL, ObjectKey};
+use meshfed_federation::world::{GATEWAY_LABEL, ObjectKey, in_namespace};
 use tracing::warn;
 
-use super::{Done, delete, failed, put};
+use super::{Done, delete, failed, part_of_time, put};
 use crate::hub::Outcome;
 use crate::subnet::Subnet;
 
 /// Annotation with the keys of labels and annotations that we set, so that those that are no longer
 /// asked for can be taken away and those of others stay.
 const OURS_ANNOTATION: &str = "meshfed.io/metadata-keys";
+
+/// What [`apply`] goes by.
+pub(super) fn inputs(outcome: &Outcome) -> impl PartialEq + use<> {
+    let (resources, system) = (
+        &outcome.world.resources,
+        &outcome.world.mesh.system_namespace,
+    );
+    let services = in_namespace(&resources.services, system);
+    let services: Vec<Arc<Service>> = services.map(|(_, service)| service.clone()).collect();
+    let gateways = outcome.plan.gateways.clone();
+    (gateways, services, part_of_time(outcome))
+}
 
 pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) -> Done {
     let resources = &outcome.world.resources;
@@ -50,11 +63,8 @@ pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) ->
         }
         done = done.and(ensure_service(client, subnet, &mut taken, gateway, present).await);
     }
-    for (key, service) in resources.services.iter() {
-        if is_gateway(service)
-            && key.namespace == *namespace
-            && !outcome.plan.gateways.contains_key(&key.name)
-        {
+    for (key, service) in in_namespace(&resources.services, namespace) {
+        if is_gateway(service) && !outcome.plan.gateways.contains_key(&key.name) {
             done = done.and(remove(client, namespace, &key.name).await);
         }
     }

@@ -8,23 +8,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use meshfed_api::{OWN_ROOT_CONFIG_MAP, ROOT_CERT_KEY};
+use meshfed_federation::world::ObjectKey;
 
-use super::{Done, failed, put};
+use super::{Done, failed, part_of_time, put};
 use crate::hub::Outcome;
 
+/// What [`apply`] goes by.
+pub(super) fn inputs(outcome: &Outcome) -> impl PartialEq + use<> {
+    let roots = outcome.world.observed.own_roots.clone();
+    (roots, namespaces(outcome), part_of_time(outcome))
+}
+
 pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
-    let world = &outcome.world;
-    let roots = &world.observed.own_roots;
+    let roots = &outcome.world.observed.own_roots;
     if roots.is_empty() {
         return Done::Yes;
     }
-    let members = outcome.plan.members.iter().cloned();
-    let namespaces: BTreeSet<String> = members
-        .chain([world.mesh.system_namespace.clone()])
-        .filter(|namespace| is_alive(outcome, namespace))
-        .collect();
     let mut done = Done::Yes;
-    for namespace in namespaces {
+    for namespace in namespaces(outcome) {
         done = done.and(ensure(client, &namespace, roots).await);
     }
     done
@@ -32,10 +33,18 @@ pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
 
 /// Nothing can be made in a namespace that is going.
 fn is_alive(outcome: &Outcome, namespace: &str) -> bool {
-    let mut all = outcome.world.resources.namespaces.values();
-    all.any(|n| {
-        n.metadata.name.as_deref() == Some(namespace) && n.metadata.deletion_timestamp.is_none()
-    })
+    let key = ObjectKey::new("", namespace);
+    let found = outcome.world.resources.namespaces.get(&key);
+    found.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none())
+}
+
+/// Where the root belongs.
+fn namespaces(outcome: &Outcome) -> BTreeSet<String> {
+    let members = outcome.plan.members.iter().cloned();
+    members
+        .chain([outcome.world.mesh.system_namespace.clone()])
+        .filter(|namespace| is_alive(outcome, namespace))
+        .collect()
 }
 
 async fn ensure(client: &Client, namespace: &str, roots: &str) -> Done {
