@@ -22,4 +22,5 @@ mod replicas;
 mod snapshots;
 mod statuses;
 mod trace;
+mod trust;
 mod withdrawal;

@@ -115,6 +115,28 @@ async fn enable_ingress(mesh: &Mesh, enabled: bool) {
         .unwrap();
 }
 
+/// Waits for a time in which nobody writes anything to the API.
+async fn rests(mesh: &Mesh) {
+    const REST: Duration = Duration::from_secs(3);
+    let namespaces: Api<Namespace> = Api::all(mesh.client.clone());
+    // Our API server counts all writes in one number.
+    let revision = async || {
+        let list = namespaces.list(&ListParams::default()).await.unwrap();
+        list.metadata.resource_version.unwrap()
+    };
+    eventually(PATIENCE, async || {
+        let before = revision().await;
+        tokio::time::sleep(REST).await;
+        let after = revision().await;
+        if before == after {
+            Ok(())
+        } else {
+            Err(format!("{}: from {before} to {after}", mesh.name))
+        }
+    })
+    .await;
+}
+
 /// The audit log and the Events tell of the rule and of the peer that came and went.
 async fn who_did_what(red: &Mesh) {
     let log = red.dir.join("audit/audit.log");
@@ -175,6 +197,8 @@ async fn what_is_removed_goes_on_both_sides_and_what_comes_back_works() {
     let mut federation = Federation::start(&[], &[]).await;
     federation.works().await;
     green_has(&federation, 2).await;
+
+    tokio::join!(rests(&federation.red), rests(&federation.green));
 
     // A rule.
     let began = Instant::now();

@@ -74,6 +74,7 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
             last_disconnect: None,
             last_event: None,
             last_full_sync: None,
+            report: None,
         })
         .chain(state.watchers.iter().cloned())
         .collect();
