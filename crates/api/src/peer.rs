@@ -132,6 +132,9 @@ pub struct CertificateChain {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceMeshPeerStatus {
     pub discovery_status: DiscoveryStatus,
+    /// When the peer's control plane was last heard: an event, or a list that could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_contact: Option<Time>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -174,6 +177,26 @@ pub struct RemoteDiscoveryStatus {
     pub last_full_sync: Option<Time>,
     /// The address that the connection came from.
     pub source: String,
+    /// What the peer says of our exports, if it has the extension of the protocol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<ImportReport>,
+}
+
+/// What became of our exports at the peer, in its own words.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImportReport {
+    /// How many of them it imports.
+    pub imported: u32,
+    /// Which, by exported namespace and name; the first of them if there are many.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// When it last took a whole list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_sync: Option<Time>,
+    /// What is wrong with what we send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -8,6 +8,7 @@
 //!              \-> peers (trust, gateways) -> exports, imports -> configurations, statuses
 //! ```
 
+mod balance;
 mod configs;
 mod control_plane;
 pub mod egress;
@@ -23,6 +24,7 @@ mod roots;
 mod settings;
 mod sharing;
 pub mod sidecar;
+mod staleness;
 mod status;
 mod withdrawal;
 mod workloads;
@@ -194,6 +196,7 @@ pub fn plan(world: &World) -> Plan {
         wake_at: [
             peers::next_change(&peers),
             status::next_change(world),
+            staleness::next_change(world, &peers),
             withdrawal.next_change,
         ]
         .into_iter()
@@ -276,8 +279,8 @@ fn all_imports(
             trust_domain: &peer.trust_domain,
             egress: &egress.name,
         };
-        let services = &state.remote.services;
-        let imports = imports::imports(&source, services, &rules, &mut names, &importer);
+        let services = staleness::services(peer, &state.remote, world.now);
+        let imports = imports::imports(&source, &services, &rules, &mut names, &importer);
         all.insert(peer.name.clone(), imports);
     }
     all

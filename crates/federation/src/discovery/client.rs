@@ -26,7 +26,7 @@ mod sync;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use state::{RemoteError, RemoteState, WatchState};
+pub use state::{FaultKind, RemoteError, RemoteState, WatchState};
 
 use self::allowance::Allowance;
 use self::backoff::Backoff;

@@ -97,6 +97,7 @@ fn state(status: &ServiceMeshPeerStatus, names: &[&str]) -> PeerState {
         remote: Arc::new(RemoteState {
             services: Arc::new(services(names)),
             last_full_sync: watch.last_full_sync.map(|time| time.0),
+            last_contact: status.last_contact.as_ref().map(|time| time.0),
             list_checksum_agrees: true,
             watch: WatchState {
                 connected: watch.connected,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::ObservationsError;
-use crate::discovery::client::{RemoteError, RemoteState, WatchState};
+use crate::discovery::client::{FaultKind, RemoteError, RemoteState, WatchState};
 use crate::discovery::extension::Report;
 use crate::discovery::message::{Limits, decode_list};
 use crate::discovery::remote::RemoteServices;
@@ -45,7 +45,7 @@ pub(super) struct Peer {
     list_checksum_agrees: bool,
     extended: bool,
     withdrawn: bool,
-    error: Option<String>,
+    error: Option<Fault>,
     watch: Watch,
     watchers: Vec<Watcher>,
     farewell: Leaving,
@@ -76,7 +76,7 @@ struct Watch {
     last_disconnect: Moment,
     last_disconnect_status: Option<String>,
     last_event: Moment,
-    error: Option<String>,
+    error: Option<Fault>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -100,6 +100,25 @@ struct Watcher {
     report: Option<String>,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Fault {
+    kind: FaultKind,
+    text: String,
+}
+
+impl Fault {
+    fn of(error: &RemoteError) -> Self {
+        Self {
+            kind: error.kind(),
+            text: error.to_string(),
+        }
+    }
+
+    fn told(self) -> RemoteError {
+        RemoteError::Told(self.kind, self.text)
+    }
+}
+
 impl Peer {
     pub fn of(state: &PeerState) -> Self {
         let remote = &*state.remote;
@@ -114,14 +133,14 @@ impl Peer {
             extended: remote.extended,
             list_checksum_agrees: remote.list_checksum_agrees,
             withdrawn: remote.withdrawn,
-            error: remote.error.as_ref().map(ToString::to_string),
+            error: remote.error.as_ref().map(Fault::of),
             watch: Watch {
                 connected: watch.connected,
                 last_connected: watch.last_connected.map(Instant),
                 last_disconnect: watch.last_disconnect.map(Instant),
                 last_disconnect_status: watch.last_disconnect_status.clone(),
                 last_event: watch.last_event.map(Instant),
-                error: watch.error.as_ref().map(ToString::to_string),
+                error: watch.error.as_ref().map(Fault::of),
             },
             watchers: state
                 .watchers
@@ -155,14 +174,14 @@ impl Peer {
                 extended: self.extended,
                 list_checksum_agrees: self.list_checksum_agrees,
                 withdrawn: self.withdrawn,
-                error: self.error.map(RemoteError::Told),
+                error: self.error.map(Fault::told),
                 watch: WatchState {
                     connected: watch.connected,
                     last_connected: at(watch.last_connected),
                     last_disconnect: at(watch.last_disconnect),
                     last_disconnect_status: watch.last_disconnect_status,
                     last_event: at(watch.last_event),
-                    error: watch.error.map(RemoteError::Told),
+                    error: watch.error.map(Fault::told),
                 },
             }),
             watchers: self

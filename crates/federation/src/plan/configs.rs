@@ -141,6 +141,7 @@ impl Decided<'_, '_> {
                     egress_id: egress.id.clone(),
                     drain: peer.settings.drain_period,
                     locality: all.locality.clone(),
+                    health: import.health,
                 })
             })
             .collect()

@@ -7,6 +7,7 @@ use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{Locality, ServerIds};
 
 use crate::discovery::client::Imported;
+use crate::discovery::extension::Health;
 use crate::discovery::remote::{RemoteService, RemoteServices};
 use crate::names::{ImportedHost, Label, NameError, PeerName, ServiceKey};
 use crate::protocol::Protocol;
@@ -65,6 +66,8 @@ pub(super) struct Import {
     pub as_local: bool,
     pub ports: Vec<u16>,
     pub servers: ServerIds,
+    /// How it fares there, if the peer tells.
+    pub health: Option<Health>,
 }
 
 impl PeerImports {
@@ -219,6 +222,7 @@ fn import(
         as_local,
         ports,
         servers: servers(remote, source.trust_domain)?,
+        health: remote.health,
     })
 }
 

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use meshfed_pki::SpiffeId;
 use meshfed_proxy_config::{
-    Cluster, DEFAULT_DRAIN, Discovery, Endpoint, Endpoints, FilterChain, Http, HttpRoutes,
-    Listener, Locality, LocalityEndpoints, Network, Parts, PathMatch, ProxyConfig, Route,
-    RouteAction, RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost,
-    outbound_cluster,
+    Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Http, HttpRoutes, Listener,
+    Locality, LocalityEndpoints, Network, Parts, PathMatch, ProxyConfig, Route, RouteAction,
+    RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster,
 };
 
+use super::balance::{Way, add_ways};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
 use super::local::LocalService;
 use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh};
+use crate::discovery::extension::Health;
 use crate::names::{ImportedHost, ServiceKey};
 
 /// Headers that would tell a peer who the caller is; they are removed towards imports.
@@ -67,6 +68,8 @@ pub struct SidecarImport {
     /// How long connections may go on when the import is gone.
     pub drain: Duration,
     pub locality: Locality,
+    /// How it fares there, if the peer tells.
+    pub health: Option<Health>,
 }
 
 /// What all sidecars of a mesh may call: clusters and endpoints that they share.
@@ -92,6 +95,7 @@ struct Destination {
 struct Joined {
     destination: Destination,
     localities: Vec<LocalityEndpoints>,
+    ways: Vec<Way>,
     /// Who may answer: any workload of the mesh for a local service, our egress gateways for an
     /// import, and both where a service is in this mesh and in another one.
     servers: ServerIds,
@@ -107,7 +111,11 @@ impl Joined {
         {
             ids.push(import.egress_id.clone());
         }
-        add_endpoint(&mut self.localities, import);
+        self.ways.push(Way {
+            egress: import.egress,
+            locality: import.locality.clone(),
+            health: import.health,
+        });
     }
 }
 
@@ -130,6 +138,7 @@ pub fn outbound(
             let joint = Joined {
                 destination,
                 localities: port.endpoints.localities.clone(),
+                ways: Vec::new(),
                 servers: ServerIds::AnyOf(mesh.trust_domain.clone()),
                 drain: DEFAULT_DRAIN,
             };
@@ -150,6 +159,7 @@ pub fn outbound(
                         leaves_mesh: true,
                     },
                     localities: Vec::new(),
+                    ways: Vec::new(),
                     servers: ServerIds::OneOf(Vec::new()),
                     drain: import.drain,
                 });
@@ -157,7 +167,8 @@ pub fn outbound(
         }
     }
     let mut outbound = Outbound::default();
-    for joint in joined.into_values() {
+    for mut joint in joined.into_values() {
+        add_ways(&mut joint.localities, &joint.ways);
         let destination = joint.destination;
         let name = outbound_cluster(destination.port, &destination.host);
         let endpoints = Arc::new(Endpoints {
@@ -179,22 +190,6 @@ pub fn outbound(
         outbound.destinations.push(destination);
     }
     outbound
-}
-
-fn add_endpoint(localities: &mut Vec<LocalityEndpoints>, import: &SidecarImport) {
-    let endpoint = Endpoint::new(import.egress);
-    match localities
-        .iter_mut()
-        .find(|l| l.locality == import.locality)
-    {
-        Some(there) if there.endpoints.contains(&endpoint) => {}
-        Some(there) => there.endpoints.push(endpoint),
-        None => localities.push(LocalityEndpoints {
-            locality: import.locality.clone(),
-            priority: 0,
-            endpoints: vec![endpoint],
-        }),
-    }
 }
 
 /// The configuration of one sidecar.

@@ -20,6 +20,7 @@ mod reach;
 mod removal;
 mod replicas;
 mod snapshots;
+mod staleness;
 mod statuses;
 mod trace;
 mod trust;

@@ -148,7 +148,12 @@ fn what_is_wrong_with_a_peer_is_said() {
     edit_remote(&mut red, "green-mesh", |r| {
         r.error = Some(RemoteError::SuddenlyEmpty)
     });
-    assert_eq!(reason(&red), "BadList");
+    assert_eq!(reason(&red), "SuddenlyEmpty");
+    edit_remote(&mut red, "green-mesh", |r| {
+        r.error = None;
+        r.watch.error = Some(RemoteError::TooManyEvents);
+    });
+    assert_eq!(reason(&red), "TooManyEvents");
     edit_remote(&mut red, "green-mesh", |r| r.withdrawn = true);
     assert_eq!(reason(&red), "UnknownToPeer");
     let (mut red, _) = red_and_green();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::discovery::message::DecodeError;
 use crate::discovery::remote::{RemoteFault, RemoteServices};
@@ -67,8 +68,8 @@ pub enum RemoteError {
     #[error("the peer's list is suddenly empty and not believed until it stays so")]
     SuddenlyEmpty,
     /// As a control plane told a tool.
-    #[error("{0}")]
-    Told(String),
+    #[error("{1}")]
+    Told(FaultKind, String),
     /// The watch is open, and yet no list comes: the cause in words.
     #[error("the peer's list does not come: {0}")]
     NoList(String),
@@ -77,43 +78,65 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
-    /// A reason of a condition.
-    pub fn reason(&self) -> &'static str {
+    pub fn kind(&self) -> FaultKind {
         match self {
-            Self::Unreadable(
-                DecodeError::ListTooLong { .. } | DecodeError::TooManyServices { .. },
-            )
-            | Self::Refused(RemoteFault::TooMany { .. } | RemoteFault::TooLarge { .. }) => {
-                "ListTooLarge"
-            }
-            Self::Unreadable(_) => "UnreadableList",
-            Self::Refused(_) => "BadList",
+            Self::Unreadable(DecodeError::ListTooLong { .. })
+            | Self::Refused(RemoteFault::TooLarge { .. }) => FaultKind::TooManyBytes,
+            Self::Unreadable(DecodeError::TooManyServices { .. })
+            | Self::Refused(RemoteFault::TooMany { .. }) => FaultKind::TooManyServices,
+            Self::Unreadable(_) => FaultKind::Unreadable,
+            Self::Refused(_) => FaultKind::Refused,
+            Self::SuddenlyEmpty => FaultKind::SuddenlyEmpty,
+            Self::NoList(_) => FaultKind::NoList,
+            Self::TooManyEvents => FaultKind::TooManyEvents,
+            Self::Told(kind, _) => *kind,
+        }
+    }
+}
+
+/// What is wrong, as far as it matters for what can be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FaultKind {
+    TooManyServices,
+    TooManyBytes,
+    Unreadable,
+    Refused,
+    SuddenlyEmpty,
+    NoList,
+    TooManyEvents,
+}
+
+impl FaultKind {
+    /// A reason of a condition.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::TooManyServices | Self::TooManyBytes => "ListTooLarge",
+            Self::Unreadable => "UnreadableList",
+            Self::Refused => "BadList",
             Self::SuddenlyEmpty => "SuddenlyEmpty",
-            Self::NoList(_) => "NoList",
+            Self::NoList => "NoList",
             Self::TooManyEvents => "TooManyEvents",
-            Self::Told(_) => "BadList",
         }
     }
 
     /// What the administrator can do about it.
-    pub fn advice(&self) -> &'static str {
+    pub fn advice(self) -> &'static str {
         match self {
-            Self::Unreadable(DecodeError::ListTooLong { .. })
-            | Self::Refused(RemoteFault::TooLarge { .. }) => {
+            Self::TooManyBytes => {
                 "ask the peer's administrator to export less, or raise meshfed.io/max-list-bytes"
             }
-            Self::Refused(RemoteFault::TooMany { .. })
-            | Self::Unreadable(DecodeError::TooManyServices { .. }) => {
+            Self::TooManyServices => {
                 "ask the peer's administrator to export less, or raise meshfed.io/max-services"
             }
-            Self::Unreadable(_) | Self::Refused(_) | Self::TooManyEvents | Self::Told(_) => {
+            Self::Unreadable | Self::Refused | Self::TooManyEvents => {
                 "ask the peer's administrator what its control plane sends"
             }
             Self::SuddenlyEmpty => {
                 "ask the peer's administrator whether this is meant; \
                  meshfed.io/hold-empty-list says how long it is held"
             }
-            Self::NoList(_) => "ask the peer's administrator why, or look at both gateways' logs",
+            Self::NoList => "ask the peer's administrator why, or look at both gateways' logs",
         }
     }
 }

@@ -754,7 +754,7 @@ fn new_limits_count_without_a_new_watch() {
     let actions = driver.client.set_settings(few, now);
     assert_eq!(driver.note(actions), [""; 0]);
     driver.listed(&list(&["x", "y"]).encode());
-    assert_eq!(driver.error().unwrap().reason(), "ListTooLarge");
+    assert_eq!(driver.error().unwrap().kind().reason(), "ListTooLarge");
     driver.after(2000);
     let now = driver.now();
     let actions = driver.client.set_settings(ClientSettings::default(), now);

@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meshfed_api::ServiceMeshPeer;
 use meshfed_api::peer::{
-    DiscoveryStatus, PodDiscoveryStatus, RemoteDiscoveryStatus, ServiceMeshPeerStatus, WatchStatus,
+    DiscoveryStatus, ImportReport, PodDiscoveryStatus, RemoteDiscoveryStatus,
+    ServiceMeshPeerStatus, WatchStatus,
 };
 
 use super::condition::{READY, Verdict, conditions};
 use super::{connection, replicas, time};
 use crate::discovery::client::RemoteState;
+use crate::discovery::extension::Report;
 use crate::discovery::server::SourceStatus;
 use crate::plan::configs::Decided;
 use crate::plan::peers::{PeerProblem, Trusted};
+use crate::plan::staleness;
 use crate::plan::{PeerSettings, Step};
 use crate::world::{ObjectKey, PeerState, World};
 
@@ -36,6 +40,7 @@ pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, Service
             let present = object.status.as_ref().map(|s| s.conditions.as_slice());
             let status = ServiceMeshPeerStatus {
                 discovery_status: discovery_status(decided, object, &state),
+                last_contact: last_contact(object, &state.remote),
                 conditions: conditions(
                     present,
                     [verdict, settings(object)]
@@ -112,15 +117,34 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
                        a ServiceMeshPeer for it is missing there";
         return Verdict::fails(READY, "UnknownToPeer", message);
     }
-    if let Some(error) = &remote.error {
-        let message = format!("{error}; what the peer exported before is still in use");
-        return Verdict::fails(READY, "BadList", message);
+    if staleness::is_expired(&peer.settings, remote, now) {
+        let since = remote
+            .last_contact
+            .map_or_else(String::new, |contact| format!(" since {}", time(contact).0));
+        let message = format!(
+            "nothing was heard of the peer{since}, which is longer than \
+             meshfed.io/imports-outlive-contact allows: its imports are gone until it is heard again"
+        );
+        return Verdict::fails(READY, "ImportsExpired", message);
+    }
+    if let Some(fault) = remote.fault() {
+        let message = format!(
+            "{fault}; what the peer exported before is still in use; {}",
+            fault.kind().advice()
+        );
+        return Verdict::fails(READY, fault.kind().reason(), message);
     }
     if !is_connected(remote, now) && !watched_by_us {
         let last = remote.watch.last_disconnect_status.as_deref();
         return connection::not_watching(peer, last, &watchers);
     }
     connection::watching(peer, &watchers)
+}
+
+/// The latest that any instance of the control plane knows of, so that they do not fight over it.
+fn last_contact(object: &ServiceMeshPeer, remote: &RemoteState) -> Option<Time> {
+    let told = object.status.as_ref().and_then(|s| s.last_contact.clone());
+    remote.last_contact.map(time).max(told)
 }
 
 /// How far the removal of a peer has come.
@@ -177,22 +201,10 @@ fn settings(object: &ServiceMeshPeer) -> Verdict {
     Verdict::fails(TYPE, "InvalidSetting", message)
 }
 
-/// Never without an event or a list in the last two resync periods.
+/// Never without an event or an answer to `services` in the last two resync periods.
 fn is_connected(remote: &RemoteState, now: Timestamp) -> bool {
-    remote.watch.connected
-        && last_contact(remote).is_some_and(|contact| now.duration_since(contact) < contact_time())
-}
-
-fn last_contact(remote: &RemoteState) -> Option<Timestamp> {
-    let watch = &remote.watch;
-    [
-        watch.last_connected,
-        watch.last_event,
-        remote.last_full_sync,
-    ]
-    .into_iter()
-    .flatten()
-    .max()
+    let recent = |contact: Timestamp| now.duration_since(contact) < contact_time();
+    remote.watch.connected && remote.last_contact.is_some_and(recent)
 }
 
 fn contact_time() -> jiff::SignedDuration {
@@ -205,9 +217,8 @@ pub(in crate::plan) fn next_change(world: &World) -> Option<Timestamp> {
     states
         .filter(|state| is_connected(&state.remote, world.now))
         .filter_map(|state| {
-            last_contact(&state.remote)?
-                .checked_add(contact_time())
-                .ok()
+            let contact = state.remote.last_contact?;
+            contact.checked_add(contact_time()).ok()
         })
         .min()
 }
@@ -228,6 +239,7 @@ fn discovery_status(
             last_event: watcher.last_event.map(time),
             last_full_sync: watcher.last_full_sync.map(time),
             source: watcher.source.clone(),
+            report: watcher.report.as_ref().map(report),
         })
         .collect();
     remotes.sort_by(|a, b| a.source.cmp(&b.source));
@@ -246,6 +258,15 @@ fn discovery_status(
         watch,
     };
     replicas::merged(present, instance, decided.world.now)
+}
+
+fn report(report: &Report) -> ImportReport {
+    ImportReport {
+        imported: report.imported,
+        services: report.services.iter().map(ToString::to_string).collect(),
+        last_sync: report.last_sync.map(time),
+        error: report.error.clone(),
+    }
 }
 
 /// Whether the peer's exports are known.

@@ -1,0 +1,122 @@
+//! How requests are spread over this mesh and others.
+
+use std::net::SocketAddr;
+
+use meshfed_proxy_config::{Endpoint, Locality, LocalityEndpoints, MAX_WEIGHT};
+
+use crate::discovery::extension::Health;
+
+/// A way into another mesh for one destination.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Way {
+    /// Our egress gateway for the peer, port 15443.
+    pub egress: SocketAddr,
+    pub locality: Locality,
+    /// How the service fares there, if the peer tells.
+    pub health: Option<Health>,
+}
+
+impl Way {
+    fn is_open(&self, alternative: bool) -> bool {
+        self.health
+            .is_none_or(|health| health.takes_requests(alternative))
+    }
+
+    fn weight(&self) -> u32 {
+        let ready = self.health.map_or(1, |health| health.ready_endpoints);
+        ready.clamp(1, MAX_WEIGHT)
+    }
+}
+
+/// Adds to the endpoints of this mesh the ways to others that take requests. A mesh in which the
+/// service drains is left out while there is another place. If nothing is left, callers are told at
+/// once that there is nobody. Among several places each mesh gets its share by its ready endpoints.
+pub(super) fn add_ways(localities: &mut Vec<LocalityEndpoints>, ways: &[Way]) {
+    let local = localities.iter().any(|l| !l.endpoints.is_empty());
+    let open = |way: &Way| {
+        let others = ways.iter().filter(|other| other.egress != way.egress);
+        way.is_open(local || others.into_iter().any(|other| other.is_open(true)))
+    };
+    let all: Vec<&Way> = ways.iter().filter(|way| open(way)).collect();
+    let alone = !local && all.len() == 1;
+    for way in all {
+        let endpoint = Endpoint {
+            // One that is alone gets everything anyhow, and need not be told of each change.
+            weight: if alone { 1 } else { way.weight() },
+            ..Endpoint::new(way.egress)
+        };
+        match localities.iter_mut().find(|l| l.locality == way.locality) {
+            Some(there) => there.endpoints.push(endpoint),
+            None => localities.push(LocalityEndpoints {
+                locality: way.locality.clone(),
+                priority: 0,
+                endpoints: vec![endpoint],
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(last: u8, ready: Option<(u32, bool)>) -> Way {
+        Way {
+            egress: ([127, 64, 1, last], 15443).into(),
+            locality: Locality::default(),
+            health: ready.map(|(ready_endpoints, draining)| Health {
+                ready_endpoints,
+                capacity: 9,
+                draining,
+            }),
+        }
+    }
+
+    /// Last number of the address and weight of each endpoint.
+    fn spread(local: &[u8], ways: &[Way]) -> Vec<(u8, u32)> {
+        let endpoint = |last: &u8| Endpoint::new(([127, 64, 1, *last], 80).into());
+        let mut localities = Vec::new();
+        if !local.is_empty() {
+            localities.push(LocalityEndpoints {
+                locality: Locality::default(),
+                priority: 0,
+                endpoints: local.iter().map(endpoint).collect(),
+            });
+        }
+        add_ways(&mut localities, ways);
+        let endpoints = localities.iter().flat_map(|l| &l.endpoints);
+        let last = |e: &Endpoint| match e.address {
+            SocketAddr::V4(address) => address.ip().octets()[3],
+            SocketAddr::V6(_) => 0,
+        };
+        endpoints.map(|e| (last(e), e.weight)).collect()
+    }
+
+    #[test]
+    fn a_mesh_without_ready_endpoints_gets_nothing_even_if_nobody_is_left() {
+        assert_eq!(spread(&[], &[way(1, Some((0, false)))]), []);
+        assert_eq!(spread(&[9], &[way(1, Some((0, false)))]), [(9, 1)]);
+        let both = [way(1, Some((0, false))), way(2, None)];
+        assert_eq!(spread(&[], &both), [(2, 1)]);
+    }
+
+    #[test]
+    fn a_mesh_in_which_the_service_drains_gets_nothing_while_there_is_another_place() {
+        let draining = way(1, Some((3, true)));
+        assert_eq!(spread(&[], std::slice::from_ref(&draining)), [(1, 1)]);
+        assert_eq!(spread(&[9], std::slice::from_ref(&draining)), [(9, 1)]);
+        assert_eq!(spread(&[], &[draining.clone(), way(2, None)]), [(2, 1)]);
+        let away = way(2, Some((0, false)));
+        assert_eq!(spread(&[], &[draining.clone(), away]), [(1, 1)]);
+        let too = way(2, Some((2, true)));
+        assert_eq!(spread(&[], &[draining, too]), [(1, 3), (2, 2)]);
+    }
+
+    #[test]
+    fn each_mesh_gets_its_share_by_its_ready_endpoints() {
+        let ways = [way(1, Some((5, false))), way(2, None)];
+        assert_eq!(spread(&[8, 9], &ways), [(8, 1), (9, 1), (1, 5), (2, 1)]);
+        let most = way(1, Some((u32::MAX, false)));
+        assert_eq!(spread(&[9], &[most]), [(9, 1), (1, MAX_WEIGHT)]);
+    }
+}

@@ -1,0 +1,47 @@
+//! How long what a peer exported counts after it was last heard.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::peers::{Peers, Trusted};
+use super::settings::PeerSettings;
+use crate::discovery::client::RemoteState;
+use crate::discovery::remote::RemoteServices;
+use crate::world::World;
+
+/// What of a peer's services may still be imported: all, or none when it was silent for longer than
+/// its settings allow.
+pub(super) fn services(
+    peer: &Trusted<'_>,
+    remote: &RemoteState,
+    now: Timestamp,
+) -> Arc<RemoteServices> {
+    if is_expired(&peer.settings, remote, now) {
+        Arc::default()
+    } else {
+        remote.services.clone()
+    }
+}
+
+/// Whether the imports from a peer have ended by its silence.
+pub(super) fn is_expired(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
+    !remote.services.is_empty()
+        && settings.imports_outlive_contact.is_some()
+        && expires_at(settings, remote).is_none_or(|at| at <= now)
+}
+
+/// When the imports end unless the peer is heard; without a time of contact they have ended.
+fn expires_at(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+    let life = SignedDuration::try_from(settings.imports_outlive_contact?).ok()?;
+    remote.last_contact?.checked_add(life).ok()
+}
+
+/// When imports end by time alone.
+pub(super) fn next_change(world: &World, peers: &Peers<'_>) -> Option<Timestamp> {
+    let trusted = peers.iter().filter_map(|(key, peer)| {
+        let state = world.observed.peers.get(&key.name)?;
+        expires_at(&peer.as_ref().ok()?.settings, &state.remote)
+    });
+    trusted.filter(|at| *at > world.now).min()
+}

@@ -1,0 +1,140 @@
+//! What is still believed of a peer, and for how long; and what both ends tell of each other.
+
+use jiff::{SignedDuration, Timestamp};
+use meshfed_federation::discovery::client::RemoteState;
+use meshfed_federation::discovery::extension::{Health, Report};
+use meshfed_federation::names::ServiceKey;
+use meshfed_federation::plan::Plan;
+use meshfed_proxy_config::outbound_cluster;
+use serde_json::json;
+
+use crate::lab::{Lab, now, red_and_green, sidecar};
+
+const IMPORTED: &str = "ratings.bookinfo.svc.red-mesh-imports.local";
+
+fn reason(plan: &Plan) -> &str {
+    let status = plan.statuses.peers.values().next().unwrap();
+    status.conditions[0].reason.as_deref().unwrap()
+}
+
+fn imported(plan: &Plan) -> usize {
+    let status = plan.statuses.imports.values().next().unwrap();
+    let services = status.imported_services.iter();
+    services
+        .filter(|s| !s.local_service.name.is_empty())
+        .count()
+}
+
+fn last_heard(green: &mut Lab, at: Timestamp) {
+    green.edit_remote("red-mesh", |remote: &mut RemoteState| {
+        remote.last_contact = Some(at);
+    });
+}
+
+#[test]
+fn imports_outlive_the_contact_for_ever_or_as_long_as_is_set() {
+    let (_, mut green) = red_and_green();
+    let heard = now() - SignedDuration::from_hours(13);
+    last_heard(&mut green, heard);
+    assert!(imported(&green.plan()) > 0, "for ever by default");
+    let set = |green: &mut Lab, value: &str| {
+        green.edit_peer("red-mesh", |peer| {
+            let annotations = peer.metadata.annotations.get_or_insert_default();
+            annotations.insert("meshfed.io/imports-outlive-contact".into(), value.into());
+        });
+    };
+    set(&mut green, "14h");
+    let plan = green.plan();
+    assert!(imported(&plan) > 0);
+    assert_eq!(plan.wake_at, Some(heard + SignedDuration::from_hours(14)));
+    set(&mut green, "12h");
+    let plan = green.plan();
+    assert_eq!(imported(&plan), 0);
+    assert_eq!(reason(&plan), "ImportsExpired");
+    last_heard(&mut green, now());
+    let plan = green.plan();
+    assert!(imported(&plan) > 0);
+    assert_eq!(reason(&plan), "Connected");
+}
+
+#[test]
+fn nothing_is_connected_that_was_not_heard_for_two_resync_periods() {
+    let (_, mut green) = red_and_green();
+    let is_connected = |green: &Lab| {
+        let plan = green.plan();
+        let status = plan.statuses.peers.values().next().unwrap().clone();
+        let mut pods = status.discovery_status.active.iter();
+        let connected = pods.any(|pod| pod.watch.connected);
+        assert_eq!(connected, reason(&plan) == "Connected");
+        connected
+    };
+    let ago = |seconds| now() - SignedDuration::from_secs(seconds);
+    last_heard(&mut green, ago(119));
+    assert!(is_connected(&green));
+    assert_eq!(green.plan().wake_at, Some(ago(-1)));
+    last_heard(&mut green, ago(120));
+    assert!(!is_connected(&green), "an open connection says nothing");
+    let plan = green.plan();
+    let status = plan.statuses.peers.values().next().unwrap();
+    assert_eq!(status.last_contact.as_ref().unwrap().0, ago(120));
+}
+
+#[test]
+fn what_the_other_end_imported_is_shown_with_its_connection() {
+    let (mut red, _) = red_and_green();
+    let mut state = (*red.world.observed.peers["green-mesh"]).clone();
+    state.watchers[0].report = Some(Report {
+        imported: 2,
+        services: vec![ServiceKey::parse("bookinfo", "red-ratings").unwrap()],
+        last_sync: Some(now()),
+        error: Some("the peer's list is suddenly empty".to_owned()),
+    });
+    red.world.observed.insert_peer("green-mesh", state);
+    let plan = red.plan();
+    let status = plan.statuses.peers.values().next().unwrap();
+    let shown = serde_json::to_value(&status.discovery_status.active[0].remotes[0]).unwrap();
+    let report = json!({
+        "imported": 2,
+        "services": ["bookinfo/red-ratings"],
+        "lastSync": now().to_string(),
+        "error": "the peer's list is suddenly empty",
+    });
+    assert_eq!(shown["report"], report);
+}
+
+#[test]
+fn a_service_whose_last_endpoint_went_in_the_other_mesh_has_nobody_here_either() {
+    let (mut red, mut green) = red_and_green();
+    let endpoints = |green: &Lab| {
+        let config = sidecar(&green.plan(), "bookinfo", "client-v1");
+        let imported = outbound_cluster(9080, IMPORTED);
+        let all = &config
+            .endpoints
+            .get(&*imported)
+            .expect("the import")
+            .localities;
+        all.iter().map(|l| l.endpoints.len()).sum::<usize>()
+    };
+    assert_eq!(endpoints(&green), 1);
+    red.apply_json(json!({
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "ratings-mesh", "namespace": "red-mesh-bookinfo",
+            "labels": {"kubernetes.io/service-name": "ratings"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 9080}],
+        "endpoints": [{"addresses": ["127.64.1.20"], "conditions": {"ready": false}}],
+    }));
+    let list = red.exports_to("green-mesh");
+    let ratings = list.services.iter().find(|s| s.name == "red-ratings");
+    let gone = Health {
+        ready_endpoints: 0,
+        capacity: 1,
+        draining: false,
+    };
+    assert_eq!(ratings.unwrap().health, Some(gone));
+    green.hears("red-mesh", &list);
+    assert_eq!(endpoints(&green), 0);
+    assert!(imported(&green.plan()) > 0, "it stays imported");
+}
