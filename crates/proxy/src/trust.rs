@@ -136,3 +136,22 @@ impl Judge {
         *self.0.entry(case).or_insert_with(|| proof.holds(trust))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_would_cost_too_much_to_keep_is_refused() {
+        let certificate = |len| CertificateDer::from(vec![0; len]);
+        let refusal = |chain: &[CertificateDer<'static>]| {
+            let proof = Proof::new(Some(chain), Role::Client);
+            proof.err().unwrap()
+        };
+        let whole = [certificate(CHAIN_BYTES / 2), certificate(CHAIN_BYTES / 2)];
+        assert_eq!(refusal(&whole), "not_spiffe");
+        let more = [certificate(CHAIN_BYTES), certificate(1)];
+        assert_eq!(refusal(&more), "chain_too_long");
+        assert_eq!(Proof::new(None, Role::Server).err(), Some("not_spiffe"));
+    }
+}

@@ -6,6 +6,7 @@
 )]
 
 mod advice;
+mod data_plane;
 mod difference;
 mod documents;
 mod lab;

@@ -1,5 +1,6 @@
 //! The configuration changes while connections are open.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -279,6 +280,81 @@ async fn an_endpoints_withdrawn_root_cuts_the_connections_to_it() {
         .expect("cut");
     let line = &gateway.exactly(1).await[0];
     assert!(line.contains("end=trust_removed"), "{line}");
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_identity_is_accepted_no_more_is_cut_and_another_one_is_not() {
+    let (red, green) = (Mesh::new("red-mesh.local"), Mesh::new("green-mesh.local"));
+    let first = Backend::tls_echo("1", red.identity("first"), &green).await;
+    let second = Backend::tls_echo("2", red.identity("second"), &green).await;
+    let mut gateway = Gateway::new(green.identity("egress"));
+    let import = |accounts: &[&str], addresses: &[SocketAddr]| {
+        let mut import = cluster("import", addresses);
+        let ids = accounts.iter().map(|a| red.id(a)).collect();
+        import.tls = Some(upstream_tls("red", ServerIds::OneOf(ids), Some(SNI)));
+        import
+    };
+    gateway.change(|c| {
+        add_trust(c, "red", bundle(&[&red]));
+        add_cluster(c, import(&["first", "second"], &[first.address]));
+        let target = TcpTarget::Cluster("import".into());
+        let mut all = chain("all", vec![], tcp(target, None));
+        all.tls = None;
+        add_listener(c, listener("in", vec![all]));
+    });
+    let mut greeting = [0; 3];
+    let mut cut = TcpStream::connect(gateway.address("in")).await.unwrap();
+    cut.read_exact(&mut greeting).await.unwrap();
+    // The peer has its gateway somewhere else, under another account.
+    gateway.change(|c| add_cluster(c, import(&["first", "second"], &[second.address])));
+    let mut kept = TcpStream::connect(gateway.address("in")).await.unwrap();
+    kept.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"2: ");
+    cut.write_all(b"x").await.unwrap();
+    cut.read_exact(&mut greeting[..1]).await.unwrap();
+    gateway.change(|c| add_cluster(c, import(&["second"], &[second.address])));
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, cut.read_to_end(&mut rest));
+    let _ = end.await.expect("cut");
+    let line = &gateway.exactly(1).await[0];
+    assert!(line.contains("end=no_longer_allowed"), "{line}");
+    kept.write_all(b"x").await.unwrap();
+    kept.read_exact(&mut greeting[..1]).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_that_are_made_while_roots_overlap_are_never_cut() {
+    let mut scene = Scene::new().await;
+    let next = Mesh::new("green-mesh.local");
+    let pem = format!("{}{}", scene.green.ca.root_pem(), next.ca.root_pem());
+    let to = scene.gateway.address("in");
+    let (identity, red) = (scene.green.identity("egress"), scene.red.id("ingress"));
+    let red = Mesh {
+        domain: red.trust_domain().clone(),
+        ca: meshfed_pki::CertificateAuthority::from_pem(&scene.red.ca.to_pem()).unwrap(),
+    };
+    let calls = tokio::spawn(async move {
+        for _ in 0..60 {
+            let mut stream = tls_connect(to, Some(SNI), Some(identity.clone()), &red)
+                .await
+                .unwrap();
+            assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"b: x");
+        }
+    });
+    let mut n = 0;
+    while !calls.is_finished() {
+        n += 1;
+        // A bundle that differs in its text alone is another one for the proxy.
+        let text = format!("{pem}{}", "\n".repeat(n % 5));
+        let domains = [("green-mesh.local".parse().unwrap(), Arc::from(text))];
+        let roots = Arc::new(TrustBundle {
+            domains: domains.into(),
+        });
+        scene.gateway.change(|c| add_trust(c, "peer", roots));
+        tokio::task::yield_now().await;
+    }
+    calls.await.unwrap();
+    assert!(n > 10, "{n}");
 }
 
 #[tokio::test]

@@ -502,6 +502,49 @@ async fn a_kept_connection_that_the_server_closed_costs_no_request() {
 }
 
 #[tokio::test]
+async fn a_watch_ends_when_its_client_is_admitted_no_more_and_another_one_goes_on() {
+    let (red, green) = (Mesh::new("red-mesh.local"), Mesh::new("green-mesh.local"));
+    let server = Server::new().await;
+    let discovery = |accounts: &[&str]| {
+        let ids: Vec<_> = accounts.iter().map(|a| green.id(a)).collect();
+        let mut config = http(all_to("up"));
+        config.allow = Some(vec![allow("clients", &ids)]);
+        listener("in", vec![chain("http", vec![], Network::Http(config))])
+    };
+    let mut gateway = Gateway::new(red.identity("ingress"));
+    gateway.change(|c| {
+        add_trust(c, "peer", bundle(&[&green]));
+        add_cluster(c, cluster("up", &[server.address]));
+        add_listener(c, discovery(&["first", "second"]));
+    });
+    let to = gateway.address("in");
+    let mut streams = Vec::new();
+    for account in ["first", "second"] {
+        let identity = Some(green.identity(account));
+        let mut stream = tls_connect(to, None, identity, &red).await.unwrap();
+        let request = b"GET /watch HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut got).await.unwrap(), 0);
+        }
+        streams.push(stream);
+    }
+    gateway.change(|c| add_listener(c, discovery(&["second"])));
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, streams[0].read_to_end(&mut rest));
+    let _ = end.await.expect("cut");
+    assert_eq!(rest, b"");
+    let line = &gateway.exactly(1).await[0];
+    assert!(line.contains("path=/watch status=200"), "{line}");
+    assert!(line.contains("end=no_longer_allowed"), "{line}");
+    server.tell("news").await;
+    while !rest.windows(4).any(|w| w == b"news") {
+        assert_ne!(streams[1].read_buf(&mut rest).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
 async fn failures_have_their_status_flag_and_reason() {
     let gone = refusing_address();
     let mut routes = vec![

@@ -91,6 +91,65 @@ proptest! {
     }
 }
 
+/// Chains named by their place, made again with other names for the places in `to`.
+fn rearranged(
+    names: Vec<Vec<ServerName>>,
+    to: Vec<(usize, Vec<ServerName>)>,
+) -> Option<(Chains, Chains)> {
+    let chains = |names: &[Vec<ServerName>]| {
+        let each = names.iter().enumerate();
+        listener(
+            each.map(|(n, names)| chain(format!("c{n}"), names.clone()))
+                .collect(),
+        )
+    };
+    let old = Chains::new(chains(&names), None).ok()?;
+    let mut after = names;
+    for (place, names) in to {
+        match after.get_mut(place) {
+            Some(there) => *there = names,
+            None => after.push(names),
+        }
+    }
+    let new = Chains::new(chains(&after), Some(&old)).ok()?;
+    Some((old, new))
+}
+
+proptest! {
+    #[test]
+    fn a_connection_that_gets_another_chain_is_in_a_touched_one(
+        names in prop::collection::vec(prop::collection::vec(server_name(), 0..3), 1..5),
+        to in prop::collection::vec((0_usize..6, prop::collection::vec(server_name(), 0..3)), 1..3),
+        snis in prop::collection::vec(prop::option::of(host()), 40),
+    ) {
+        let Some((old, new)) = rearranged(names, to) else { return Ok(()) };
+        let touched = old.touched_by(&new);
+        for sni in &snis {
+            let Some(before) = old.choose(sni.as_deref()) else { continue };
+            let after = new.choose(sni.as_deref());
+            if !after.is_some_and(|after| Arc::ptr_eq(before, after)) {
+                let found = touched.iter().any(|t| Arc::ptr_eq(t, before));
+                prop_assert!(found, "{:?} was in {}", sni, before.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_comes_or_goes_touches_no_other_peers_connections() {
+    let suffix = |peer: &str| vec![ServerName::Suffix(format!("svc.{peer}-exports.local"))];
+    let two = vec![suffix("green"), suffix("blue")];
+    let (old, new) = rearranged(two.clone(), vec![(2, suffix("gray"))]).unwrap();
+    assert!(old.touched_by(&new).is_empty());
+    let (old, new) = rearranged(two, vec![(1, suffix("gray"))]).unwrap();
+    let names: Vec<_> = old
+        .touched_by(&new)
+        .iter()
+        .map(|c| c.name.to_string())
+        .collect();
+    assert_eq!(names, ["c1"]);
+}
+
 #[test]
 fn a_suffix_needs_one_label_more() {
     let chains = vec![chain(
