@@ -9,7 +9,6 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use meshfed_federation::plan::plan;
 use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
 use meshfed_pki::{IdError, TrustDomain, TrustStore};
 use meshfed_runtime::{AccessLog, DrainWatch, Metrics};
@@ -135,7 +134,7 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
                 seen,
                 outcomes,
             },
-        ) = Hub::new(world, plan);
+        ) = Hub::new(world);
         seen.own_roots(self.identity.authority.load().root_pem().into());
         // Before the first plan, or that would take away what is imported.
         let kept = self.peer_lists.load();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! watches of the API --+
-//! discovery clients  --+--> hub: World --plan()--> Outcome --> appliers, ADS, discovery
+//! discovery clients  --+--> hub: World --Planner-> Outcome --> appliers, ADS, discovery
 //! discovery servers  --+         (one task)        (watch channel)
 //! ADS connections    --+
 //!    (Seen: a watch channel)
@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::server::SourceStatus;
-use meshfed_federation::plan::Plan;
+use meshfed_federation::plan::{Plan, Planner};
 use meshfed_federation::world::{GatewayState, Observed, PeerState, Shared, World};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info};
@@ -146,7 +146,7 @@ fn set<V: PartialEq>(map: &mut Shared<String, V>, key: &str, value: Option<V>) -
 #[derive(Debug)]
 pub struct Hub {
     world: World,
-    planner: fn(&World) -> Plan,
+    planner: Planner,
     observations: mpsc::Receiver<Observation>,
     seen: watch::Receiver<Observed>,
     out: watch::Sender<Option<Arc<Outcome>>>,
@@ -161,13 +161,13 @@ pub struct Ends {
 }
 
 impl Hub {
-    pub fn new(world: World, planner: fn(&World) -> Plan) -> (Self, Ends) {
+    pub fn new(world: World) -> (Self, Ends) {
         let (observations_in, observations) = mpsc::channel(INBOX);
         let (seen_in, seen) = watch::channel(world.observed.clone());
         let (out, outcomes) = watch::channel(None);
         let hub = Self {
             world,
-            planner,
+            planner: Planner::new(),
             observations,
             seen,
             out,
@@ -209,10 +209,7 @@ impl Hub {
                 continue;
             }
             self.world.now = Timestamp::now();
-            let mut plan = (self.planner)(&self.world);
-            if let Some(before) = self.out.borrow().as_ref() {
-                plan.share_with(&before.plan);
-            }
+            let plan = self.planner.plan(&self.world);
             wake_at = plan.wake_at;
             debug!(proxies = plan.proxies.len(), "planned");
             self.out.send_replace(Some(Arc::new(Outcome {

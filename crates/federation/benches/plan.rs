@@ -6,10 +6,16 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use meshfed_federation::plan::plan;
-use meshfed_federation::world::{MeshSettings, ObjectKey, Observed, Resources, Shared, World};
+use meshfed_federation::discovery::client::RemoteState;
+use meshfed_federation::discovery::message::{self, Limits, ServiceList, ServicePort, decode_list};
+use meshfed_federation::discovery::remote::{RemoteService, RemoteServices};
+use meshfed_federation::plan::{Planner, plan};
+use meshfed_federation::world::{
+    MeshSettings, ObjectKey, Observed, PeerState, Resources, Shared, World,
+};
 use serde_json::{Value, json};
 
 const PEERS: usize = 10;
@@ -20,6 +26,54 @@ const ROOTS: [&str; 3] = [
     include_str!("../tests/data/roots/green.pem"),
     include_str!("../tests/data/roots/blue.pem"),
 ];
+
+fn remote_service(i: usize, port: usize) -> message::Service {
+    message::Service {
+        name: format!("service-{i}"),
+        namespace: "far".to_owned(),
+        hostname: format!("service-{i}.far.svc.mesh-exports.local"),
+        ports: vec![ServicePort {
+            name: "http".to_owned(),
+            port: port as i64,
+            protocol: "HTTP".to_owned(),
+        }],
+        accounts: Vec::new(),
+        health: None,
+    }
+}
+
+/// The same mesh, which also imports everything that a peer exports.
+fn importing(world: &World) -> World {
+    let mut world = world.clone();
+    let services = (0..SERVICES).map(|i| remote_service(i, 80)).collect();
+    let list = ServiceList::new(services);
+    let limits = Limits::default();
+    let received = decode_list(&list.encode(), &limits).unwrap();
+    let state = PeerState {
+        remote: Arc::new(RemoteState {
+            services: Arc::new(RemoteServices::check(received, &limits).unwrap()),
+            ..RemoteState::default()
+        }),
+        ..PeerState::default()
+    };
+    world.observed.insert_peer("peer-3", state);
+    let rules: Vec<Value> = (1..RULES)
+        .map(|rule| {
+            let selector =
+                json!({"name": format!("service-{rule}"), "alias": {"namespace": "near"}});
+            json!({"type": "NameSelector", "nameSelector": selector})
+        })
+        .chain([json!({"type": "NameSelector", "nameSelector": {}})])
+        .collect();
+    put(
+        &mut world.resources.imports,
+        json!({
+            "metadata": {"name": "peer-3", "namespace": "system"},
+            "spec": {"importRules": rules},
+        }),
+    );
+    world
+}
 
 fn put<K: serde::de::DeserializeOwned + Clone>(all: &mut Shared<ObjectKey, K>, document: Value) {
     let metadata = &document["metadata"];
@@ -150,23 +204,102 @@ fn world() -> World {
     }
 }
 
+/// One thing that happens, seen by a planner that knows everything else.
+fn one_change(
+    c: &mut Criterion,
+    what: &str,
+    world: &World,
+    mut change: impl FnMut(&mut World, usize),
+) {
+    let mut planner = Planner::new();
+    let mut world = world.clone();
+    let mut last = planner.plan(&world);
+    let mut n = 0;
+    c.bench_function(what, |b| {
+        b.iter_custom(|times| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..times {
+                n += 1;
+                change(&mut world, n);
+                let started = Instant::now();
+                let next = planner.plan(black_box(&world));
+                drop(std::mem::replace(&mut last, next));
+                spent += started.elapsed();
+            }
+            spent
+        });
+    });
+    assert_eq!(last, plan(&world));
+}
+
+fn service_of(n: usize) -> ObjectKey {
+    let i = n * 7919 % SERVICES;
+    ObjectKey::new(
+        format!("ns-{}", i % (PEERS * RULES)),
+        format!("service-{i}"),
+    )
+}
+
 fn benches(c: &mut Criterion) {
     let world = world();
     let first = plan(&world);
-    assert_eq!(
-        first.exports.values().map(|e| e.len()).sum::<usize>(),
-        SERVICES
+    let exported: usize = first.exports.values().map(|e| e.len()).sum();
+    assert_eq!(exported, SERVICES);
+    c.bench_function(
+        "full plan: 10 peers, 10,000 services, 20 rules a peer",
+        |b| {
+            b.iter(|| plan(black_box(&world)));
+        },
     );
-    c.bench_function("plan, 10 peers, 10,000 services, 20 rules a peer", |b| {
-        b.iter(|| plan(black_box(&world)));
+    one_change(c, "one Service changes its ports", &world, |world, n| {
+        let service = world.resources.services.get_mut(&service_of(n)).unwrap();
+        let spec = Arc::make_mut(service).spec.as_mut().unwrap();
+        spec.ports.as_mut().unwrap()[0].port = 1000 + (n % 1000) as i32;
     });
-    c.bench_function("the same, sharing with the plan before", |b| {
-        b.iter(|| {
-            let mut next = plan(black_box(&world));
-            next.share_with(&first);
-            next
-        });
+    one_change(c, "one Service comes or goes", &world, |world, n| {
+        let key = ObjectKey::new("ns-7", "new");
+        if n % 2 == 0 {
+            world.resources.services.remove(&key);
+        } else {
+            let one = world
+                .resources
+                .services
+                .get(&service_of(n))
+                .unwrap()
+                .clone();
+            world.resources.services.insert(key, one);
+        }
     });
+    one_change(
+        c,
+        "one EndpointSlice changes an address",
+        &world,
+        |world, n| {
+            let slices = &mut world.resources.endpoint_slices;
+            let slice = slices.get_mut(&service_of(n)).unwrap();
+            Arc::make_mut(slice).endpoints[0].addresses =
+                vec![format!("10.9.{}.{}", n / 250 % 250, n % 250)];
+        },
+    );
+    let importing = importing(&world);
+    c.bench_function("full plan: the same, and 10,000 imports", |b| {
+        b.iter(|| plan(black_box(&importing)));
+    });
+    one_change(
+        c,
+        "one discovery event of a peer with 10,000 services",
+        &importing,
+        |world, n| {
+            let states = &mut world.observed.peers;
+            let state = Arc::make_mut(states.get_mut("peer-3").unwrap());
+            let remote = Arc::make_mut(&mut state.remote);
+            let service = remote_service(n % SERVICES, 1000 + n % 1000);
+            let services = Arc::make_mut(&mut remote.services);
+            services
+                .put(RemoteService::check(service).unwrap(), &Limits::default())
+                .unwrap();
+        },
+    );
 }
 
 criterion_group!(all, benches);

@@ -9,6 +9,7 @@
 //! ```
 
 mod balance;
+mod changes;
 mod configs;
 mod control_plane;
 pub mod egress;
@@ -19,10 +20,10 @@ pub mod ingress;
 pub mod local;
 mod membership;
 mod peers;
+mod planner;
 pub mod proxy;
 mod roots;
 mod settings;
-mod sharing;
 pub mod sidecar;
 mod staleness;
 mod status;
@@ -48,20 +49,19 @@ pub use self::exports::NameTaken;
 pub use self::imports::ImportProblem;
 pub use self::membership::MemberProblem;
 pub use self::peers::{GatewayGap, PeerProblem};
+pub use self::planner::Planner;
 pub use self::roots::RootProblem;
 pub use self::settings::{PeerSettings, SettingProblem};
+pub use self::status::LazyStatuses;
 pub use self::withdrawal::{FINALIZER, Finalizers, Removal, Step, Withdrawal};
 
-use self::configs::Decided;
 use self::egress::{DISCOVERY_SERVICE_HEADER, REMOTE_HEADER};
-use self::exports::PeerExports;
-use self::imports::PeerImports;
-use self::local::LocalService;
-use self::peers::{Peers, Trusted};
+use self::imports::{Imports, PeerImports};
+use self::peers::Peers;
+use self::planner::trusted;
 use crate::discovery::client::Imported;
 use crate::discovery::server::Exports;
-use crate::names::{DomainSuffix, PeerName, ServiceKey};
-use crate::rules::{ExportRules, ImportRules};
+use crate::names::PeerName;
 use crate::world::{ObjectKey, World};
 
 /// Everything that follows from a [`World`].
@@ -87,7 +87,8 @@ pub struct Plan {
     pub discovery_clients: BTreeMap<PeerName, SpiffeId>,
     /// The configuration of every gateway and sidecar.
     pub proxies: OrdMap<ProxyKey, Arc<ProxyConfig>>,
-    pub statuses: Statuses,
+    /// Made when they are first looked at.
+    pub statuses: LazyStatuses,
     /// What is going, step by step.
     pub withdrawal: Withdrawal,
     /// When the answer changes without a change of the world.
@@ -162,135 +163,14 @@ pub struct Statuses {
 
 /// What follows from `world`. The same world always gives the same plan.
 pub fn plan(world: &World) -> Plan {
-    let ruling = control_plane::ruling(world);
-    let control_plane = ruling.object.map(|(key, _)| key);
-    let membership = membership::membership(world, control_plane);
-    let services = local::services(
-        &world.resources,
-        &membership.namespaces,
-        &world.mesh.cluster_domain,
-    );
-    let peers = peers::judge(world, &ruling);
-    let exports = all_exports(world, &services, &peers);
-    let local_suffix = DomainSuffix::of_cluster(&world.mesh.cluster_domain);
-    let imports = all_imports(world, &peers, &local_suffix, &membership.asked);
-    let workloads = workloads::workloads(&world.resources, &membership.namespaces);
-    let withdrawal = withdrawal::withdrawal(world, &ruling, &peers);
-    let decided = Decided {
-        world,
-        ruling: &ruling,
-        services: &services,
-        peers: &peers,
-        exports: &exports,
-        imports: &imports,
-        workloads: &workloads,
-        withdrawal: &withdrawal,
-        local_suffix: &local_suffix,
-    };
-    Plan {
-        control_plane: control_plane.cloned(),
-        discovery: discovery_targets(world, &peers, &imports),
-        discovery_clients: discovery_clients(&peers),
-        proxies: decided.configs(),
-        statuses: status::statuses(&decided, &membership),
-        wake_at: [
-            peers::next_change(&peers),
-            status::next_change(world),
-            staleness::next_change(world, &peers),
-            withdrawal.next_change,
-        ]
-        .into_iter()
-        .flatten()
-        .min(),
-        exports: exports
-            .iter()
-            .map(|(peer, exports)| (peer.clone(), exports.list.clone()))
-            .collect(),
-        gateways: ruling
-            .gateways
-            .iter()
-            .filter_map(|(name, view)| {
-                let plan = view.plan.as_ref().ok()?;
-                Some((name.clone(), Arc::new(plan.clone())))
-            })
-            .collect(),
-        members: membership.namespaces,
-        trust_domain: ruling.trust_domain,
-        control_plane_id: ruling.control_plane_id,
-        withdrawal,
-    }
-}
-
-/// A peer that no set names is told that nothing is exported. So is one that is going, or whose
-/// gateway is, but calls that are on their way still arrive.
-fn all_exports(
-    world: &World,
-    services: &BTreeMap<ServiceKey, Arc<LocalService>>,
-    peers: &Peers<'_>,
-) -> BTreeMap<PeerName, PeerExports> {
-    let candidates = exports::candidates(world, services);
-    let mut all = BTreeMap::new();
-    for (key, peer) in trusted(peers) {
-        let Ok(ingress) = &peer.ingress else { continue };
-        let set = world.resources.exports.get(key);
-        let mut exports = set.map_or_else(PeerExports::default, |set| {
-            let rules = ExportRules::parse(&set.spec);
-            exports::exports(&candidates, &rules, &peer.name, &ingress.id)
-        });
-        if peer.withdraws() {
-            exports.list = Exports::new();
-        }
-        all.insert(peer.name.clone(), exports);
-    }
-    all
-}
-
-/// Oldest peer first, so that a name stays with whom had it first, however often sets are made
-/// again.
-fn all_imports(
-    world: &World,
-    peers: &Peers<'_>,
-    local_suffix: &DomainSuffix,
-    members: &BTreeSet<String>,
-) -> BTreeMap<PeerName, PeerImports> {
-    let mut sources: Vec<_> = trusted(peers)
-        .filter(|(_, peer)| !peer.going)
-        .filter_map(|(key, peer)| {
-            let set = world.resources.imports.get(key)?;
-            let created = &peer.object.metadata.creation_timestamp;
-            let created = created.as_ref().map(|time| time.0);
-            Some((created, key, peer, set, peer.egress.as_ref().ok()?))
-        })
-        .collect();
-    sources.sort_by_key(|(created, key, ..)| (*created, *key));
-    let importer = imports::Importer {
-        system_namespace: &world.mesh.system_namespace,
-        members,
-    };
-    let mut names = imports::Names::default();
-    let mut all = BTreeMap::new();
-    for (_, key, peer, set, egress) in sources {
-        let Some(state) = world.observed.peers.get(&key.name) else {
-            continue;
-        };
-        let rules = ImportRules::parse(&set.spec, &peer.name, local_suffix);
-        let source = imports::Source {
-            peer: &peer.name,
-            trust_domain: &peer.trust_domain,
-            egress: &egress.name,
-        };
-        let services = staleness::services(peer, &state.remote, world.now);
-        let imports = imports::imports(&source, &services, &rules, &mut names, &importer);
-        all.insert(peer.name.clone(), imports);
-    }
-    all
+    Planner::new().plan(world)
 }
 
 /// Whom we ask: every peer that is reached by an egress gateway.
 fn discovery_targets(
     world: &World,
     peers: &Peers<'_>,
-    imports: &BTreeMap<PeerName, PeerImports>,
+    imports: &Imports,
 ) -> BTreeMap<PeerName, Arc<DiscoveryTarget>> {
     let mesh = &world.mesh;
     trusted(peers)
@@ -315,7 +195,7 @@ fn discovery_targets(
                 settings: peer.settings.clone(),
                 imported: Arc::new(
                     imports
-                        .get(&peer.name)
+                        .of(&peer.name)
                         .map(PeerImports::to_report)
                         .unwrap_or_default(),
                 ),
@@ -333,10 +213,4 @@ fn discovery_clients(peers: &Peers<'_>) -> BTreeMap<PeerName, SpiffeId> {
             Some((peer.name.clone(), ingress.id.clone()))
         })
         .collect()
-}
-
-fn trusted<'p, 'w>(peers: &'p Peers<'w>) -> impl Iterator<Item = (&'p ObjectKey, &'p Trusted<'w>)> {
-    peers
-        .iter()
-        .filter_map(|(key, peer)| Some((key, peer.as_ref().ok()?)))
 }

@@ -232,6 +232,11 @@ impl RemoteServices {
         self.services.get(key)
     }
 
+    /// By namespace and name.
+    pub fn by_key(&self) -> &OrdMap<ServiceKey, Arc<RemoteService>> {
+        &self.services
+    }
+
     /// In the order of namespace and name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<RemoteService>> {
         self.services.values()

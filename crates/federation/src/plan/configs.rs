@@ -1,78 +1,164 @@
 //! The configuration of every proxy of the mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use meshfed_api::ImportedServiceSetSpec;
+use meshfed_pki::TrustDomain;
 use meshfed_proxy_config::ProxyConfig;
 
 use super::control_plane::Ruling;
-use super::egress::{self, EgressImport, EgressPeer};
+use super::egress::{Egress, EgressPeer};
 use super::exports::PeerExports;
-use super::imports::PeerImports;
-use super::ingress::{self, IngressPeer};
+use super::imports::{Imports, PeerImports};
+use super::ingress::{Ingress, IngressPeer};
 use super::local::LocalService;
 use super::peers::{Peers, Trusted};
 use super::proxy::Mesh;
-use super::sidecar::{self, Outbound, SidecarImport, Workload};
-use super::withdrawal::Withdrawal;
+use super::sidecar::{Outbound, Sidecar, SidecarPeer, Workload};
 use super::{GatewayKind, ProxyKey};
-use crate::names::{DomainSuffix, PeerName, ServiceKey};
-use crate::rules::ImportRules;
+use crate::names::{PeerName, ServiceKey};
 use crate::world::{ObjectKey, World};
 
 /// What was decided before proxies are told of it.
-pub(super) struct Decided<'d, 'w> {
+pub(super) struct Decisions<'d, 'w> {
     pub world: &'w World,
     pub ruling: &'d Ruling<'w>,
-    pub services: &'d BTreeMap<ServiceKey, Arc<LocalService>>,
     pub peers: &'d Peers<'w>,
+    pub services: &'d OrdMap<ServiceKey, Arc<LocalService>>,
     pub exports: &'d BTreeMap<PeerName, PeerExports>,
-    pub imports: &'d BTreeMap<PeerName, PeerImports>,
+    pub imports: &'d Imports,
     pub workloads: &'d BTreeMap<ObjectKey, Workload>,
-    pub withdrawal: &'d Withdrawal,
-    pub local_suffix: &'d DomainSuffix,
+    /// Workloads that may be others than before.
+    pub touched: &'d BTreeSet<ObjectKey>,
 }
 
-impl Decided<'_, '_> {
-    pub fn configs(&self) -> OrdMap<ProxyKey, Arc<ProxyConfig>> {
+/// The proxies, each of which follows what it is concerned with.
+#[derive(Debug, Default)]
+pub(super) struct Proxies {
+    all: OrdMap<ProxyKey, Arc<ProxyConfig>>,
+    ingresses: BTreeMap<String, Ingress>,
+    egresses: BTreeMap<String, Egress>,
+    outbound: Outbound,
+    sidecars: BTreeMap<ObjectKey, Sidecar>,
+    /// The trust domain and the roots that sidecars were told of.
+    mesh: Option<(TrustDomain, Arc<str>)>,
+}
+
+impl Proxies {
+    pub fn all(&self) -> &OrdMap<ProxyKey, Arc<ProxyConfig>> {
+        &self.all
+    }
+
+    pub fn follow(&mut self, decided: &Decisions<'_, '_>) {
+        let (world, ruling) = (decided.world, decided.ruling);
         let mesh = Mesh {
-            trust_domain: &self.ruling.trust_domain,
-            roots: &self.world.observed.own_roots,
-            system_namespace: &self.world.mesh.system_namespace,
-            cluster_domain: &self.world.mesh.cluster_domain,
-            control_plane_id: &self.ruling.control_plane_id,
-            discovery_address: self.world.mesh.discovery_address,
+            trust_domain: &ruling.trust_domain,
+            roots: &world.observed.own_roots,
+            system_namespace: &world.mesh.system_namespace,
+            cluster_domain: &world.mesh.cluster_domain,
+            control_plane_id: &ruling.control_plane_id,
+            discovery_address: world.mesh.discovery_address,
         };
-        let gateways = self.ruling.gateways.iter().filter_map(|(name, view)| {
-            let config = match view.kind()? {
-                GatewayKind::Ingress => {
-                    ingress::config(&mesh, &view.addresses, &self.ingress_peers(name))
+        self.gateways(&mesh, decided);
+        self.sidecars(&mesh, decided);
+    }
+
+    fn gateways(&mut self, mesh: &Mesh<'_>, decided: &Decisions<'_, '_>) {
+        let views = &decided.ruling.gateways;
+        let is = |name: &str, kind| {
+            views
+                .get(name)
+                .is_some_and(|view| view.kind() == Some(kind))
+        };
+        self.ingresses
+            .retain(|name, _| is(name, GatewayKind::Ingress));
+        self.egresses
+            .retain(|name, _| is(name, GatewayKind::Egress));
+        let gone: Vec<ProxyKey> = self
+            .all
+            .keys()
+            .take_while(|key| matches!(key, ProxyKey::Gateway(_)))
+            .filter(|key| match key {
+                ProxyKey::Gateway(name) => views.get(name).and_then(|view| view.kind()).is_none(),
+                ProxyKey::Sidecar(_) => false,
+            })
+            .cloned()
+            .collect();
+        for key in gone {
+            self.all.remove(&key);
+        }
+        for (name, view) in views {
+            let config = match view.kind() {
+                None => continue,
+                Some(GatewayKind::Ingress) => {
+                    let ingress = self.ingresses.entry(name.clone()).or_default();
+                    ingress.follow(mesh, &view.addresses, &decided.ingress_peers(name))
                 }
-                GatewayKind::Egress => {
-                    egress::config(&mesh, &view.addresses, &self.egress_peers(name))
+                Some(GatewayKind::Egress) => {
+                    let egress = self.egresses.entry(name.clone()).or_default();
+                    egress.follow(mesh, &view.addresses, &decided.egress_peers(name))
                 }
             };
-            Some((ProxyKey::Gateway(name.clone()), Arc::new(config)))
-        });
-        // Made once for all sidecars, and not at all for none.
-        let outbound = if self.workloads.is_empty() {
-            Outbound::default()
-        } else {
-            sidecar::outbound(&mesh, self.services, &self.sidecar_imports())
-        };
-        let sidecars = self.workloads.iter().map(|(pod, workload)| {
-            let config = sidecar::config(&mesh, workload, &outbound);
-            (ProxyKey::Sidecar(pod.clone()), Arc::new(config))
-        });
-        gateways.chain(sidecars).collect()
+            set(&mut self.all, ProxyKey::Gateway(name.clone()), config);
+        }
     }
 
-    pub fn import_rules(&self, spec: &ImportedServiceSetSpec, peer: &PeerName) -> ImportRules {
-        ImportRules::parse(spec, peer, self.local_suffix)
+    fn sidecars(&mut self, mesh: &Mesh<'_>, decided: &Decisions<'_, '_>) {
+        let workloads = decided.workloads;
+        for pod in decided.touched {
+            match workloads.get(pod) {
+                Some(workload) => {
+                    let sidecar = self.sidecars.entry(pod.clone()).or_default();
+                    sidecar.is_for(mesh, workload);
+                }
+                None => {
+                    self.sidecars.remove(pod);
+                    self.all.remove(&ProxyKey::Sidecar(pod.clone()));
+                }
+            }
+        }
+        if workloads.is_empty() {
+            self.outbound = Outbound::default();
+            return;
+        }
+        let namespaces = workloads
+            .values()
+            .filter(|workload| workload.outbound.is_some())
+            .map(|workload| workload.namespace.as_str())
+            .collect();
+        let mut all_changed = self.outbound.follow(
+            mesh,
+            decided.services,
+            decided.sidecar_peers(),
+            decided.imports,
+            &namespaces,
+        );
+        let told = Some((mesh.trust_domain.clone(), mesh.roots.clone()));
+        all_changed |= self.mesh != told;
+        self.mesh = told;
+        for (pod, workload) in workloads {
+            if (all_changed || decided.touched.contains(pod))
+                && let Some(sidecar) = self.sidecars.get_mut(pod)
+            {
+                sidecar.follow(mesh, workload, &self.outbound);
+                let key = ProxyKey::Sidecar(pod.clone());
+                set(&mut self.all, key, sidecar.config());
+            }
+        }
     }
+}
 
+fn set(all: &mut OrdMap<ProxyKey, Arc<ProxyConfig>>, key: ProxyKey, config: &Arc<ProxyConfig>) {
+    if !all
+        .get(&key)
+        .is_some_and(|there| Arc::ptr_eq(there, config))
+    {
+        all.insert(key, config.clone());
+    }
+}
+
+impl Decisions<'_, '_> {
     fn trusted(&self) -> impl Iterator<Item = &Trusted<'_>> {
         self.peers.values().filter_map(|peer| peer.as_ref().ok())
     }
@@ -87,12 +173,10 @@ impl Decided<'_, '_> {
                 roots: &peer.roots.pem,
                 client_id: &peer.client_id,
                 drain: peer.settings.drain_period,
-                exports: self.exports.get(&peer.name).map_or_else(Vec::new, |all| {
-                    let exported = all.exported.iter();
-                    exported
-                        .map(|(host, exported)| (host.clone(), exported.local.clone()))
-                        .collect()
-                }),
+                exports: self
+                    .exports
+                    .get(&peer.name)
+                    .map_or_else(OrdMap::new, |all| all.exported.clone()),
             })
             .collect()
     }
@@ -111,39 +195,29 @@ impl Decided<'_, '_> {
                 discovery_host: &peer.discovery_host,
                 remote_hash: peer.remote_hash,
                 drain: peer.settings.drain_period,
-                imports: self.imports.get(&peer.name).map_or_else(Vec::new, |all| {
-                    all.imported()
-                        .map(|(remote, import)| EgressImport {
-                            imported: import.host.clone(),
-                            exported: remote.host.clone(),
-                            ports: import.ports.clone(),
-                            servers: import.servers.clone(),
-                        })
-                        .collect()
-                }),
+                imports: self.imports_of(&peer.name).offers,
             })
             .collect()
     }
 
-    fn sidecar_imports(&self) -> Vec<SidecarImport> {
+    fn sidecar_peers(&self) -> BTreeMap<PeerName, SidecarPeer> {
         self.trusted()
-            .filter_map(|peer| {
-                let egress = peer.egress.as_ref().ok()?;
-                Some((peer, egress, self.imports.get(&peer.name)?))
-            })
-            .flat_map(|(peer, egress, all)| {
-                all.imported().map(move |(_, import)| SidecarImport {
-                    imported: import.host.clone(),
-                    key: import.key.clone(),
-                    as_local: import.as_local,
-                    ports: import.ports.clone(),
-                    egress: (egress.address.ip, egress.address.service_port).into(),
-                    egress_id: egress.id.clone(),
+            .map(|peer| {
+                let egress = peer.egress.as_ref().ok();
+                let way = SidecarPeer {
+                    egress: egress.map(|egress| {
+                        let address = (egress.address.ip, egress.address.service_port).into();
+                        (address, egress.id.clone())
+                    }),
                     drain: peer.settings.drain_period,
-                    locality: all.locality.clone(),
-                    health: import.health,
-                })
+                    imports: self.imports_of(&peer.name),
+                };
+                (peer.name.clone(), way)
             })
             .collect()
+    }
+
+    fn imports_of(&self, peer: &PeerName) -> PeerImports {
+        self.imports.of(peer).cloned().unwrap_or_default()
     }
 }

@@ -4,21 +4,24 @@
 //! name leads to the peer's ingress gateway under the name that the peer gave the service. 8188
 //! takes discovery requests of our control plane alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::OrdMap;
 use meshfed_pki::TrustDomain;
 use meshfed_proxy_config::{
     AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, FilterChain, HeaderMatch, Http, HttpRoutes,
-    Listener, Network, OutlierDetection, PathMatch, ProxyConfig, Route, RouteAction, RouteTable,
-    ServerIds, Tcp, TcpTarget, UpstreamProtocol, UpstreamTls, VirtualHost, sni,
+    Listener, Network, OutlierDetection, Parts, PathMatch, ProxyConfig, Route, RouteAction,
+    RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, UpstreamTls, VirtualHost, sni,
 };
 
+use super::changes::{changes, put, put_all, replace};
 use super::gateways::GatewayAddress;
+use super::imports::{Import, Offer};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
 use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh, bundle, peer_trust};
-use crate::names::{DiscoveryHost, ExportedHost, ImportedHost, PeerName};
+use crate::names::{DiscoveryHost, PeerName, ServiceKey};
 
 /// Request header by which an egress gateway tells peers apart.
 pub const DISCOVERY_SERVICE_HEADER: &str = "discovery-service";
@@ -37,7 +40,7 @@ const LEFT_OUT: OutlierDetection = OutlierDetection {
 
 /// A peer that is reached from here.
 #[derive(Debug, Clone)]
-pub struct EgressPeer<'a> {
+pub(super) struct EgressPeer<'a> {
     pub name: &'a PeerName,
     pub trust_domain: &'a TrustDomain,
     /// PEM certificates that vouch for it.
@@ -51,67 +54,146 @@ pub struct EgressPeer<'a> {
     pub remote_hash: u64,
     /// How long connections of an import that is gone may go on.
     pub drain: Duration,
-    pub imports: Vec<EgressImport>,
+    pub imports: OrdMap<ServiceKey, Arc<Offer>>,
 }
 
-/// One service of a peer that we import.
-#[derive(Debug, Clone)]
-pub struct EgressImport {
-    pub imported: ImportedHost,
-    pub exported: ExportedHost,
-    /// The service's ports.
-    pub ports: Vec<u16>,
-    /// Who may answer at the peer's ingress.
-    pub servers: ServerIds,
+/// An egress gateway, which follows what is imported by it at a cost that is proportional to what
+/// changed.
+#[derive(Debug, Default)]
+pub(super) struct Egress {
+    config: Arc<ProxyConfig>,
+    peers: BTreeMap<PeerName, Shown>,
+    /// How many imports have a name that ends so.
+    suffixes: BTreeMap<String, usize>,
 }
 
-/// The configuration of an egress gateway.
-pub fn config(
-    mesh: &Mesh<'_>,
-    addresses: &[GatewayAddress],
-    peers: &[EgressPeer<'_>],
-) -> ProxyConfig {
-    let mut config = ProxyConfig::default();
-    config.trust.extend([mesh.trust()]);
-    for peer in peers {
-        let roots = bundle(peer.trust_domain, peer.roots);
-        config.trust.insert(peer_trust(peer.name).into(), roots);
-        let services = peer
-            .imports
+/// What was made for a peer.
+#[derive(Debug, Clone, Default)]
+struct Shown {
+    way: Way,
+    imports: OrdMap<ServiceKey, Arc<Offer>>,
+}
+
+/// How a peer is reached.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Way {
+    addresses: Vec<String>,
+    service_port: u16,
+    drain: Duration,
+}
+
+impl Egress {
+    /// The configuration for these peers.
+    pub fn follow(
+        &mut self,
+        mesh: &Mesh<'_>,
+        addresses: &[GatewayAddress],
+        peers: &[EgressPeer<'_>],
+    ) -> &Arc<ProxyConfig> {
+        let mut config = ProxyConfig::clone(&self.config);
+        self.imports(peers, &mut config.clusters);
+        for peer in peers {
+            let cluster = discovery_cluster(peer);
+            put(&mut config.clusters, cluster.name.clone(), cluster);
+        }
+        let listeners = addresses.iter().flat_map(|address| {
+            [
+                service_listener(mesh, address, self.suffixes.keys()),
+                discovery_listener(mesh, address, peers),
+            ]
+        });
+        put_all(
+            &mut config.listeners,
+            listeners.map(|l| (l.name.as_str().into(), l)),
+        );
+        let of_peers = peers
             .iter()
-            .flat_map(|import| service_clusters(peer, import));
-        for cluster in services.chain([discovery_cluster(peer)]) {
-            config
-                .clusters
-                .insert(cluster.name.clone(), Arc::new(cluster));
+            .map(|p| (peer_trust(p.name), bundle(p.trust_domain, p.roots)));
+        put_all(
+            &mut config.trust,
+            [mesh.trust()].into_iter().chain(of_peers),
+        );
+        replace(&mut self.config, config)
+    }
+
+    /// Everything that goes, goes before something comes: a name may move from one peer to another.
+    fn imports(&mut self, peers: &[EgressPeer<'_>], clusters: &mut Parts<Cluster>) {
+        let wanted: BTreeMap<PeerName, Shown> = peers
+            .iter()
+            .map(|peer| {
+                let way = Way {
+                    addresses: peer.addresses.to_vec(),
+                    service_port: peer.service_port,
+                    drain: peer.drain,
+                };
+                let imports = peer.imports.clone();
+                (peer.name.clone(), Shown { way, imports })
+            })
+            .collect();
+        let before = std::mem::replace(&mut self.peers, wanted);
+        let nothing = Shown::default();
+        for (peer, before) in &before {
+            let now = self.peers.get(peer);
+            if now.is_none() {
+                clusters.remove(&discovery_cluster_name(peer));
+            }
+            let now = now.unwrap_or(&nothing);
+            for (_, old, new) in changes(&before.imports, &now.imports) {
+                let Some(old) = old.and_then(|old| old.imported()) else {
+                    continue;
+                };
+                let stay: BTreeSet<Arc<str>> = new
+                    .and_then(|new| new.imported())
+                    .into_iter()
+                    .flat_map(|new| names(new))
+                    .map(|(name, _)| name)
+                    .collect();
+                for (name, _) in names(old).filter(|(name, _)| !stay.contains(name)) {
+                    clusters.remove(&name);
+                }
+                let suffix = old.host.suffix();
+                if let Some(users) = self.suffixes.get_mut(suffix) {
+                    *users -= 1;
+                    if *users == 0 {
+                        self.suffixes.remove(suffix);
+                    }
+                }
+            }
+        }
+        for (peer, now) in &self.peers {
+            let before = before.get(peer).unwrap_or(&nothing);
+            for (_, _, new) in changes(&before.imports, &now.imports) {
+                let Some(new) = new else { continue };
+                put_clusters(clusters, peer, &now.way, new);
+                if let Some(import) = new.imported() {
+                    let suffix = import.host.suffix();
+                    match self.suffixes.get_mut(suffix) {
+                        Some(users) => *users += 1,
+                        None => {
+                            self.suffixes.insert(suffix.to_owned(), 1);
+                        }
+                    }
+                }
+            }
+            if before.way != now.way {
+                for offer in now.imports.values() {
+                    put_clusters(clusters, peer, &now.way, offer);
+                }
+            }
         }
     }
-    for address in addresses {
-        for listener in [
-            service_listener(mesh, address, peers),
-            discovery_listener(mesh, address, peers),
-        ] {
-            config
-                .listeners
-                .insert(listener.name.as_str().into(), Arc::new(listener));
-        }
-    }
-    config
 }
 
 /// Only names of imports are let through: the SNI picks a cluster, and the clusters of discovery are
 /// for the control plane alone.
-fn service_listener(
+fn service_listener<'s>(
     mesh: &Mesh<'_>,
     address: &GatewayAddress,
-    peers: &[EgressPeer<'_>],
+    suffixes: impl Iterator<Item = &'s String>,
 ) -> Listener {
-    let imports = peers.iter().flat_map(|peer| &peer.imports);
-    let suffixes: BTreeSet<&str> = imports.map(|import| import.imported.suffix()).collect();
     let allow = suffixes
-        .into_iter()
         .map(|suffix| AllowPolicy {
-            name: suffix.to_owned(),
+            name: suffix.clone(),
             principals: Vec::new(),
             server_name_suffix: Some(format!(".{suffix}")),
         })
@@ -194,7 +276,7 @@ fn discovery_routes(peer: &EgressPeer<'_>) -> [Route; 2] {
             },
         ],
         action: RouteAction::Forward {
-            cluster: discovery_cluster_name(peer.name),
+            cluster: discovery_cluster_name(peer.name).to_string(),
             rewrite_authority: Some(peer.discovery_host.to_string()),
             rewrite_path: None,
             timeout,
@@ -203,17 +285,17 @@ fn discovery_routes(peer: &EgressPeer<'_>) -> [Route; 2] {
     })
 }
 
-fn discovery_cluster_name(peer: &PeerName) -> String {
-    format!("discovery/{peer}")
+fn discovery_cluster_name(peer: &PeerName) -> Arc<str> {
+    format!("discovery/{peer}").into()
 }
 
 fn discovery_cluster(peer: &EgressPeer<'_>) -> Cluster {
     Cluster {
-        name: discovery_cluster_name(peer.name).into(),
+        name: discovery_cluster_name(peer.name),
         discovery: remote_endpoints(peer.addresses, peer.discovery_port),
         connect_timeout: CONNECT_TIMEOUT,
         tls: Some(UpstreamTls {
-            trust: peer_trust(peer.name).into(),
+            trust: peer_trust(peer.name),
             server: ServerIds::AnyOf(peer.trust_domain.clone()),
             sni: Some(peer.discovery_host.as_str().into()),
             alpn: vec!["http/1.1".to_owned()],
@@ -224,26 +306,36 @@ fn discovery_cluster(peer: &EgressPeer<'_>) -> Cluster {
     }
 }
 
-/// One cluster for each port, named by the SNI that our workloads send, and one by the bare name
-/// for the first port.
-fn service_clusters(peer: &EgressPeer<'_>, import: &EgressImport) -> impl Iterator<Item = Cluster> {
-    let imported = import.imported.as_str();
-    let first = import.ports.first().map(|p| (imported.into(), *p));
-    let by_port = import.ports.iter().map(|p| (sni(*p, imported), *p));
-    by_port.chain(first).map(|(name, port)| Cluster {
-        name,
-        discovery: remote_endpoints(peer.addresses, peer.service_port),
-        connect_timeout: CONNECT_TIMEOUT,
-        tls: Some(UpstreamTls {
-            trust: peer_trust(peer.name).into(),
-            server: import.servers.clone(),
-            sni: Some(sni(port, import.exported.as_str())),
-            alpn: Vec::new(),
-        }),
-        protocol: UpstreamProtocol::Http1,
-        outlier: Some(LEFT_OUT),
-        drain: peer.drain,
-    })
+/// The names of the clusters of an import: for each port the SNI that our workloads send, and the
+/// bare host for the first.
+fn names(import: &Import) -> impl Iterator<Item = (Arc<str>, u16)> {
+    let host = import.host.as_str();
+    let first = import.ports.first().map(|p| (host.into(), *p));
+    let by_port = import.ports.iter().map(move |p| (sni(*p, host), *p));
+    by_port.chain(first)
+}
+
+fn put_clusters(clusters: &mut Parts<Cluster>, peer: &PeerName, way: &Way, offer: &Offer) {
+    let Some(import) = offer.imported() else {
+        return;
+    };
+    for (name, port) in names(import) {
+        let cluster = Cluster {
+            name: name.clone(),
+            discovery: remote_endpoints(&way.addresses, way.service_port),
+            connect_timeout: CONNECT_TIMEOUT,
+            tls: Some(UpstreamTls {
+                trust: peer_trust(peer),
+                server: import.servers.clone(),
+                sni: Some(sni(port, offer.remote.host.as_str())),
+                alpn: Vec::new(),
+            }),
+            protocol: UpstreamProtocol::Http1,
+            outlier: Some(LEFT_OUT),
+            drain: way.drain,
+        };
+        put(clusters, name, cluster);
+    }
 }
 
 /// The peer's addresses; names among them make the proxy resolve all of them.

@@ -1,10 +1,11 @@
 //! What each peer gets to see of our services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshfed_pki::SpiffeId;
 
 use super::local::LocalService;
@@ -19,26 +20,96 @@ use crate::world::{ObjectKey, World};
 /// Annotation, and in the documents a label, with the namespaces that may see a service.
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
 
-/// A service that rules may pick.
-pub(super) struct Candidate<'w> {
-    key: &'w ServiceKey,
-    object: &'w core::Service,
-    local: &'w Arc<LocalService>,
+/// A service of a member that the system namespace may see and that stays, so that rules may pick
+/// it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Candidate {
+    pub local: Arc<LocalService>,
+    labels: BTreeMap<String, String>,
     created: Option<Timestamp>,
 }
 
-/// What one peer gets.
+impl Candidate {
+    /// By whom names are given: the oldest first, then by name.
+    fn rank(&self) -> Rank {
+        (self.created, self.local.key.clone())
+    }
+
+    fn goes_before(&self, other: &Self) -> bool {
+        (self.created, &self.local.key) < (other.created, &other.local.key)
+    }
+}
+
+/// Age and name of a service.
+type Rank = (Option<Timestamp>, ServiceKey);
+
+/// A candidate that came, changed or went.
+pub(super) struct Changed {
+    old: Option<Arc<Candidate>>,
+    new: Option<Arc<Candidate>>,
+}
+
+/// All candidates.
+#[derive(Debug, Default)]
+pub(super) struct Candidates(BTreeMap<ServiceKey, Arc<Candidate>>);
+
+impl Candidates {
+    /// Looks anew at what may have changed.
+    pub fn follow(
+        &mut self,
+        world: &World,
+        services: &OrdMap<ServiceKey, Arc<LocalService>>,
+        touched: &BTreeSet<ObjectKey>,
+    ) -> Vec<Changed> {
+        let mut changed = Vec::new();
+        for object in touched {
+            let Ok(key) = ServiceKey::parse(&object.namespace, &object.name) else {
+                continue;
+            };
+            let new = services
+                .get(&key)
+                .and_then(|local| candidate(world, object, local));
+            let old = self.0.get(&key);
+            if old.map(AsRef::as_ref) == new.as_ref() {
+                continue;
+            }
+            let new = new.map(Arc::new);
+            let old = match &new {
+                Some(new) => self.0.insert(key, new.clone()),
+                None => self.0.remove(&key),
+            };
+            changed.push(Changed { old, new });
+        }
+        changed
+    }
+}
+
+fn candidate(world: &World, at: &ObjectKey, local: &Arc<LocalService>) -> Option<Candidate> {
+    let metadata = &world.resources.services.get(at)?.metadata;
+    let stays = metadata.deletion_timestamp.is_none();
+    let visible = is_visible(metadata, &at.namespace, &world.mesh.system_namespace);
+    (stays && visible).then(|| Candidate {
+        local: local.clone(),
+        labels: metadata.labels.clone().unwrap_or_default(),
+        created: metadata.creation_timestamp.as_ref().map(|t| t.0),
+    })
+}
+
+/// What one peer gets. A copy shares the entries.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PeerExports {
     pub list: Exports,
     /// By exported host.
-    pub exported: BTreeMap<ExportedHost, Exported>,
-    /// Services that a rule picks and that are not exported since another has the name.
-    pub lost: Vec<NameTaken>,
+    pub exported: OrdMap<ExportedHost, Arc<Exported>>,
+    /// Services that a rule picks and that are not exported since another has the name, the oldest
+    /// first.
+    pub lost: OrdMap<Rank, Arc<NameTaken>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Exported {
+    /// Index of the rule that picks it.
+    pub rule: usize,
     pub local: Arc<LocalService>,
 }
 
@@ -53,33 +124,9 @@ pub struct NameTaken {
     pub loser: ServiceKey,
 }
 
-/// The services of members that the system namespace may see and that stay, oldest first.
-pub(super) fn candidates<'w>(
-    world: &'w World,
-    services: &'w BTreeMap<ServiceKey, Arc<LocalService>>,
-) -> Vec<Candidate<'w>> {
-    let mut all: Vec<Candidate<'w>> = services
-        .iter()
-        .filter_map(|(key, local)| {
-            let at = ObjectKey::new(key.namespace.as_str(), key.name.as_str());
-            let object = &**world.resources.services.get(&at)?;
-            let stays = object.metadata.deletion_timestamp.is_none();
-            let visible = is_visible(object, &at.namespace, &world.mesh.system_namespace);
-            (stays && visible).then_some(Candidate {
-                key,
-                object,
-                local,
-                created: object.metadata.creation_timestamp.as_ref().map(|t| t.0),
-            })
-        })
-        .collect();
-    all.sort_by_key(|candidate| (candidate.created, candidate.key));
-    all
-}
-
 /// Whether annotation and label let `namespace` be seen from `viewer`. As in Istio, an empty value
 /// says nothing.
-fn is_visible(object: &core::Service, namespace: &str, viewer: &str) -> bool {
+fn is_visible(metadata: &ObjectMeta, namespace: &str, viewer: &str) -> bool {
     let allows = |value: &String| {
         value.split(',').map(str::trim).any(|target| match target {
             "*" => true,
@@ -87,7 +134,6 @@ fn is_visible(object: &core::Service, namespace: &str, viewer: &str) -> bool {
             named => named == viewer,
         })
     };
-    let metadata = &object.metadata;
     [&metadata.annotations, &metadata.labels]
         .into_iter()
         .filter_map(|map| {
@@ -98,44 +144,138 @@ fn is_visible(object: &core::Service, namespace: &str, viewer: &str) -> bool {
         .all(allows)
 }
 
-/// What the rules give `peer`, which comes in at the gateway with the identity `ingress`.
-pub(super) fn exports(
-    candidates: &[Candidate<'_>],
-    rules: &ExportRules,
-    peer: &PeerName,
-    ingress: &SpiffeId,
-) -> PeerExports {
-    let mut all = PeerExports::default();
-    let mut list = Exports::new();
-    let mut holders: BTreeMap<ExportedHost, &ServiceKey> = BTreeMap::new();
-    let no_labels = BTreeMap::new();
-    let account = ingress.to_string();
-    for candidate in candidates {
-        let labels = candidate.object.metadata.labels.as_ref();
-        let decision = rules.decide(candidate.key, labels.unwrap_or(&no_labels));
-        let ExportDecision::Exported { exported, .. } = decision else {
-            continue;
+/// To whom and by which rules services are exported.
+#[derive(Debug, PartialEq)]
+pub(super) struct Terms {
+    pub peer: PeerName,
+    pub rules: ExportRules,
+    /// The identity of the gateway that the peer comes in at.
+    pub ingress: SpiffeId,
+}
+
+/// What the rules give to one peer.
+#[derive(Debug)]
+pub(super) struct Exporter {
+    terms: Terms,
+    account: String,
+    /// Who would have each exported name, the first one first.
+    claims: BTreeMap<ServiceKey, Vec<Claim>>,
+    given: PeerExports,
+}
+
+/// A candidate and the index of the rule that picks it.
+type Claim = (usize, Arc<Candidate>);
+
+impl Exporter {
+    pub fn new(terms: Terms, candidates: &Candidates) -> Self {
+        let mut exporter = Self {
+            account: terms.ingress.to_string(),
+            terms,
+            claims: BTreeMap::new(),
+            given: PeerExports::default(),
         };
-        let host = ExportedHost::ours(&exported, peer);
-        if let Some(winner) = holders.get(&host) {
-            all.lost.push(NameTaken {
-                host,
-                winner: (*winner).clone(),
-                loser: candidate.key.clone(),
-            });
-            continue;
+        let mut touched = BTreeSet::new();
+        for candidate in candidates.0.values() {
+            exporter.claim(candidate, &mut touched);
         }
-        holders.insert(host.clone(), candidate.key);
-        let message = message(&exported, &host, candidate.local, &account);
-        list.insert(
-            exported,
-            Arc::new(Export::new(message, candidate.local.health)),
-        );
-        let local = candidate.local.clone();
-        all.exported.insert(host, Exported { local });
+        exporter.settle(&touched);
+        exporter
     }
-    all.list = list;
-    all
+
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    pub fn given(&self) -> &PeerExports {
+        &self.given
+    }
+
+    pub fn follow(&mut self, changed: &[Changed]) {
+        let mut touched = BTreeSet::new();
+        for Changed { old, new } in changed {
+            if let Some(old) = old {
+                self.retract(old, &mut touched);
+            }
+            if let Some(new) = new {
+                self.claim(new, &mut touched);
+            }
+        }
+        self.settle(&touched);
+    }
+
+    fn decide(&self, candidate: &Candidate) -> Option<(usize, ServiceKey)> {
+        match self
+            .terms
+            .rules
+            .decide(&candidate.local.key, &candidate.labels)
+        {
+            ExportDecision::Exported { rule, exported } => Some((rule, exported)),
+            ExportDecision::NoRule | ExportDecision::Broken { .. } => None,
+        }
+    }
+
+    fn claim(&mut self, candidate: &Arc<Candidate>, touched: &mut BTreeSet<ServiceKey>) {
+        if let Some((rule, name)) = self.decide(candidate) {
+            let claims = self.claims.entry(name.clone()).or_default();
+            let at = claims.partition_point(|(_, other)| other.goes_before(candidate));
+            claims.insert(at, (rule, candidate.clone()));
+            touched.insert(name);
+        }
+    }
+
+    fn retract(&mut self, candidate: &Candidate, touched: &mut BTreeSet<ServiceKey>) {
+        if let Some((_, name)) = self.decide(candidate)
+            && let Some(claims) = self.claims.get_mut(&name)
+        {
+            claims.retain(|(_, other)| other.local.key != candidate.local.key);
+            if claims.is_empty() {
+                self.claims.remove(&name);
+            }
+            self.given.lost.remove(&candidate.rank());
+            touched.insert(name);
+        }
+    }
+
+    /// Gives each name to the first who claims it.
+    fn settle(&mut self, touched: &BTreeSet<ServiceKey>) {
+        let given = &mut self.given;
+        for name in touched {
+            let host = ExportedHost::ours(name, &self.terms.peer);
+            let claims = self.claims.get(name).map_or(&[][..], Vec::as_slice);
+            let Some(((rule, winner), losers)) = claims.split_first() else {
+                given.list.remove(name);
+                given.exported.remove(&host);
+                continue;
+            };
+            if !given.lost.is_empty() {
+                given.lost.remove(&winner.rank());
+            }
+            for (_, loser) in losers {
+                let taken = NameTaken {
+                    host: host.clone(),
+                    winner: winner.local.key.clone(),
+                    loser: loser.local.key.clone(),
+                };
+                given.lost.insert(loser.rank(), Arc::new(taken));
+            }
+            let message = message(name, &host, &winner.local, &self.account);
+            let export = Export::new(message, winner.local.health);
+            if given.list.get(name).is_none_or(|there| **there != export) {
+                given.list.insert(name.clone(), Arc::new(export));
+            }
+            let exported = Exported {
+                rule: *rule,
+                local: winner.local.clone(),
+            };
+            if given
+                .exported
+                .get(&host)
+                .is_none_or(|there| **there != exported)
+            {
+                given.exported.insert(host, Arc::new(exported));
+            }
+        }
+    }
 }
 
 fn message(

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::{OrdMap, OrdSet};
+use jiff::Timestamp;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{Locality, ServerIds};
 
+use super::changes::changes;
 use crate::discovery::client::Imported;
 use crate::discovery::extension::Health;
 use crate::discovery::remote::{RemoteService, RemoteServices};
@@ -43,23 +46,33 @@ pub enum ImportProblem {
     NoMember(Label),
 }
 
-/// Everything that a peer offers, in the order of its names.
-#[derive(Debug, Clone, Default)]
+/// Everything that a peer offers. A copy shares the entries.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct PeerImports {
-    pub offers: Vec<Offer>,
+    pub offers: OrdMap<ServiceKey, Arc<Offer>>,
+    /// Those that are imported.
+    used: OrdSet<ServiceKey>,
     pub locality: Locality,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Offer {
     pub remote: Arc<RemoteService>,
     /// `None`: no rule picks it.
-    pub import: Option<Result<Import, ImportProblem>>,
+    pub import: Option<Result<Arc<Import>, ImportProblem>>,
+}
+
+impl Offer {
+    pub fn imported(&self) -> Option<&Arc<Import>> {
+        self.import.as_ref()?.as_ref().ok()
+    }
 }
 
 /// One imported service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Import {
+    /// Index of the rule that picks it.
+    pub rule: usize,
     /// Name and namespace here.
     pub key: ServiceKey,
     pub host: ImportedHost,
@@ -71,139 +84,290 @@ pub(super) struct Import {
 }
 
 impl PeerImports {
-    pub fn imported(&self) -> impl Iterator<Item = (&Arc<RemoteService>, &Import)> {
-        self.offers.iter().filter_map(|offer| {
-            let import = offer.import.as_ref()?.as_ref().ok()?;
-            Some((&offer.remote, import))
-        })
+    pub fn imported(&self) -> impl Iterator<Item = (&Arc<RemoteService>, &Arc<Import>)> {
+        let offers = self.offers.values();
+        offers.filter_map(|offer| Some((&offer.remote, offer.imported()?)))
     }
 
     /// What the peer is told of it.
     pub fn to_report(&self) -> Imported {
-        let first = self.imported().take(NAMED_IN_REPORT);
+        let first = self.used.iter().take(NAMED_IN_REPORT);
         Imported {
-            services: first.map(|(remote, _)| remote.key.clone()).collect(),
-            count: u32::try_from(self.imported().count()).unwrap_or(u32::MAX),
+            services: first.cloned().collect(),
+            count: u32::try_from(self.used.len()).unwrap_or(u32::MAX),
         }
     }
 }
 
-/// Names that are in use in this mesh. Peers are asked in a fixed order, the services of each in the
-/// order of their exported namespaces and names, and the first one keeps the name.
-#[derive(Debug, Default)]
-pub(super) struct Names(BTreeMap<ImportedHost, Holder>);
-
-#[derive(Debug)]
-struct Holder {
-    who: String,
-    /// The local name is shared by peers that are reached by different gateways: by the name alone
-    /// a gateway could not tell them apart.
-    as_local: bool,
-    peers: BTreeSet<PeerName>,
-    egresses: BTreeSet<String>,
+/// From whom and by which rules services are imported.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Terms {
+    /// Age of the peer: the oldest is asked first, then by name, so that a name stays with whom had it
+    /// first, however often sets are made again.
+    pub created: Option<Timestamp>,
+    pub peer: PeerName,
+    pub trust_domain: TrustDomain,
+    pub rules: ImportRules,
+    /// Name of our egress gateway for it.
+    pub egress: String,
+    pub system_namespace: String,
+    /// The members of this mesh, also those that do not exist yet. `None` where nothing is imported
+    /// as local.
+    pub members: Option<BTreeSet<String>>,
 }
 
-impl Names {
-    fn claim(
-        &mut self,
-        import: &Import,
-        who: &str,
-        source: &Source<'_>,
-    ) -> Result<(), ImportProblem> {
-        let host = import.host.clone();
-        let Some(holder) = self.0.get_mut(&import.host) else {
-            let holder = Holder {
-                who: who.to_owned(),
-                as_local: import.as_local,
-                peers: BTreeSet::from([source.peer.clone()]),
-                egresses: BTreeSet::from([source.egress.to_owned()]),
-            };
-            self.0.insert(host, holder);
-            return Ok(());
-        };
-        let joins = holder.as_local && import.as_local && !holder.peers.contains(source.peer);
-        if !joins {
-            let holder = holder.who.clone();
-            return Err(ImportProblem::NameTaken { host, holder });
+/// What is used of all peers. Services of different peers compete for names.
+#[derive(Debug, Default)]
+pub(super) struct Imports {
+    sources: BTreeMap<PeerName, Source>,
+    /// Who would have each name, the first one first.
+    claims: BTreeMap<ImportedHost, Vec<Claim>>,
+}
+
+#[derive(Debug)]
+struct Source {
+    terms: Terms,
+    /// Up to where the peer's list was followed.
+    services: Arc<RemoteServices>,
+    given: PeerImports,
+}
+
+#[derive(Debug)]
+struct Claim {
+    rank: Rank,
+    egress: String,
+    remote: Arc<RemoteService>,
+    import: Arc<Import>,
+}
+
+/// Peers in the order of their age, the services of each in the order of their exported namespaces
+/// and names.
+type Rank = (Option<Timestamp>, PeerName, ServiceKey);
+
+impl Imports {
+    /// Takes the peers as they are now.
+    pub fn follow(&mut self, wanted: BTreeMap<PeerName, (Terms, Arc<RemoteServices>)>) {
+        let mut touched = BTreeSet::new();
+        let gone: Vec<PeerName> = self
+            .sources
+            .iter()
+            .filter(|(peer, source)| {
+                let terms = wanted.get(*peer).map(|(terms, _)| terms);
+                terms != Some(&source.terms)
+            })
+            .map(|(peer, _)| peer.clone())
+            .collect();
+        for peer in gone {
+            if let Some(source) = self.sources.remove(&peer) {
+                for remote in source.services.iter() {
+                    self.retract(&source.terms, remote, &mut touched);
+                }
+            }
         }
-        if !holder.egresses.insert(source.egress.to_owned()) {
-            return Err(ImportProblem::EgressShared {
-                host,
-                holder: holder.who.clone(),
-                egress: source.egress.to_owned(),
+        for (peer, (terms, services)) in wanted {
+            let mut source = self.sources.remove(&peer).unwrap_or_else(|| Source {
+                given: PeerImports {
+                    locality: terms.rules.locality().clone(),
+                    ..PeerImports::default()
+                },
+                terms,
+                services: Arc::default(),
             });
+            let before = std::mem::replace(&mut source.services, services.clone());
+            for (key, old, new) in changes(before.by_key(), services.by_key()) {
+                if let Some(old) = old {
+                    self.retract(&source.terms, old, &mut touched);
+                }
+                match new {
+                    Some(new) => self.offer(&mut source, new, &mut touched),
+                    None => {
+                        source.given.remove(key);
+                    }
+                }
+            }
+            self.sources.insert(peer, source);
         }
-        holder.peers.insert(source.peer.clone());
+        for host in &touched {
+            self.settle(host);
+        }
+    }
+
+    pub fn given(&self) -> BTreeMap<PeerName, PeerImports> {
+        let sources = self.sources.iter();
+        sources
+            .map(|(peer, source)| (peer.clone(), source.given.clone()))
+            .collect()
+    }
+
+    pub fn of(&self, peer: &PeerName) -> Option<&PeerImports> {
+        self.sources.get(peer).map(|source| &source.given)
+    }
+
+    /// Who has a name, in the order of the peers' names.
+    pub fn holders(&self, host: &str) -> Vec<(&PeerName, &Arc<Import>)> {
+        let claims = self.claims.get(host).into_iter().flatten();
+        let mut holders: Vec<_> = claims
+            .filter_map(|claim| {
+                let (_, peer, key) = &claim.rank;
+                let offer = self.sources.get(peer)?.given.offers.get(key)?;
+                offer.imported()?;
+                Some((peer, &claim.import))
+            })
+            .collect();
+        holders.sort_by_key(|(peer, _)| *peer);
+        holders
+    }
+
+    fn retract(
+        &mut self,
+        terms: &Terms,
+        remote: &RemoteService,
+        touched: &mut BTreeSet<ImportedHost>,
+    ) {
+        let Some(Ok(import)) = judge(terms, remote) else {
+            return;
+        };
+        if let Some(claims) = self.claims.get_mut(&import.host) {
+            claims.retain(|c| (&c.rank.1, &c.rank.2) != (&terms.peer, &remote.key));
+            if claims.is_empty() {
+                self.claims.remove(&import.host);
+            }
+        }
+        touched.insert(import.host);
+    }
+
+    fn offer(
+        &mut self,
+        source: &mut Source,
+        remote: &Arc<RemoteService>,
+        touched: &mut BTreeSet<ImportedHost>,
+    ) {
+        let terms = &source.terms;
+        let import = match judge(terms, remote) {
+            None => None,
+            Some(Err(problem)) => Some(Err(problem)),
+            Some(Ok(import)) => {
+                let (import, host) = (Arc::new(import.clone()), import.host);
+                let claim = Claim {
+                    rank: (terms.created, terms.peer.clone(), remote.key.clone()),
+                    egress: terms.egress.clone(),
+                    remote: remote.clone(),
+                    import,
+                };
+                let claims = self.claims.entry(host.clone()).or_default();
+                let at = claims.partition_point(|other| other.rank < claim.rank);
+                claims.insert(at, claim);
+                touched.insert(host);
+                return;
+            }
+        };
+        let remote = remote.clone();
+        let offer = Offer { remote, import };
+        source.given.put(offer);
+    }
+
+    /// Gives a name to the first who claims it, and to those who may join.
+    fn settle(&mut self, host: &ImportedHost) {
+        let claims = self.claims.get(host).map_or(&[][..], Vec::as_slice);
+        let mut holder = Holder::default();
+        for claim in claims {
+            let import = holder.take(host, claim).map(|()| claim.import.clone());
+            if let Some(source) = self.sources.get_mut(&claim.rank.1) {
+                source.given.put(Offer {
+                    remote: claim.remote.clone(),
+                    import: Some(import),
+                });
+            }
+        }
+    }
+}
+
+impl PeerImports {
+    fn remove(&mut self, key: &ServiceKey) {
+        self.offers.remove(key);
+        self.used.remove(key);
+    }
+
+    fn put(&mut self, offer: Offer) {
+        let key = &offer.remote.key;
+        if offer.imported().is_none() {
+            self.used.remove(key);
+        } else if !self.used.contains(key) {
+            self.used.insert(key.clone());
+        }
+        if self.offers.get(key).is_none_or(|there| **there != offer) {
+            self.offers.insert(key.clone(), Arc::new(offer));
+        }
+    }
+}
+
+/// Who has a name.
+#[derive(Debug, Default)]
+struct Holder<'c> {
+    first: Option<&'c Claim>,
+    /// The local name is shared by peers that are reached by different gateways: by the name alone
+    /// a gateway could not tell them apart.
+    peers: BTreeSet<&'c PeerName>,
+    egresses: BTreeSet<&'c str>,
+}
+
+impl<'c> Holder<'c> {
+    fn take(&mut self, host: &ImportedHost, claim: &'c Claim) -> Result<(), ImportProblem> {
+        let peer = &claim.rank.1;
+        if let Some(first) = self.first {
+            let host = host.clone();
+            let holder = || format!("{} of {}", first.remote.key, first.rank.1);
+            let joins = first.import.as_local && claim.import.as_local;
+            if !joins || self.peers.contains(peer) {
+                return Err(ImportProblem::NameTaken {
+                    host,
+                    holder: holder(),
+                });
+            }
+            if self.egresses.contains(claim.egress.as_str()) {
+                return Err(ImportProblem::EgressShared {
+                    host,
+                    holder: holder(),
+                    egress: claim.egress.clone(),
+                });
+            }
+        } else {
+            self.first = Some(claim);
+        }
+        self.peers.insert(peer);
+        self.egresses.insert(&claim.egress);
         Ok(())
     }
 }
 
-/// The mesh that imports.
-pub(super) struct Importer<'a> {
-    pub system_namespace: &'a str,
-    /// Its members, also those that do not exist yet.
-    pub members: &'a BTreeSet<String>,
-}
-
-/// The peer whose offers are looked at.
-pub(super) struct Source<'a> {
-    pub peer: &'a PeerName,
-    pub trust_domain: &'a TrustDomain,
-    /// Name of our egress gateway for it.
-    pub egress: &'a str,
-}
-
-pub(super) fn imports(
-    source: &Source<'_>,
-    services: &RemoteServices,
-    rules: &ImportRules,
-    names: &mut Names,
-    importer: &Importer<'_>,
-) -> PeerImports {
-    let offers = services.iter().map(|remote| {
-        let import = match rules.decide(&remote.key) {
-            ImportDecision::NoRule | ImportDecision::Broken { .. } => None,
-            ImportDecision::BadName { error, .. } => Some(Err(error.into())),
-            ImportDecision::Imported {
-                local,
-                host,
-                as_local,
-                ..
-            } => {
-                let import = import(source, remote, local, host, as_local, importer);
-                Some(import.and_then(|import| {
-                    let who = format!("{} of {}", remote.key, source.peer);
-                    names.claim(&import, &who, source)?;
-                    Ok(import)
-                }))
-            }
-        };
-        Offer {
-            remote: remote.clone(),
-            import,
-        }
-    });
-    PeerImports {
-        offers: offers.collect(),
-        locality: rules.locality().clone(),
+/// What the rules say about one service, whatever others say.
+fn judge(terms: &Terms, remote: &RemoteService) -> Option<Result<Import, ImportProblem>> {
+    match terms.rules.decide(&remote.key) {
+        ImportDecision::NoRule | ImportDecision::Broken { .. } => None,
+        ImportDecision::BadName { error, .. } => Some(Err(error.into())),
+        ImportDecision::Imported {
+            rule,
+            local,
+            host,
+            as_local,
+        } => Some(import(terms, remote, (local, host), as_local, rule)),
     }
 }
 
 fn import(
-    source: &Source<'_>,
+    terms: &Terms,
     remote: &RemoteService,
-    key: ServiceKey,
-    host: ImportedHost,
+    (key, host): (ServiceKey, ImportedHost),
     as_local: bool,
-    importer: &Importer<'_>,
+    rule: usize,
 ) -> Result<Import, ImportProblem> {
     if as_local {
         let namespace = key.namespace.as_str();
-        if namespace == importer.system_namespace {
+        if namespace == terms.system_namespace {
             return Err(ImportProblem::SystemNamespace(namespace.to_owned()));
         }
         // A name in a namespace of somebody else's would hide that one's service.
-        if !importer.members.contains(namespace) {
+        if !terms.members.iter().any(|all| all.contains(namespace)) {
             return Err(ImportProblem::NoMember(key.namespace));
         }
     }
@@ -217,11 +381,12 @@ fn import(
         return Err(ImportProblem::NoPort);
     }
     Ok(Import {
+        rule,
         key,
         host,
         as_local,
         ports,
-        servers: servers(remote, source.trust_domain)?,
+        servers: servers(remote, &terms.trust_domain)?,
         health: remote.health,
     })
 }

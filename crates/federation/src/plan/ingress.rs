@@ -5,19 +5,23 @@
 //! names the cluster, and only exported names have one. 8188 carries discovery: the identity of
 //! the caller, never its SNI or Host, decides whose list it gets.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::OrdMap;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
-    AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, FilterChain, HeaderMatch, Http,
-    HttpRoutes, Listener, Network, PathMatch, ProxyConfig, Route, RouteAction, RouteTable,
-    ServerIds, ServerName, Tcp, TcpTarget, TrustBundle, UpstreamProtocol, UpstreamTls, VirtualHost,
-    sni,
+    AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, Endpoints, FilterChain,
+    HeaderMatch, Http, HttpRoutes, Listener, Network, Parts, PathMatch, ProxyConfig, Route,
+    RouteAction, RouteTable, ServerIds, ServerName, Tcp, TcpTarget, TrustBundle, UpstreamProtocol,
+    UpstreamTls, VirtualHost, sni,
 };
 
+use super::changes::{changes, put, put_all, replace};
+use super::exports::Exported;
 use super::gateways::GatewayAddress;
-use super::local::LocalService;
+use super::local::LocalPort;
 use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh, bundle, peer_trust};
 use crate::names::{ExportedHost, PeerName};
 
@@ -30,7 +34,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A peer that may come in here.
 #[derive(Debug, Clone)]
-pub struct IngressPeer<'a> {
+pub(super) struct IngressPeer<'a> {
     pub name: &'a PeerName,
     pub trust_domain: &'a TrustDomain,
     /// PEM certificates that vouch for it.
@@ -39,53 +43,170 @@ pub struct IngressPeer<'a> {
     /// How long connections of an export that is gone may go on.
     pub drain: Duration,
     /// What it may call, under which name.
-    pub exports: Vec<(ExportedHost, Arc<LocalService>)>,
+    pub exports: OrdMap<ExportedHost, Arc<Exported>>,
 }
 
-/// The configuration of an ingress gateway.
-pub fn config(
-    mesh: &Mesh<'_>,
-    addresses: &[GatewayAddress],
-    peers: &[IngressPeer<'_>],
-) -> ProxyConfig {
-    let mut config = ProxyConfig::default();
-    config.trust.extend([mesh.trust()]);
-    for peer in peers {
-        let roots = bundle(peer.trust_domain, peer.roots);
-        config.trust.insert(peer_trust(peer.name).into(), roots);
-        for (exported, service) in &peer.exports {
-            for (i, port) in service.ports.iter().enumerate() {
-                let bare = (i == 0).then(|| exported.as_str().into());
-                let names = [sni(port.number, exported.as_str())]
+/// An ingress gateway, which follows what is exported by it at a cost that is proportional to what
+/// changed.
+#[derive(Debug, Default)]
+pub(super) struct Ingress {
+    config: Arc<ProxyConfig>,
+    trust_domain: Option<TrustDomain>,
+    peers: BTreeMap<PeerName, Shown>,
+    /// How many ports of exports use an endpoints resource.
+    users: BTreeMap<Arc<str>, usize>,
+}
+
+/// What was made for a peer.
+#[derive(Debug, Clone, Default)]
+struct Shown {
+    drain: Duration,
+    exports: OrdMap<ExportedHost, Arc<Exported>>,
+}
+
+impl Ingress {
+    /// The configuration for these peers.
+    pub fn follow(
+        &mut self,
+        mesh: &Mesh<'_>,
+        addresses: &[GatewayAddress],
+        peers: &[IngressPeer<'_>],
+    ) -> &Arc<ProxyConfig> {
+        let mut config = ProxyConfig::clone(&self.config);
+        let (clusters, endpoints) = (&mut config.clusters, &mut config.endpoints);
+        self.exports(mesh, peers, clusters, endpoints);
+        let control_plane = discovery_cluster(mesh);
+        put(clusters, control_plane.name.clone(), control_plane);
+        let listeners = addresses.iter().flat_map(|address| {
+            [
+                service_listener(address, peers),
+                discovery_listener(mesh, address, peers),
+            ]
+        });
+        put_all(
+            &mut config.listeners,
+            listeners.map(|l| (l.name.as_str().into(), l)),
+        );
+        let domains = peers
+            .iter()
+            .map(|p| (p.trust_domain.clone(), p.roots.clone()))
+            .collect();
+        let of_peers = peers
+            .iter()
+            .map(|p| (peer_trust(p.name), bundle(p.trust_domain, p.roots)));
+        let all = [
+            mesh.trust(),
+            (DISCOVERY_TRUST.into(), TrustBundle { domains }),
+        ];
+        put_all(&mut config.trust, all.into_iter().chain(of_peers));
+        replace(&mut self.config, config)
+    }
+
+    /// Everything that goes, goes before something comes: a name may move from one to another.
+    fn exports(
+        &mut self,
+        mesh: &Mesh<'_>,
+        peers: &[IngressPeer<'_>],
+        clusters: &mut Parts<Cluster>,
+        endpoints: &mut Parts<Endpoints>,
+    ) {
+        let wanted: BTreeMap<PeerName, Shown> = peers
+            .iter()
+            .map(|peer| {
+                let (drain, exports) = (peer.drain, peer.exports.clone());
+                (peer.name.clone(), Shown { drain, exports })
+            })
+            .collect();
+        let before = std::mem::replace(&mut self.peers, wanted);
+        let nothing = Shown::default();
+        let mut unused = Vec::new();
+        for (peer, before) in &before {
+            let now = self.peers.get(peer).unwrap_or(&nothing);
+            for (host, old, new) in changes(&before.exports, &now.exports) {
+                let Some(old) = old else { continue };
+                let stay: BTreeSet<Arc<str>> = new
                     .into_iter()
-                    .chain(bare);
-                mesh.add_local(&mut config, service, port, names, peer.drain);
+                    .flat_map(|new| names(host, new))
+                    .map(|(name, _)| name)
+                    .collect();
+                for (name, _) in names(host, old).filter(|(name, _)| !stay.contains(name)) {
+                    clusters.remove(&name);
+                }
+                for port in &old.local.ports {
+                    let name = &port.endpoints.name;
+                    if let Some(users) = self.users.get_mut(name) {
+                        *users -= 1;
+                        if *users == 0 {
+                            unused.push(name.clone());
+                        }
+                    }
+                }
             }
         }
-    }
-    let all_roots = peers
-        .iter()
-        .map(|p| (p.trust_domain.clone(), p.roots.clone()))
-        .collect();
-    config.trust.insert(
-        DISCOVERY_TRUST.into(),
-        Arc::new(TrustBundle { domains: all_roots }),
-    );
-    let control_plane = discovery_cluster(mesh);
-    config
-        .clusters
-        .insert(control_plane.name.clone(), Arc::new(control_plane));
-    for address in addresses {
-        for listener in [
-            service_listener(address, peers),
-            discovery_listener(mesh, address, peers),
-        ] {
-            config
-                .listeners
-                .insert(listener.name.as_str().into(), Arc::new(listener));
+        let same_mesh = self.trust_domain.as_ref() == Some(mesh.trust_domain);
+        for (peer, now) in &self.peers {
+            let before = before.get(peer).unwrap_or(&nothing);
+            for (host, _, new) in changes(&before.exports, &now.exports) {
+                let Some(new) = new else { continue };
+                for (name, port) in names(host, new) {
+                    put(
+                        clusters,
+                        name.clone(),
+                        cluster(mesh, name, new, port, now.drain),
+                    );
+                }
+                for port in &new.local.ports {
+                    let name = &port.endpoints.name;
+                    *self.users.entry(name.clone()).or_default() += 1;
+                    let there = endpoints.get(name);
+                    if !there.is_some_and(|there| Arc::ptr_eq(there, &port.endpoints)) {
+                        endpoints.insert(name.clone(), port.endpoints.clone());
+                    }
+                }
+            }
+            if !same_mesh || before.drain != now.drain {
+                for (host, exported) in &now.exports {
+                    for (name, port) in names(host, exported) {
+                        let cluster = cluster(mesh, name.clone(), exported, port, now.drain);
+                        put(clusters, name, cluster);
+                    }
+                }
+            }
         }
+        for name in unused {
+            if self.users.get(&name) == Some(&0) {
+                self.users.remove(&name);
+                endpoints.remove(&name);
+            }
+        }
+        self.trust_domain = Some(mesh.trust_domain.clone());
     }
-    config
+}
+
+/// The names of the clusters of an export: one for each port, and the bare host for the first.
+fn names<'e>(
+    host: &ExportedHost,
+    exported: &'e Exported,
+) -> impl Iterator<Item = (Arc<str>, &'e LocalPort)> {
+    let ports = exported.local.ports.iter();
+    let by_port = ports.map(|port| (sni(port.number, host.as_str()), port));
+    let first = exported.local.ports.first();
+    by_port.chain(first.map(|port| (host.as_str().into(), port)))
+}
+
+fn cluster(
+    mesh: &Mesh<'_>,
+    name: Arc<str>,
+    exported: &Exported,
+    port: &LocalPort,
+    drain: Duration,
+) -> Cluster {
+    let servers = ServerIds::AnyOf(mesh.trust_domain.clone());
+    let host = &exported.local.host;
+    Cluster {
+        drain,
+        ..mesh.workload_cluster(name, host, port.number, &port.endpoints, servers)
+    }
 }
 
 fn service_listener(address: &GatewayAddress, peers: &[IngressPeer<'_>]) -> Listener {
@@ -103,7 +224,7 @@ fn service_chain(peer: &IngressPeer<'_>) -> FilterChain {
         name: format!("exports-to-{}", peer.name),
         server_names: vec![ServerName::Suffix(suffix.clone())],
         tls: Some(DownstreamTls {
-            trust: peer_trust(peer.name),
+            trust: peer_trust(peer.name).to_string(),
             client_ids: vec![peer.client_id.clone()],
             alpn: Vec::new(),
         }),

@@ -1,16 +1,18 @@
 //! The services of this mesh with their endpoints, as every proxy may be told of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster};
 
+use super::changes::changes;
 use crate::discovery::extension::Health;
 use crate::names::ServiceKey;
-use crate::world::{Resources, TLS_MODE_ISTIO, TLS_MODE_LABEL};
+use crate::world::{ObjectKey, Resources, TLS_MODE_ISTIO, TLS_MODE_LABEL, in_namespace};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -19,7 +21,7 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 pub struct LocalService {
     pub key: ServiceKey,
     /// `<name>.<namespace>.svc.<cluster domain>`.
-    pub host: String,
+    pub host: Arc<str>,
     /// Never empty.
     pub ports: Vec<LocalPort>,
     /// What peers are told of how it fares.
@@ -35,38 +37,151 @@ pub struct LocalPort {
     pub endpoints: Arc<Endpoints>,
 }
 
-/// The services of the given namespaces that have a TCP port; others and ExternalName ones are not
-/// ours to route.
-pub fn services(
-    resources: &Resources,
-    namespaces: &BTreeSet<String>,
-    cluster_domain: &str,
-) -> BTreeMap<ServiceKey, Arc<LocalService>> {
-    let slices = slices_by_service(resources);
-    let mutual_tls = addresses_with_mutual_tls(resources);
-    let mut all = BTreeMap::new();
-    for (object, service) in resources.services.iter() {
-        if !namespaces.contains(&object.namespace) {
-            continue;
+/// The services of the members that have a TCP port; others and ExternalName ones are not ours to
+/// route. Follows the world at a cost that is proportional to what changed in it.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    all: OrdMap<ServiceKey, Arc<LocalService>>,
+    /// Up to where the world was followed.
+    resources: Resources,
+    members: BTreeSet<String>,
+    /// By namespace and name of the Service. Their order does not matter.
+    slices: HashMap<ObjectKey, Vec<Arc<EndpointSlice>>>,
+    /// How many Pods with mutual TLS have an address.
+    mutual_tls: HashMap<IpAddr, usize>,
+    /// Who has an endpoint there.
+    by_address: HashMap<IpAddr, Vec<ServiceKey>>,
+}
+
+impl Services {
+    pub fn all(&self) -> &OrdMap<ServiceKey, Arc<LocalService>> {
+        &self.all
+    }
+
+    /// Returns the objects whose services may be others than before.
+    pub fn follow(
+        &mut self,
+        resources: &Resources,
+        members: &BTreeSet<String>,
+        cluster_domain: &str,
+    ) -> BTreeSet<ObjectKey> {
+        let mut touched = BTreeSet::new();
+        for (key, _, _) in changes(&self.resources.services, &resources.services) {
+            touched.insert(key.clone());
         }
+        let before = self.resources.endpoint_slices.clone();
+        for (key, old, new) in changes(&before, &resources.endpoint_slices) {
+            if let Some((service, old)) = old.and_then(|old| Some((service_of(key, old)?, old))) {
+                self.forget_slice(&service, old);
+                touched.insert(service);
+            }
+            if let Some((service, new)) = new.and_then(|new| Some((service_of(key, new)?, new))) {
+                self.slices
+                    .entry(service.clone())
+                    .or_default()
+                    .push(new.clone());
+                touched.insert(service);
+            }
+        }
+        let before = self.resources.pods.clone();
+        for (_, old, new) in changes(&before, &resources.pods) {
+            let (old, new) = (old.and_then(tls_address), new.and_then(tls_address));
+            if old != new {
+                self.count_pod(old, -1, &mut touched);
+                self.count_pod(new, 1, &mut touched);
+            }
+        }
+        for namespace in self.members.symmetric_difference(members) {
+            let all = in_namespace(&resources.services, namespace);
+            touched.extend(all.map(|(key, _)| key.clone()));
+        }
+        if self.members != *members {
+            self.members = members.clone();
+        }
+        self.resources.services = resources.services.clone();
+        self.resources.endpoint_slices = resources.endpoint_slices.clone();
+        self.resources.pods = resources.pods.clone();
+        for object in &touched {
+            self.judge(object, cluster_domain);
+        }
+        touched
+    }
+
+    fn forget_slice(&mut self, service: &ObjectKey, slice: &Arc<EndpointSlice>) {
+        if let Some(slices) = self.slices.get_mut(service) {
+            slices.retain(|there| !Arc::ptr_eq(there, slice));
+            if slices.is_empty() {
+                self.slices.remove(service);
+            }
+        }
+    }
+
+    /// Touches the services that have an endpoint where the last such Pod went or the first came.
+    fn count_pod(&mut self, address: Option<IpAddr>, by: isize, touched: &mut BTreeSet<ObjectKey>) {
+        let Some(address) = address else { return };
+        let count = self.mutual_tls.entry(address).or_default();
+        *count = count.saturating_add_signed(by);
+        if *count == 0 {
+            self.mutual_tls.remove(&address);
+        }
+        let there = self.by_address.get(&address).into_iter().flatten();
+        touched.extend(there.map(|key| ObjectKey::new(key.namespace.as_str(), key.name.as_str())));
+    }
+
+    fn judge(&mut self, object: &ObjectKey, cluster_domain: &str) {
         let Ok(key) = ServiceKey::parse(&object.namespace, &object.name) else {
-            continue;
+            return;
         };
-        let at = (object.namespace.as_str(), object.name.as_str());
-        let slices = slices.get(&at).map_or(&[][..], Vec::as_slice);
-        let host = format!("{}.{}.svc.{cluster_domain}", key.name, key.namespace);
-        let ports = ports(service, &host, slices, &mutual_tls);
-        if !ports.is_empty() {
-            let service = LocalService {
+        let is_member = self.members.contains(&object.namespace);
+        let service = self.resources.services.get(object).filter(|_| is_member);
+        let made = service.and_then(|service| {
+            let host = format!("{}.{}.svc.{cluster_domain}", key.name, key.namespace);
+            let slices = self.slices.get(object).map_or(&[][..], Vec::as_slice);
+            let ports = ports(service, &host, slices, &self.mutual_tls);
+            let host = host.into();
+            (!ports.is_empty()).then(|| LocalService {
                 key: key.clone(),
                 host,
                 ports,
                 health: health(slices),
-            };
-            all.insert(key, Arc::new(service));
+            })
+        });
+        let old = self.all.get(&key);
+        if old.map(AsRef::as_ref) == made.as_ref() {
+            return;
+        }
+        for address in old.into_iter().flat_map(|old| old.addresses()) {
+            if let Some(there) = self.by_address.get_mut(&address) {
+                there.retain(|other| *other != key);
+                if there.is_empty() {
+                    self.by_address.remove(&address);
+                }
+            }
+        }
+        match made {
+            Some(made) => {
+                for address in made.addresses() {
+                    self.by_address
+                        .entry(address)
+                        .or_default()
+                        .push(key.clone());
+                }
+                self.all.insert(key, Arc::new(made));
+            }
+            None => {
+                self.all.remove(&key);
+            }
         }
     }
-    all
+}
+
+impl LocalService {
+    /// Where its endpoints are, each once.
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        let localities = self.ports.iter().flat_map(|p| &p.endpoints.localities);
+        let endpoints = localities.flat_map(|l| &l.endpoints);
+        endpoints.map(|e| e.address.ip()).collect()
+    }
 }
 
 /// Whether traffic to this Pod is mutual TLS.
@@ -78,35 +193,23 @@ pub fn has_mutual_tls(pod: &Pod) -> bool {
         == Some(TLS_MODE_ISTIO)
 }
 
-/// By namespace and name of the Service.
-fn slices_by_service(resources: &Resources) -> HashMap<(&str, &str), Vec<&EndpointSlice>> {
-    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
-    for (key, slice) in resources.endpoint_slices.iter() {
-        let labels = slice.metadata.labels.as_ref();
-        if let Some(name) = labels.and_then(|l| l.get(SERVICE_NAME_LABEL)) {
-            by_service
-                .entry((&key.namespace, name))
-                .or_default()
-                .push(slice);
-        }
-    }
-    by_service
+/// The Service that a slice belongs to.
+fn service_of(key: &ObjectKey, slice: &EndpointSlice) -> Option<ObjectKey> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+    Some(ObjectKey::new(key.namespace.as_str(), name.as_str()))
 }
 
-fn addresses_with_mutual_tls(resources: &Resources) -> BTreeSet<IpAddr> {
-    resources
-        .pods
-        .values()
-        .filter(|pod| has_mutual_tls(pod))
-        .filter_map(|pod| pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok())
-        .collect()
+/// The address of a Pod whose traffic is mutual TLS.
+fn tls_address(pod: &Arc<Pod>) -> Option<IpAddr> {
+    let address = pod.status.as_ref()?.pod_ip.as_deref()?;
+    has_mutual_tls(pod).then(|| address.parse().ok())?
 }
 
 fn ports(
     service: &Service,
     host: &str,
-    slices: &[&EndpointSlice],
-    mutual_tls: &BTreeSet<IpAddr>,
+    slices: &[Arc<EndpointSlice>],
+    mutual_tls: &HashMap<IpAddr, usize>,
 ) -> Vec<LocalPort> {
     let Some(spec) = service.spec.as_ref() else {
         return Vec::new();
@@ -136,7 +239,7 @@ fn ports(
 }
 
 /// Endpoints are counted by address, whatever their ports.
-fn health(slices: &[&EndpointSlice]) -> Health {
+fn health(slices: &[Arc<EndpointSlice>]) -> Health {
     let mut all = BTreeSet::new();
     let mut ready = BTreeSet::new();
     let mut staying = false;
@@ -161,8 +264,8 @@ fn health(slices: &[&EndpointSlice]) -> Health {
 /// The ready endpoints of one port, sorted, without repeats.
 fn localities(
     port_name: &str,
-    slices: &[&EndpointSlice],
-    mutual_tls: &BTreeSet<IpAddr>,
+    slices: &[Arc<EndpointSlice>],
+    mutual_tls: &HashMap<IpAddr, usize>,
 ) -> Vec<LocalityEndpoints> {
     let mut addresses = BTreeSet::new();
     for slice in slices {
@@ -193,7 +296,7 @@ fn localities(
         endpoints: addresses
             .into_iter()
             .map(|address| Endpoint {
-                mesh_tls: mutual_tls.contains(&address.ip()),
+                mesh_tls: mutual_tls.contains_key(&address.ip()),
                 ..Endpoint::new(address)
             })
             .collect(),
@@ -238,12 +341,21 @@ mod tests {
         resources
     }
 
+    fn services(
+        resources: &Resources,
+        members: &BTreeSet<String>,
+    ) -> OrdMap<ServiceKey, Arc<LocalService>> {
+        let mut services = Services::default();
+        services.follow(resources, members, "cluster.local");
+        services.all
+    }
+
     #[test]
     fn a_service_has_its_ready_endpoints_on_their_target_port() {
         let namespaces = BTreeSet::from(["bookinfo".to_owned()]);
-        let all = services(&mk_resources(), &namespaces, "cluster.local");
+        let all = services(&mk_resources(), &namespaces);
         let service = all.values().next().unwrap();
-        assert_eq!(service.host, "ratings.bookinfo.svc.cluster.local");
+        assert_eq!(&*service.host, "ratings.bookinfo.svc.cluster.local");
         assert_eq!(service.ports.len(), 1, "UDP is not routed");
         let health = Health {
             ready_endpoints: 2,
@@ -267,6 +379,6 @@ mod tests {
 
     #[test]
     fn a_namespace_that_is_no_member_has_no_services() {
-        assert!(services(&mk_resources(), &BTreeSet::new(), "cluster.local").is_empty());
+        assert!(services(&mk_resources(), &BTreeSet::new()).is_empty());
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
-    Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, Endpoints, ProxyConfig, ServerIds,
-    TrustBundle, UpstreamProtocol, UpstreamTls, sni,
+    Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, Endpoints, ServerIds, TrustBundle,
+    UpstreamProtocol, UpstreamTls, sni,
 };
 
-use super::local::{LocalPort, LocalService};
 use crate::names::PeerName;
 
 /// Name of the trust bundle of our own mesh.
@@ -36,8 +35,8 @@ pub struct Mesh<'a> {
 
 impl Mesh<'_> {
     /// The bundle that vouches for our own mesh, under [`MESH_TRUST`].
-    pub fn trust(&self) -> (&'static str, Arc<TrustBundle>) {
-        (MESH_TRUST, bundle(self.trust_domain, self.roots))
+    pub fn trust(&self) -> (Arc<str>, TrustBundle) {
+        (MESH_TRUST.into(), bundle(self.trust_domain, self.roots))
     }
 
     /// Clients of our own mesh; any of them unless `client_ids` names some.
@@ -46,32 +45,6 @@ impl Mesh<'_> {
             trust: MESH_TRUST.to_owned(),
             client_ids,
             alpn,
-        }
-    }
-
-    /// Adds what leads to a local service: for each port a cluster of each given name and the
-    /// endpoints that they share.
-    pub fn add_local(
-        &self,
-        config: &mut ProxyConfig,
-        service: &LocalService,
-        port: &LocalPort,
-        cluster_names: impl IntoIterator<Item = Arc<str>>,
-        drain: Duration,
-    ) {
-        let endpoints = &port.endpoints;
-        config
-            .endpoints
-            .insert(endpoints.name.clone(), endpoints.clone());
-        for name in cluster_names {
-            let servers = ServerIds::AnyOf(self.trust_domain.clone());
-            let cluster = Cluster {
-                drain,
-                ..self.workload_cluster(name, &service.host, port.number, endpoints, servers)
-            };
-            config
-                .clusters
-                .insert(cluster.name.clone(), Arc::new(cluster));
         }
     }
 
@@ -103,12 +76,12 @@ impl Mesh<'_> {
 }
 
 /// Name of the trust bundle of one peer.
-pub fn peer_trust(peer: &PeerName) -> String {
-    format!("peer/{peer}")
+pub fn peer_trust(peer: &PeerName) -> Arc<str> {
+    format!("peer/{peer}").into()
 }
 
-pub fn bundle(domain: &TrustDomain, roots: &Arc<str>) -> Arc<TrustBundle> {
-    Arc::new(TrustBundle {
+pub fn bundle(domain: &TrustDomain, roots: &Arc<str>) -> TrustBundle {
+    TrustBundle {
         domains: BTreeMap::from([(domain.clone(), roots.clone())]),
-    })
+    }
 }

@@ -6,19 +6,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshfed_pki::SpiffeId;
+use imbl::OrdMap;
+use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
     Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Http, HttpRoutes, Listener,
-    Locality, LocalityEndpoints, Network, Parts, PathMatch, ProxyConfig, Route, RouteAction,
-    RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster,
+    LocalityEndpoints, Network, Parts, PathMatch, ProxyConfig, Route, RouteAction, RouteTable,
+    ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster,
 };
 
 use super::balance::{Way, add_ways};
+use super::changes::{changes, put, put_all};
+use super::imports::{Imports, Offer, PeerImports};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
 use super::local::LocalService;
 use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh};
-use crate::discovery::extension::Health;
-use crate::names::{ImportedHost, ServiceKey};
+use crate::names::{PeerName, ServiceKey};
 
 /// Headers that would tell a peer who the caller is; they are removed towards imports.
 const CALLER_HEADERS: [&str; 11] = [
@@ -52,38 +54,34 @@ pub struct Workload {
     pub inbound_ports: BTreeSet<u16>,
 }
 
-/// An imported service, as our workloads call it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SidecarImport {
-    pub imported: ImportedHost,
-    /// Name and namespace here.
-    pub key: ServiceKey,
-    /// It joins the local service of the same name.
-    pub as_local: bool,
-    pub ports: Vec<u16>,
-    /// Our egress gateway for the peer, port 15443.
-    pub egress: SocketAddr,
-    /// Who our egress gateway must prove to be.
-    pub egress_id: SpiffeId,
-    /// How long connections may go on when the import is gone.
+/// How our workloads reach what is imported from a peer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct SidecarPeer {
+    /// Our egress gateway for the peer, port 15443, and who it must prove to be.
+    pub egress: Option<(SocketAddr, SpiffeId)>,
+    /// How long connections may go on when an import is gone.
     pub drain: Duration,
-    pub locality: Locality,
-    /// How it fares there, if the peer tells.
-    pub health: Option<Health>,
+    pub imports: PeerImports,
 }
 
-/// What all sidecars of a mesh may call: clusters and endpoints that they share.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outbound {
-    clusters: Parts<Cluster>,
-    endpoints: Parts<Endpoints>,
-    destinations: Vec<Destination>,
+/// What all sidecars of a mesh may call: clusters and endpoints that they share, and the routes of each
+/// namespace. Follows what there is at a cost that is proportional to what changed.
+#[derive(Debug, Default)]
+pub(super) struct Outbound {
+    pub clusters: Parts<Cluster>,
+    pub endpoints: Parts<Endpoints>,
+    /// By namespace, as short names depend on it.
+    tables: BTreeMap<String, Arc<RouteTable>>,
+    destinations: BTreeMap<(Arc<str>, u16), Destination>,
+    trust_domain: Option<TrustDomain>,
+    services: OrdMap<ServiceKey, Arc<LocalService>>,
+    peers: BTreeMap<PeerName, SidecarPeer>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 struct Destination {
     key: ServiceKey,
-    host: String,
+    host: Arc<str>,
     port: u16,
     /// In the cluster's own domain, so that short names lead to it.
     local: bool,
@@ -102,58 +100,161 @@ struct Joined {
     drain: Duration,
 }
 
-impl Joined {
-    fn add(&mut self, import: &SidecarImport) {
-        self.destination.leaves_mesh = true;
-        self.drain = self.drain.max(import.drain);
-        if let ServerIds::OneOf(ids) = &mut self.servers
-            && !ids.contains(&import.egress_id)
-        {
-            ids.push(import.egress_id.clone());
+impl Outbound {
+    /// Takes everything as it is now. `namespaces` are those that routes are made for. True if
+    /// something changed.
+    pub fn follow(
+        &mut self,
+        mesh: &Mesh<'_>,
+        services: &OrdMap<ServiceKey, Arc<LocalService>>,
+        peers: BTreeMap<PeerName, SidecarPeer>,
+        imports: &Imports,
+        namespaces: &BTreeSet<&str>,
+    ) -> bool {
+        if self.trust_domain.as_ref() != Some(mesh.trust_domain) {
+            *self = Self {
+                trust_domain: Some(mesh.trust_domain.clone()),
+                ..Self::default()
+            };
         }
-        self.ways.push(Way {
-            egress: import.egress,
-            locality: import.locality.clone(),
-            health: import.health,
-        });
+        let touched = self.touched(services, &peers);
+        self.services = services.clone();
+        self.peers = peers;
+        let mut changed = self.namespaces(namespaces);
+        for (host, key) in touched {
+            changed |= self.judge(mesh, &host, key.as_ref(), imports);
+        }
+        changed
     }
-}
 
-/// Joins local services and imports.
-pub fn outbound(
-    mesh: &Mesh<'_>,
-    services: &BTreeMap<ServiceKey, Arc<LocalService>>,
-    imports: &[SidecarImport],
-) -> Outbound {
-    let mut joined: BTreeMap<(String, u16), Joined> = BTreeMap::new();
-    for service in services.values() {
-        for port in &service.ports {
-            let destination = Destination {
-                key: service.key.clone(),
-                host: service.host.clone(),
-                port: port.number,
-                local: true,
-                leaves_mesh: false,
-            };
-            let joint = Joined {
-                destination,
-                localities: port.endpoints.localities.clone(),
-                ways: Vec::new(),
-                servers: ServerIds::AnyOf(mesh.trust_domain.clone()),
-                drain: DEFAULT_DRAIN,
-            };
-            joined.insert((service.host.clone(), port.number), joint);
+    /// The hosts whose carriers may be others than before; with its key, if it is one of ours.
+    fn touched(
+        &self,
+        services: &OrdMap<ServiceKey, Arc<LocalService>>,
+        peers: &BTreeMap<PeerName, SidecarPeer>,
+    ) -> BTreeMap<Arc<str>, Option<ServiceKey>> {
+        let mut touched = BTreeMap::new();
+        for (key, old, new) in changes(&self.services, services) {
+            for service in [old, new].into_iter().flatten() {
+                touched.insert(service.host.clone(), Some(key.clone()));
+            }
         }
+        let mut touch = |offer: &Offer| {
+            if let Some(import) = offer.imported() {
+                let key = import.as_local.then(|| import.key.clone());
+                touched.insert(import.host.as_str().into(), key);
+            }
+        };
+        let nothing = SidecarPeer::default();
+        let names: BTreeSet<&PeerName> = self.peers.keys().chain(peers.keys()).collect();
+        for name in names {
+            let old = self.peers.get(name).unwrap_or(&nothing);
+            let new = peers.get(name).unwrap_or(&nothing);
+            let same_way = old.egress == new.egress
+                && old.drain == new.drain
+                && old.imports.locality == new.imports.locality;
+            if same_way {
+                for (_, old, new) in changes(&old.imports.offers, &new.imports.offers) {
+                    for offer in [old, new].into_iter().flatten() {
+                        touch(offer);
+                    }
+                }
+            } else {
+                let all = [old, new].map(|peer| peer.imports.offers.values());
+                all.into_iter().flatten().for_each(|offer| touch(offer));
+            }
+        }
+        touched
     }
-    for import in imports {
-        for port in &import.ports {
-            let host = import.imported.to_string();
-            let joint = joined
-                .entry((host.clone(), *port))
-                .or_insert_with(|| Joined {
+
+    /// Makes tables for new namespaces and forgets those of others.
+    fn namespaces(&mut self, namespaces: &BTreeSet<&str>) -> bool {
+        let before = self.tables.len();
+        self.tables
+            .retain(|namespace, _| namespaces.contains(namespace.as_str()));
+        let mut changed = before != self.tables.len();
+        for namespace in namespaces {
+            if !self.tables.contains_key(*namespace) {
+                let hosts = self.destinations.values();
+                let table = RouteTable::new(ROUTES, hosts.map(|d| d.seen_from(namespace)));
+                self.tables.insert((*namespace).to_owned(), Arc::new(table));
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn judge(
+        &mut self,
+        mesh: &Mesh<'_>,
+        host: &Arc<str>,
+        key: Option<&ServiceKey>,
+        imports: &Imports,
+    ) -> bool {
+        let joined = self.joined(mesh, host, key, imports);
+        let range = (host.clone(), 0)..=(host.clone(), u16::MAX);
+        let there = self.destinations.range(range);
+        let gone: Vec<u16> = there
+            .map(|((_, port), _)| *port)
+            .filter(|port| !joined.contains_key(port))
+            .collect();
+        let mut changed = !gone.is_empty();
+        for port in gone {
+            if let Some(old) = self.destinations.remove(&(host.clone(), port)) {
+                let name = outbound_cluster(port, host);
+                self.clusters.remove(&name);
+                self.endpoints.remove(&name);
+                for table in self.tables.values_mut() {
+                    Arc::make_mut(table).hosts.remove(&old.name());
+                }
+            }
+        }
+        for joint in joined.into_values() {
+            changed |= self.put(mesh, joint);
+        }
+        changed
+    }
+
+    /// Everything that carries a host, by port.
+    fn joined(
+        &self,
+        mesh: &Mesh<'_>,
+        host: &Arc<str>,
+        key: Option<&ServiceKey>,
+        imports: &Imports,
+    ) -> BTreeMap<u16, Joined> {
+        let mut joined = BTreeMap::new();
+        if let Some(local) = key.and_then(|key| self.services.get(key)) {
+            for port in &local.ports {
+                let destination = Destination {
+                    key: local.key.clone(),
+                    host: host.clone(),
+                    port: port.number,
+                    local: true,
+                    leaves_mesh: false,
+                };
+                let joint = Joined {
+                    destination,
+                    localities: port.endpoints.localities.clone(),
+                    ways: Vec::new(),
+                    servers: ServerIds::AnyOf(mesh.trust_domain.clone()),
+                    drain: DEFAULT_DRAIN,
+                };
+                joined.insert(port.number, joint);
+            }
+        }
+        for (peer, import) in imports.holders(host) {
+            let Some(peer) = self.peers.get(peer) else {
+                continue;
+            };
+            let Some((egress, id)) = &peer.egress else {
+                continue;
+            };
+            for port in &import.ports {
+                let joint = joined.entry(*port).or_insert_with(|| Joined {
                     destination: Destination {
                         key: import.key.clone(),
-                        host,
+                        host: host.clone(),
                         port: *port,
                         local: import.as_local,
                         leaves_mesh: true,
@@ -161,20 +262,33 @@ pub fn outbound(
                     localities: Vec::new(),
                     ways: Vec::new(),
                     servers: ServerIds::OneOf(Vec::new()),
-                    drain: import.drain,
+                    drain: peer.drain,
                 });
-            joint.add(import);
+                joint.destination.leaves_mesh = true;
+                joint.drain = joint.drain.max(peer.drain);
+                if let ServerIds::OneOf(ids) = &mut joint.servers
+                    && !ids.contains(id)
+                {
+                    ids.push(id.clone());
+                }
+                joint.ways.push(Way {
+                    egress: *egress,
+                    locality: peer.imports.locality.clone(),
+                    health: import.health,
+                });
+            }
         }
+        joined
     }
-    let mut outbound = Outbound::default();
-    for mut joint in joined.into_values() {
+
+    fn put(&mut self, mesh: &Mesh<'_>, mut joint: Joined) -> bool {
         add_ways(&mut joint.localities, &joint.ways);
         let destination = joint.destination;
         let name = outbound_cluster(destination.port, &destination.host);
-        let endpoints = Arc::new(Endpoints {
+        let endpoints = Endpoints {
             name: name.clone(),
             localities: joint.localities,
-        });
+        };
         let cluster = Cluster {
             drain: joint.drain,
             ..mesh.workload_cluster(
@@ -185,43 +299,77 @@ pub fn outbound(
                 joint.servers,
             )
         };
-        outbound.clusters.insert(name.clone(), Arc::new(cluster));
-        outbound.endpoints.insert(name, endpoints);
-        outbound.destinations.push(destination);
+        let mut changed = put(&mut self.clusters, name.clone(), cluster);
+        changed |= put(&mut self.endpoints, name, endpoints);
+        let at = (destination.host.clone(), destination.port);
+        if self.destinations.get(&at) != Some(&destination) {
+            for (namespace, table) in &mut self.tables {
+                let host = destination.seen_from(namespace);
+                put(&mut Arc::make_mut(table).hosts, host.name.clone(), host);
+            }
+            self.destinations.insert(at, destination);
+            changed = true;
+        }
+        changed
     }
-    outbound
 }
 
-/// The configuration of one sidecar.
-pub fn config(mesh: &Mesh<'_>, workload: &Workload, outbound: &Outbound) -> ProxyConfig {
-    let mut config = ProxyConfig {
-        clusters: outbound.clusters.clone(),
-        endpoints: outbound.endpoints.clone(),
-        ..ProxyConfig::default()
-    };
-    config.trust.extend([mesh.trust()]);
-    if let Some(address) = workload.outbound {
-        let listener = outbound_listener(address);
-        config
-            .listeners
-            .insert(listener.name.as_str().into(), Arc::new(listener));
-        config.routes.insert(
-            ROUTES.into(),
-            Arc::new(outbound_routes(&workload.namespace, outbound)),
-        );
+/// The sidecar of one workload.
+#[derive(Debug, Default)]
+pub(super) struct Sidecar {
+    config: Arc<ProxyConfig>,
+    /// What leads to the workload itself.
+    inbound: Vec<Arc<Cluster>>,
+    listeners: Parts<Listener>,
+}
+
+impl Sidecar {
+    pub fn config(&self) -> &Arc<ProxyConfig> {
+        &self.config
     }
-    if let Some(app) = workload.app {
-        for port in &workload.inbound_ports {
-            let (listener, cluster) = inbound(mesh, workload.ip, *port, app);
-            config
-                .listeners
-                .insert(listener.name.as_str().into(), Arc::new(listener));
+
+    /// Takes what its workload is now.
+    pub fn is_for(&mut self, mesh: &Mesh<'_>, workload: &Workload) {
+        let inbound: Vec<_> = workload
+            .app
+            .into_iter()
+            .flat_map(|app| workload.inbound_ports.iter().map(move |port| (app, *port)))
+            .map(|(app, port)| inbound(mesh, workload.ip, port, app))
+            .collect();
+        let outbound = workload.outbound.map(outbound_listener);
+        let listeners = inbound.iter().map(|(listener, _)| listener.clone());
+        put_all(
+            &mut self.listeners,
+            listeners
+                .chain(outbound)
+                .map(|l| (l.name.as_str().into(), l)),
+        );
+        self.inbound = inbound.into_iter().map(|(_, c)| Arc::new(c)).collect();
+    }
+
+    /// Takes what it may call.
+    pub fn follow(&mut self, mesh: &Mesh<'_>, workload: &Workload, outbound: &Outbound) {
+        let mut config = ProxyConfig {
+            listeners: self.listeners.clone(),
+            clusters: outbound.clusters.clone(),
+            endpoints: outbound.endpoints.clone(),
+            ..ProxyConfig::clone(&self.config)
+        };
+        for cluster in &self.inbound {
             config
                 .clusters
-                .insert(cluster.name.clone(), Arc::new(cluster));
+                .insert(cluster.name.clone(), cluster.clone());
         }
+        let table = workload
+            .outbound
+            .and(outbound.tables.get(&workload.namespace));
+        config.routes = table
+            .map(|table| (Arc::from(ROUTES), table.clone()))
+            .into_iter()
+            .collect();
+        put_all(&mut config.trust, [mesh.trust()]);
+        self.config = Arc::new(config);
     }
-    config
 }
 
 fn outbound_listener(address: SocketAddr) -> Listener {
@@ -247,29 +395,30 @@ fn outbound_listener(address: SocketAddr) -> Listener {
     }
 }
 
-/// Every name of every destination, seen from one namespace. A name that two destinations would
-/// have goes to the first: local services before imports.
-fn outbound_routes(namespace: &str, outbound: &Outbound) -> RouteTable {
-    let mut taken = BTreeSet::new();
-    let (local, others): (Vec<_>, Vec<_>) = outbound.destinations.iter().partition(|d| d.local);
-    let hosts = local.into_iter().chain(others).filter_map(|destination| {
-        let domains: Vec<String> = names(destination, namespace)
-            .into_iter()
-            .flat_map(|name| authorities(&name, destination.port))
-            .filter(|authority| taken.insert(authority.clone()))
-            .collect();
-        (!domains.is_empty()).then(|| VirtualHost {
-            name: format!("{}:{}", destination.host, destination.port).into(),
-            domains,
-            routes: routes(destination),
-        })
-    });
-    RouteTable::new(ROUTES, hosts)
+impl Destination {
+    /// The name of its virtual host.
+    fn name(&self) -> Arc<str> {
+        format!("{}:{}", self.host, self.port).into()
+    }
+
+    /// No two destinations have a name in common: full names have a port each, short names are
+    /// those of one service, and an import's name has three labels at least, of which the third is
+    /// not `svc`.
+    fn seen_from(&self, namespace: &str) -> VirtualHost {
+        VirtualHost {
+            name: self.name(),
+            domains: names(self, namespace)
+                .into_iter()
+                .flat_map(|name| authorities(&name, self.port))
+                .collect(),
+            routes: routes(self),
+        }
+    }
 }
 
 /// The full name, and the short ones that a resolver of the cluster would complete to it.
 fn names(destination: &Destination, namespace: &str) -> Vec<String> {
-    let mut all = vec![destination.host.clone()];
+    let mut all = vec![destination.host.to_string()];
     if destination.local {
         let ServiceKey {
             namespace: its,

@@ -13,22 +13,99 @@ mod replicas;
 mod sets;
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use meshfed_api::ImportedServiceSetSpec;
 
 pub(super) use self::peer::next_change;
 use super::Statuses;
-use super::configs::Decided;
-use super::membership::Membership;
-use crate::world::{Resources, Shared};
+use super::control_plane::Ruling;
+use super::exports::PeerExports;
+use super::imports::PeerImports;
+use super::membership::membership;
+use super::peers::{self, Peers};
+use super::withdrawal::{Withdrawal, withdrawal};
+use crate::names::{DomainSuffix, PeerName};
+use crate::rules::ImportRules;
+use crate::world::{Resources, Shared, World};
 
-pub(super) fn statuses(decided: &Decided<'_, '_>, membership: &Membership) -> Statuses {
-    let resources = &decided.world.resources;
+/// What was decided before anything is said of it.
+pub(super) struct Decided<'d, 'w> {
+    pub world: &'w World,
+    pub ruling: &'d Ruling<'w>,
+    pub peers: &'d Peers<'w>,
+    pub exports: &'d BTreeMap<PeerName, PeerExports>,
+    pub imports: &'d BTreeMap<PeerName, PeerImports>,
+    pub withdrawal: &'d Withdrawal,
+}
+
+impl Decided<'_, '_> {
+    pub fn import_rules(&self, spec: &ImportedServiceSetSpec, peer: &PeerName) -> ImportRules {
+        let local_suffix = DomainSuffix::of_cluster(&self.world.mesh.cluster_domain);
+        ImportRules::parse(spec, peer, &local_suffix)
+    }
+}
+
+/// What a plan says of services, which a status repeats.
+pub(super) struct Judged {
+    pub exports: BTreeMap<PeerName, PeerExports>,
+    pub imports: BTreeMap<PeerName, PeerImports>,
+}
+
+/// The statuses of a plan, made when they are first looked at: they are written a few times in a
+/// second at most, and a plan that is followed by another one is never asked for them.
+#[derive(Clone)]
+pub struct LazyStatuses(Arc<LazyLock<Statuses, Box<dyn FnOnce() -> Statuses + Send>>>);
+
+impl LazyStatuses {
+    pub(super) fn new(world: World, judged: Judged) -> Self {
+        Self(Arc::new(LazyLock::new(Box::new(move || {
+            statuses(&world, &judged)
+        }))))
+    }
+}
+
+impl Deref for LazyStatuses {
+    type Target = Statuses;
+
+    fn deref(&self) -> &Statuses {
+        &self.0
+    }
+}
+
+impl Debug for LazyStatuses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Debug::fmt(&**self, f)
+    }
+}
+
+impl PartialEq for LazyStatuses {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || **self == **other
+    }
+}
+
+fn statuses(world: &World, judged: &Judged) -> Statuses {
+    let ruling = super::control_plane::ruling(world);
+    let membership = membership(world, ruling.object.map(|(key, _)| key));
+    let peers = peers::judge(world, &ruling);
+    let decided = &Decided {
+        world,
+        ruling: &ruling,
+        peers: &peers,
+        exports: &judged.exports,
+        imports: &judged.imports,
+        withdrawal: &withdrawal(world, &ruling, &peers),
+    };
+    let resources = &world.resources;
     let mut all = Statuses {
-        control_planes: control_plane::statuses(decided),
-        member_rolls: members::rolls(decided.world, membership),
-        members: members::members(decided.world, membership),
+        control_planes: self::control_plane::statuses(decided),
+        member_rolls: members::rolls(world, &membership),
+        members: members::members(world, &membership),
         peers: peer::statuses(decided),
         exports: each(&resources.exports, |key, set| {
             sets::exported(decided, key, set)

@@ -2,35 +2,79 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::changes::changes;
 use super::sidecar::Workload;
-use crate::world::{APP_ANNOTATION, OUTBOUND_ANNOTATION, ObjectKey, Resources};
+use crate::world::{
+    APP_ANNOTATION, OUTBOUND_ANNOTATION, ObjectKey, Resources, Shared, in_namespace,
+};
 
-/// Every Pod of the given namespaces that a sidecar registered.
-pub(super) fn workloads(
-    resources: &Resources,
-    namespaces: &BTreeSet<String>,
-) -> BTreeMap<ObjectKey, Workload> {
-    let mut by_namespace: BTreeMap<&str, Vec<&Service>> = BTreeMap::new();
-    for (key, service) in resources.services.iter() {
-        by_namespace
-            .entry(&key.namespace)
-            .or_default()
-            .push(service);
+/// The Pods of members that a sidecar registered. Follows the world at a cost that is proportional
+/// to what changed in it.
+#[derive(Debug, Default)]
+pub(super) struct Workloads {
+    all: BTreeMap<ObjectKey, Workload>,
+    /// Up to where the world was followed.
+    pods: Shared<ObjectKey, Pod>,
+    services: Shared<ObjectKey, Service>,
+    members: BTreeSet<String>,
+}
+
+impl Workloads {
+    pub fn all(&self) -> &BTreeMap<ObjectKey, Workload> {
+        &self.all
     }
-    resources
-        .pods
-        .iter()
-        .filter(|(key, _)| namespaces.contains(&key.namespace))
-        .filter_map(|(key, pod)| {
-            let services = by_namespace.get(key.namespace.as_str());
-            let services = services.map_or(&[][..], Vec::as_slice);
-            Some((key.clone(), workload(&key.namespace, pod, services)?))
-        })
-        .collect()
+
+    /// Returns what may be another than before.
+    pub fn follow(
+        &mut self,
+        resources: &Resources,
+        members: &BTreeSet<String>,
+    ) -> BTreeSet<ObjectKey> {
+        let mut touched = BTreeSet::new();
+        let mut namespaces: BTreeSet<&String> =
+            self.members.symmetric_difference(members).collect();
+        for (key, old, new) in changes(&self.services, &resources.services) {
+            let targets = |service: &Arc<Service>| {
+                let spec = service.spec.as_ref()?;
+                Some((spec.selector.clone()?, spec.ports.clone()))
+            };
+            if old.and_then(targets) != new.and_then(targets) {
+                namespaces.insert(&key.namespace);
+            }
+        }
+        for namespace in namespaces {
+            let there = in_namespace(&resources.pods, namespace);
+            touched.extend(there.map(|(key, _)| key.clone()));
+        }
+        let pods = changes(&self.pods, &resources.pods);
+        touched.extend(pods.map(|(key, _, _)| key.clone()));
+        touched.retain(|key| {
+            let pod = resources.pods.get(key);
+            let pod = pod.filter(|_| members.contains(&key.namespace));
+            let made = pod.and_then(|pod| {
+                let services = in_namespace(&resources.services, &key.namespace);
+                let services: Vec<&Service> = services.map(|(_, service)| &**service).collect();
+                workload(&key.namespace, pod, &services)
+            });
+            let is_new = made.as_ref() != self.all.get(key);
+            match made {
+                Some(made) => self.all.insert(key.clone(), made),
+                None => self.all.remove(key),
+            };
+            is_new
+        });
+        self.pods = resources.pods.clone();
+        self.services = resources.services.clone();
+        if self.members != *members {
+            self.members = members.clone();
+        }
+        touched
+    }
 }
 
 fn workload(namespace: &str, pod: &Pod, services: &[&Service]) -> Option<Workload> {

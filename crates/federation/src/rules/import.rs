@@ -74,6 +74,11 @@ impl ImportRules {
         self.broken.as_ref()
     }
 
+    /// Whether some rule gives names of this mesh's own services.
+    pub fn joins_local(&self) -> bool {
+        self.rules.iter().any(|rule| rule.as_local)
+    }
+
     /// Where the services of this set are.
     pub fn locality(&self) -> &Locality {
         &self.locality

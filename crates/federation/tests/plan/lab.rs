@@ -303,7 +303,7 @@ impl Lab {
         let resources = &mut self.world.resources;
         macro_rules! keep {
             ($($field:ident),+) => {$(
-                for (key, status) in statuses.$field {
+                for (key, status) in statuses.$field.clone() {
                     let mut object = (*resources.$field[&key]).clone();
                     object.status = Some(status);
                     insert(&mut resources.$field, key, object);

@@ -1,6 +1,6 @@
 //! Removing something takes exactly what followed from it.
 
-use meshfed_federation::plan::Plan;
+use meshfed_federation::plan::{Plan, Planner};
 use meshfed_federation::world::ObjectKey;
 
 use crate::lab::{going, red_and_green};
@@ -62,10 +62,10 @@ fn a_peer_that_is_being_deleted_can_still_hear_that_nothing_is_exported() {
 #[test]
 fn two_plans_of_worlds_that_differ_in_one_service_share_the_rest() {
     let (mut red, _) = red_and_green();
-    let before = red.plan();
+    let mut planner = Planner::new();
+    let before = planner.plan(&red.world);
     red.workload("red-mesh-bookinfo", "reviews", 99);
-    let mut after = red.plan();
-    after.share_with(&before);
+    let after = planner.plan(&red.world);
     assert_eq!(after, red.plan());
     let same = |name: &str| {
         let key = meshfed_federation::plan::ProxyKey::Gateway(name.into());

@@ -8,8 +8,8 @@ use meshfed_api::control_plane::{
     ServiceMeshControlPlaneStatus,
 };
 
+use super::Decided;
 use super::condition::{READY, Verdict, conditions};
-use crate::plan::configs::Decided;
 use crate::plan::control_plane::{ControlPlaneProblem, GatewayView};
 use crate::world::ObjectKey;
 

@@ -12,12 +12,12 @@ use meshfed_api::peer::{
     ServiceMeshPeerStatus, WatchStatus,
 };
 
+use super::Decided;
 use super::condition::{READY, Verdict, conditions};
 use super::{connection, replicas, time};
 use crate::discovery::client::RemoteState;
 use crate::discovery::extension::Report;
 use crate::discovery::server::SourceStatus;
-use crate::plan::configs::Decided;
 use crate::plan::peers::{PeerProblem, Trusted};
 use crate::plan::staleness;
 use crate::plan::{PeerSettings, Step};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use meshfed_api::peer::{DiscoveryStatus, PodDiscoveryStatus};
 
-use crate::plan::configs::Decided;
+use super::Decided;
 use crate::world::ObjectKey;
 
 /// An instance that is connected hears something in this time: a list is asked for every minute.

@@ -5,9 +5,9 @@ use meshfed_api::imported::{ImportedServiceSetStatus, ImportedServiceStatus};
 use meshfed_api::selector::LocalService;
 use meshfed_api::{ExportedServiceSet, ImportedServiceSet};
 
+use super::Decided;
 use super::condition::{READY, Verdict, conditions};
 use super::peer::{Contact, contact, set_problem};
-use crate::plan::configs::Decided;
 use crate::plan::exports::PeerExports;
 use crate::plan::imports::{ImportProblem, Offer, PeerImports};
 use crate::rules::{ExportRules, RuleError};
@@ -40,7 +40,7 @@ pub(super) fn exported(
             .get(key)
             .and_then(|p| p.as_ref().ok()?.ingress.as_ref().err());
         let broken = ExportRules::parse(&set.spec).broken().cloned();
-        let lost = exports.lost.iter().map(ToString::to_string);
+        let lost = exports.lost.values().map(ToString::to_string);
         match gap {
             Some(gap) => Verdict::fails(READY, gap.reason(), gap.to_string()),
             None => ready(
@@ -60,7 +60,7 @@ pub(super) fn exported(
         .map(|(host, exported)| ExportedServiceStatus {
             exported_name: host.to_string(),
             local_service: LocalService {
-                hostname: exported.local.host.clone(),
+                hostname: exported.local.host.to_string(),
                 name: exported.local.key.name.to_string(),
                 namespace: exported.local.key.namespace.to_string(),
             },
@@ -93,7 +93,7 @@ pub(super) fn imported(
         }
         let rules = peer.map(|peer| decided.import_rules(&set.spec, &peer.name));
         let broken = rules.as_ref().and_then(|rules| rules.broken());
-        let problems = imports.offers.iter().filter_map(problem);
+        let problems = imports.offers.values().filter_map(|offer| problem(offer));
         let contact = contact(decided, key);
         if broken.is_none() && contact == Contact::Never {
             let message = "nothing was heard of the peer's exports yet; \
@@ -110,7 +110,7 @@ pub(super) fn imported(
             message
         })
     });
-    let mut offers: Vec<&Offer> = imports.offers.iter().collect();
+    let mut offers: Vec<&Offer> = imports.offers.values().map(AsRef::as_ref).collect();
     offers.sort_by(|a, b| a.remote.host.cmp(&b.remote.host));
     let entries = offers.into_iter().map(|offer| ImportedServiceStatus {
         exported_name: offer.remote.host.to_string(),

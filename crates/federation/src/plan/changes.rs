@@ -1,0 +1,70 @@
+//! What differs between two versions of a map, and the parts of a configuration that follow it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use meshfed_proxy_config::{Parts, ProxyConfig};
+
+/// The key, the value before and the value after of everything that differs. What both versions
+/// share is not looked at.
+pub(super) fn changes<'m, K: Ord, V: PartialEq>(
+    old: &'m OrdMap<K, V>,
+    new: &'m OrdMap<K, V>,
+) -> impl Iterator<Item = (&'m K, Option<&'m V>, Option<&'m V>)> {
+    let differs = !old.ptr_eq(new);
+    let items = differs.then(|| old.diff(new)).into_iter().flatten();
+    items.map(|item| match item {
+        DiffItem::Add(key, new) => (key, None, Some(new)),
+        DiffItem::Update {
+            old: (_, old),
+            new: (key, new),
+        } => (key, Some(old), Some(new)),
+        DiffItem::Remove(key, old) => (key, Some(old), None),
+    })
+}
+
+/// Puts a part under its name. One that is there and equal stays, and this is false.
+pub(super) fn put<V: PartialEq>(parts: &mut Parts<V>, name: Arc<str>, part: V) -> bool {
+    let is_new = parts.get(&name).is_none_or(|there| **there != part);
+    if is_new {
+        parts.insert(name, Arc::new(part));
+    }
+    is_new
+}
+
+/// Makes these all the parts that there are.
+pub(super) fn put_all<V: PartialEq>(
+    parts: &mut Parts<V>,
+    all: impl IntoIterator<Item = (Arc<str>, V)>,
+) {
+    let mut names = BTreeSet::new();
+    for (name, part) in all {
+        names.insert(name.clone());
+        put(parts, name, part);
+    }
+    if parts.len() != names.len() {
+        let gone: Vec<Arc<str>> = parts
+            .keys()
+            .filter(|name| !names.contains(*name))
+            .cloned()
+            .collect();
+        for name in gone {
+            parts.remove(&name);
+        }
+    }
+}
+
+/// Takes a new configuration unless it says the same as the one before.
+pub(super) fn replace(config: &mut Arc<ProxyConfig>, new: ProxyConfig) -> &Arc<ProxyConfig> {
+    let same = new.listeners.ptr_eq(&config.listeners)
+        && new.clusters.ptr_eq(&config.clusters)
+        && new.endpoints.ptr_eq(&config.endpoints)
+        && new.routes.ptr_eq(&config.routes)
+        && new.trust.ptr_eq(&config.trust);
+    if !same {
+        *config = Arc::new(new);
+    }
+    config
+}
