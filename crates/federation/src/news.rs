@@ -23,12 +23,14 @@ const MAX_MESSAGE: usize = 1000;
 const PROGRESS: &str = "Withdrawn";
 /// Reasons for which something that has just begun waits; they are news only when it was there
 /// before.
-const BEGINNING: [&str; 5] = [
+const BEGINNING: [&str; 7] = [
     "ComponentsNotReady",
+    "ConnectedOneWay",
     "GatewayNotReady",
     "GatewayWithoutAddress",
     "NotConnected",
     "PeerNotConnected",
+    "PeerNotHeard",
 ];
 
 /// One piece of news.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use meshfed_federation::discovery::client::{
     Action, Client, ClientSettings, Failure, RemoteState, RequestId,
@@ -36,6 +37,9 @@ use crate::identity::OwnIdentity;
 /// Chunks of answers that wait for the machine.
 const BACKLOG: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long, and how many characters, a gateway may take to say why it has no answer for us.
+const WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_WORDS: usize = 120;
 /// A dead path is noticed within about a minute even when nothing is sent: the system asks nine times.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
@@ -349,12 +353,18 @@ impl Driver {
 }
 
 fn not_modified() -> Failure {
-    status_failure(StatusCode::NOT_MODIFIED)
+    status_failure(StatusCode::NOT_MODIFIED, String::new())
 }
 
-fn status_failure(status: StatusCode) -> Failure {
+/// `says` is empty unless a gateway on the way said something.
+fn status_failure(status: StatusCode, says: String) -> Failure {
+    let code = status.as_u16();
     let reason = status.canonical_reason().unwrap_or_default().to_owned();
-    Failure::Status(status.as_u16(), reason)
+    if says.is_empty() {
+        Failure::Status(code, reason)
+    } else {
+        Failure::Gateway { code, reason, says }
+    }
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> Failure {
@@ -432,12 +442,16 @@ async fn exchange(
         .await
         .map_err(|e| failed("HTTP", &e))?;
     let status = response.status();
-    if status != StatusCode::OK {
-        return Err(status_failure(status));
-    }
     let announced = response.headers().get(ANNOUNCE_HEADER);
     let extended = announces(announced.and_then(|value| value.to_str().ok()));
     let mut body = response.into_body();
+    if status != StatusCode::OK {
+        let says = match status.as_u16() {
+            502..=504 => words(&mut body).await,
+            _ => String::new(),
+        };
+        return Err(status_failure(status, says));
+    }
     let tell = async |what| {
         let told = progress.send((id, what)).await;
         told.map_err(|_| Failure::Transport("not wanted any more".to_owned()))
@@ -450,6 +464,18 @@ async fn exchange(
         }
     }
     Ok(())
+}
+
+/// The first line of an answer that is text, without what a terminal would act on; empty if there
+/// is none in time.
+async fn words(body: &mut Incoming) -> String {
+    let frame = tokio::time::timeout(WORDS_TIMEOUT, body.frame()).await;
+    let data = frame.ok().flatten().and_then(Result::ok);
+    let data = data.and_then(|frame| frame.into_data().ok());
+    let text = String::from_utf8_lossy(data.as_deref().unwrap_or_default()).into_owned();
+    let line = text.lines().next().unwrap_or_default();
+    let plain = line.chars().filter(|c| c.is_ascii_graphic() || *c == ' ');
+    plain.take(MAX_WORDS).collect()
 }
 
 fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {

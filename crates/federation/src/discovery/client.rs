@@ -124,6 +124,12 @@ pub enum Action {
 pub enum Failure {
     /// An answer other than 200: its code and reason.
     Status(u16, String),
+    /// A gateway on the way got no further: its code and reason, and what it says about it.
+    Gateway {
+        code: u16,
+        reason: String,
+        says: String,
+    },
     /// No answer, or it broke off: the cause in words.
     Transport(String),
 }
@@ -131,8 +137,17 @@ pub enum Failure {
 impl Failure {
     fn text(&self) -> String {
         match self {
-            Self::Status(code, reason) => clip(format!("{code} {reason}").trim_end()),
+            Self::Status(code, reason) | Self::Gateway { code, reason, .. } => {
+                clip(format!("{code} {reason}").trim_end())
+            }
             Self::Transport(cause) => clip(cause),
+        }
+    }
+
+    fn says(&self) -> Option<String> {
+        match self {
+            Self::Gateway { says, .. } if !says.is_empty() => Some(clip(says)),
+            _ => None,
         }
     }
 }
@@ -475,6 +490,9 @@ impl Client {
         }
         let delay = self.backoff.next_delay();
         self.watch_ended(&failure.text(), delay, now);
+        self.change(false, |state| {
+            state.watch.last_disconnect_cause = failure.says();
+        });
     }
 
     fn watch_ended(&mut self, status: &str, delay: Duration, now: Moment) {
@@ -488,6 +506,7 @@ impl Client {
                 state.watch.last_disconnect = Some(now.wall);
             }
             state.watch.last_disconnect_status = Some(status.to_owned());
+            state.watch.last_disconnect_cause = None;
         });
     }
 

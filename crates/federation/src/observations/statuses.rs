@@ -105,7 +105,7 @@ fn state(status: &ServiceMeshPeerStatus, names: &[&str]) -> PeerState {
                 last_disconnect: watch.last_disconnect.map(|time| time.0),
                 last_disconnect_status: watch.last_disconnect_status,
                 last_event: watch.last_event.map(|time| time.0),
-                error: None,
+                ..WatchState::default()
             },
             ..RemoteState::default()
         }),

@@ -75,6 +75,7 @@ struct Watch {
     last_connected: Moment,
     last_disconnect: Moment,
     last_disconnect_status: Option<String>,
+    last_disconnect_cause: Option<String>,
     last_event: Moment,
     error: Option<Fault>,
 }
@@ -139,6 +140,7 @@ impl Peer {
                 last_connected: watch.last_connected.map(Instant),
                 last_disconnect: watch.last_disconnect.map(Instant),
                 last_disconnect_status: watch.last_disconnect_status.clone(),
+                last_disconnect_cause: watch.last_disconnect_cause.clone(),
                 last_event: watch.last_event.map(Instant),
                 error: watch.error.as_ref().map(Fault::of),
             },
@@ -180,6 +182,7 @@ impl Peer {
                     last_connected: at(watch.last_connected),
                     last_disconnect: at(watch.last_disconnect),
                     last_disconnect_status: watch.last_disconnect_status,
+                    last_disconnect_cause: watch.last_disconnect_cause,
                     last_event: at(watch.last_event),
                     error: watch.error.map(Fault::told),
                 },

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use meshfed_federation::discovery::client::RemoteState;
+use meshfed_federation::discovery::client::{Action, Client, ClientSettings, Failure, RemoteState};
+use meshfed_federation::moment::Moment;
 use meshfed_federation::world::{ObjectKey, PeerState};
 use serde_json::json;
 
@@ -107,6 +108,82 @@ fn a_watch_that_does_not_open_says_how_the_last_attempt_ended_and_what_to_compar
             assert!(message.contains(part), "{last:?}: {message}");
         }
     }
+}
+
+#[test]
+fn what_our_gateway_says_of_the_way_to_the_peer_is_told_with_the_fields_to_compare() {
+    let cases = [
+        (
+            "upstream connect",
+            "reaches nobody at 127.64.2.10 port 8188; compare spec.remote",
+        ),
+        (
+            "upstream timeout",
+            "reaches nobody at 127.64.2.10 port 8188; compare spec.remote",
+        ),
+        (
+            "unknown ca",
+            "does not trust who answers at 127.64.2.10 port 8188; compare spec.security",
+        ),
+        ("wrong trust domain", "does not trust who answers at"),
+        (
+            "peer alert",
+            "does not trust our gateway egress-green-mesh; its ServiceMeshPeer",
+        ),
+        ("upstream reset", "one of the two does not trust the other"),
+        (
+            "upstream connect error or disconnect/reset before headers",
+            "one of the two does not",
+        ),
+    ];
+    for (says, part) in cases {
+        let (mut red, _) = red_and_green();
+        edit(&mut red, "green-mesh", |state| {
+            let remote: &mut RemoteState = Arc::make_mut(&mut state.remote);
+            remote.watch.connected = false;
+            remote.watch.last_disconnect_cause = Some(says.to_owned());
+        });
+        let (_, reason, message) = ready(&red);
+        assert_eq!(reason, "NotConnected");
+        let told = format!("503 Service Unavailable ({says}): ");
+        assert!(
+            message.contains(&told) && message.contains(part),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn what_a_gateway_said_is_kept_until_the_next_attempt_ends() {
+    let mut client = Client::new(ClientSettings::default(), 1, RemoteState::default());
+    let mut elapsed = std::time::Duration::ZERO;
+    let mut attempt = |failure: Failure| {
+        let now = Moment::after(crate::lab::now(), elapsed);
+        let id = client
+            .tick(now)
+            .into_iter()
+            .find_map(|action| match action {
+                Action::OpenWatch(id) => Some(id),
+                _ => None,
+            });
+        client.watch_closed(id.unwrap(), Some(&failure), now);
+        elapsed += std::time::Duration::from_secs(120);
+        let watch = &client.state().watch;
+        let (status, cause) = (&watch.last_disconnect_status, &watch.last_disconnect_cause);
+        (status.clone().unwrap(), cause.clone())
+    };
+    let gateway = |says: &str| Failure::Gateway {
+        code: 503,
+        reason: "Service Unavailable".to_owned(),
+        says: says.to_owned(),
+    };
+    let status = "503 Service Unavailable".to_owned();
+    let said = Some("unknown ca".to_owned());
+    assert_eq!(attempt(gateway("unknown ca")), (status.clone(), said));
+    assert_eq!(attempt(gateway("")), (status, None));
+    attempt(gateway("unknown ca"));
+    let refused = Failure::Status(403, "Forbidden".to_owned());
+    assert_eq!(attempt(refused), ("403 Forbidden".to_owned(), None));
 }
 
 #[test]

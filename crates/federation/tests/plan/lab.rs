@@ -253,6 +253,7 @@ impl Lab {
                     last_disconnect_status: Some("503 Service Unavailable".to_owned()),
                     last_event: None,
                     error: None,
+                    last_disconnect_cause: None,
                 },
                 last_contact: at("2027-10-05T13:05:43.5Z"),
                 ..RemoteState::default()

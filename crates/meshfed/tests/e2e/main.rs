@@ -16,6 +16,7 @@ mod hostile;
 mod mesh;
 mod names;
 mod program;
+mod readiness;
 mod removal;
 mod restart;
 mod walk;

@@ -36,6 +36,8 @@ pub struct WatchState {
     pub last_disconnect: Option<Timestamp>,
     /// Such as `503 Service Unavailable`; stays after the next connect.
     pub last_disconnect_status: Option<String>,
+    /// What the gateway that gave this answer said about it, if it did.
+    pub last_disconnect_cause: Option<String>,
     pub last_event: Option<Timestamp>,
     /// Why we cut it off; gone when another one lasts.
     pub error: Option<RemoteError>,

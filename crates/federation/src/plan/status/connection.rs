@@ -1,19 +1,20 @@
 //! What stands between two control planes, in words that tell an administrator what to do.
 
 use super::condition::{READY, Verdict};
+use crate::discovery::client::WatchState;
 use crate::discovery::server::SourceStatus;
-use crate::plan::peers::Trusted;
+use crate::plan::peers::{Gateway, Trusted};
 
-/// We do not watch the peer. `last` is how the last attempt ended.
+/// We do not watch the peer.
 pub(super) fn not_watching(
     peer: &Trusted<'_>,
-    last: Option<&str>,
+    watch: &WatchState,
     watchers: &[SourceStatus],
 ) -> Verdict {
-    let mut message = match last {
+    let mut message = match &watch.last_disconnect_status {
         None => "the watch of the peer's exports is not open yet".to_owned(),
         Some(last) => {
-            let why = cause(peer, last);
+            let why = cause(peer, last, watch.last_disconnect_cause.as_deref());
             format!("the watch of the peer's exports is not open: {why}")
         }
     };
@@ -40,7 +41,8 @@ pub(super) fn watching(peer: &Trusted<'_>, watchers: &[SourceStatus]) -> Verdict
 }
 
 /// What an answer, or none, means on the way by our egress gateway to the peer's ingress gateway.
-fn cause(peer: &Trusted<'_>, last: &str) -> String {
+/// `says` is what a gateway said about it.
+fn cause(peer: &Trusted<'_>, last: &str, says: Option<&str>) -> String {
     let Ok(egress) = &peer.egress else {
         return last.to_owned();
     };
@@ -58,13 +60,56 @@ fn cause(peer: &Trusted<'_>, last: &str) -> String {
             "{last}: our gateway {name} does not have the peer's addresses yet, or nobody behind \
              them expects a mesh with the identity {id}"
         ),
-        Some("502" | "503" | "504") => format!(
-            "{last}: our gateway {name} gets no connection to {} port {}, or one of the two does \
-             not trust the other; the access logs of {name} and of the peer's ingress gateway say \
-             which. Compare spec.remote, trustDomain and roots on both sides",
-            peer.object.spec.remote.addresses.join(", "),
-            peer.discovery_port,
-        ),
+        Some("502" | "503" | "504") => {
+            let says = says.map_or_else(String::new, |says| format!(" ({says})"));
+            format!("{last}{says}: {}", no_way(peer, egress, &says))
+        }
         _ => last.to_owned(),
     }
+}
+
+/// The words are those of our own gateways' answers; with other proxies all causes are named.
+fn no_way(peer: &Trusted<'_>, egress: &Gateway, says: &str) -> String {
+    const UNREACHABLE: [&str; 3] = ["upstream connect)", "upstream timeout)", "no endpoint)"];
+    const DISTRUSTED: [&str; 9] = [
+        "bad certificate",
+        "expired",
+        "no certificate",
+        "not spiffe",
+        "not yet valid",
+        "root expired",
+        "unknown ca",
+        "wrong identity",
+        "wrong trust domain",
+    ];
+    let name = &egress.name;
+    let at = format!(
+        "{} port {}",
+        peer.object.spec.remote.addresses.join(", "),
+        peer.discovery_port
+    );
+    let distrusts_us = format!(
+        "its ServiceMeshPeer for this mesh must have our trust domain, our root and the clientID {}",
+        egress.id.without_scheme()
+    );
+    if UNREACHABLE.iter().any(|words| says.ends_with(words)) {
+        return format!(
+            "our gateway {name} reaches nobody at {at}; \
+             compare spec.remote with the addresses of the peer's ingress gateway"
+        );
+    }
+    if DISTRUSTED.iter().any(|words| says.contains(words)) {
+        return format!(
+            "our gateway {name} does not trust who answers at {at}; compare \
+             spec.security.trustDomain and the root that we keep of the peer with its own"
+        );
+    }
+    if says.contains("peer alert") {
+        return format!("who answers at {at} does not trust our gateway {name}; {distrusts_us}");
+    }
+    format!(
+        "our gateway {name} gets no answer from {at}: nobody is there, or one of the two does not \
+         trust the other; the access logs of {name} and of the peer's ingress gateway say which. \
+         Compare spec.remote, trustDomain and roots on both sides; {distrusts_us}"
+    )
 }

@@ -135,8 +135,7 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
         return Verdict::fails(READY, fault.kind().reason(), message);
     }
     if !is_connected(remote, now) && !watched_by_us {
-        let last = remote.watch.last_disconnect_status.as_deref();
-        return connection::not_watching(peer, last, &watchers);
+        return connection::not_watching(peer, &remote.watch, &watchers);
     }
     connection::watching(peer, &watchers)
 }
