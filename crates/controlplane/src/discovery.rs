@@ -11,3 +11,6 @@ pub use cache::PeerCache;
 pub use client::follow as follow_peers;
 pub use clock::Clock;
 pub use server::{DiscoveryServer, ServeError};
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,11 @@ pub struct Outcome {
 pub struct Seen(Arc<watch::Sender<Observed>>);
 
 impl Seen {
+    #[cfg(test)]
+    pub(crate) fn observed(&self) -> Observed {
+        self.0.borrow().clone()
+    }
+
     pub fn own_roots(&self, roots: Arc<str>) {
         self.0.send_if_modified(|seen| {
             let changed = seen.own_roots != roots;
