@@ -52,7 +52,7 @@ impl Bench {
             resources: Resources::default(),
             observed: Observed::default(),
         };
-        let (hub, Ends { seen, .. }) = Hub::new(world.clone(), plan);
+        let (hub, Ends { seen, .. }) = Hub::new(world.clone());
         let (outcomes_in, outcomes) = watch::channel(None);
         Self {
             identity: Arc::new(identity),
