@@ -13,6 +13,7 @@ use common::{
 use http::{HeaderMap, Method, Request, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
@@ -204,6 +205,43 @@ async fn a_view_is_read_by_administrators_alone_and_is_no_resource() {
     s.server.serve_view(view(""));
     let answer = ask(&s, Some(&s.authority.admin()), None, Method::GET, path).await;
     assert_eq!(answer.code, 503, "there is nothing to see yet");
+}
+
+#[tokio::test]
+async fn writes_from_outside_are_told_with_who_made_them_and_our_own_are_not() {
+    let s = HttpsServer::start(|_| {}).await;
+    let (told, mut reports) = tokio::sync::mpsc::channel(8);
+    assert!(s.server.report_writes(told.clone()));
+    assert!(!s.server.report_writes(told), "somebody listens already");
+    let inside = Client::new(s.server.service(), "default");
+    let maps: Api<ConfigMap> = Api::default_namespaced(inside);
+    let map = ConfigMap {
+        metadata: ObjectMeta {
+            name: Some("a".to_owned()),
+            finalizers: Some(vec!["example.com/held".to_owned()]),
+            ..ObjectMeta::default()
+        },
+        ..ConfigMap::default()
+    };
+    maps.create(&PostParams::default(), &map).await.unwrap();
+    let admin = s.authority.admin();
+    let path = "/api/v1/namespaces/default/configmaps/a";
+    let delete = async |query: &str| {
+        let path = format!("{path}{query}");
+        ask(&s, Some(&admin), None, Method::DELETE, &path).await
+    };
+    assert_eq!(delete("?dryRun=All").await.code, 200);
+    assert_eq!(delete("").await.code, 200);
+    let report = reports.try_recv().unwrap();
+    assert_eq!(
+        (report.verb, report.kind.as_str(), report.name.as_str()),
+        ("delete", "ConfigMap", "a")
+    );
+    assert_eq!(report.namespace, "default");
+    assert!(report.groups.contains(&"system:masters".to_owned()));
+    let stored = maps.get("a").await.unwrap().metadata.resource_version;
+    assert_eq!(Some(report.revision.to_string()), stored);
+    assert!(reports.try_recv().is_err(), "the others are not told");
 }
 
 #[tokio::test]

@@ -267,7 +267,7 @@ impl Nodes {
         self.connected.subscribe()
     }
 
-    pub(super) fn next_id(&self) -> ConnectionId {
+    pub(crate) fn next_id(&self) -> ConnectionId {
         ConnectionId(self.next.fetch_add(1, Ordering::Relaxed))
     }
 

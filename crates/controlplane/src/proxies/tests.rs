@@ -1,0 +1,112 @@
+use jiff::Timestamp;
+use meshfed_api::ServiceMeshPeer;
+use meshfed_federation::plan::{Plan, plan};
+use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
+use serde_json::json;
+
+use super::*;
+use crate::ads::Nodes;
+use crate::hub::{Ends, Hub};
+
+/// A mesh whose only peer is being deleted, with nobody left to tell.
+fn world() -> World {
+    let now = Timestamp::now();
+    let peer: ServiceMeshPeer = serde_json::from_value(json!({
+        "apiVersion": "federation.maistra.io/v1",
+        "kind": "ServiceMeshPeer",
+        "metadata": {"name": "green-mesh", "namespace": "system", "uid": "u1",
+            "deletionTimestamp": now.to_string()},
+        "spec": {},
+    }))
+    .unwrap();
+    let mut resources = Resources::default();
+    let key = ObjectKey::new("system", "green-mesh");
+    resources.peers.insert(key, Arc::new(peer));
+    World {
+        now,
+        mesh: MeshSettings {
+            system_namespace: "system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            default_trust_domain: "cluster.local".parse().unwrap(),
+            instance_suffix: "0".to_owned(),
+            discovery_address: "127.0.0.1:8188".parse().unwrap(),
+            node_address: "127.0.0.1".parse().unwrap(),
+            started: now,
+        },
+        resources,
+        observed: Observed::default(),
+    }
+}
+
+/// The plan, with a gateway and a sidecar.
+fn planner(world: &World) -> Plan {
+    let mut plan = plan(world);
+    let config = Arc::new(ProxyConfig::default());
+    for key in [gateway(), sidecar()] {
+        plan.proxies.insert(key, config.clone());
+    }
+    plan
+}
+
+fn gateway() -> ProxyKey {
+    ProxyKey::Gateway("g".to_owned())
+}
+
+fn sidecar() -> ProxyKey {
+    ProxyKey::Sidecar(ObjectKey::new("shop", "cart"))
+}
+
+fn node(nodes: &Nodes, id: &str, name: &str) -> AuthenticatedNode {
+    AuthenticatedNode {
+        connection: nodes.next_id(),
+        identity: id.parse().unwrap(),
+        peer: "127.0.0.1:1".parse().unwrap(),
+        id: String::new(),
+        cluster: String::new(),
+        name: Some(name.to_owned()),
+        labels: Default::default(),
+        addresses: Vec::new(),
+        ready: None,
+        metadata: Default::default(),
+    }
+}
+
+#[test]
+fn a_peer_has_left_when_every_connected_proxy_has_confirmed_a_configuration_without_it() {
+    let (_hub, Ends { seen, .. }) = Hub::new(world());
+    let world = world();
+    let plan = planner(&world);
+    let outcome = Arc::new(Outcome { world, plan });
+    let (_out, outcomes) = watch::channel(Some(outcome.clone()));
+    let proxies = Proxies::new(outcomes, seen.clone(), "system".to_owned());
+    let nodes = Nodes::new();
+    let of_gateway = node(&nodes, "cluster.local/ns/system/sa/g-service-account", "g");
+    let of_sidecar = node(&nodes, "cluster.local/ns/shop/sa/cart", "cart");
+    let configs = [&of_gateway, &of_sidecar].map(|node| proxies.subscribe(node).unwrap());
+    let synced = |config: &Configs| Report::Synced(config.borrow().clone().unwrap());
+    let left = || {
+        let observed = seen.observed();
+        let state = observed.peers.get("green-mesh");
+        state.and_then(|state| state.farewell.let_go.clone())
+    };
+
+    proxies.hand_on(&outcome);
+    assert_eq!(left(), None);
+    proxies.report(&of_gateway, synced(&configs[0]));
+    proxies.report(&of_sidecar, Report::Synced(Arc::new(with_the_peer())));
+    assert_eq!(left(), None, "the sidecar goes by an older one");
+    proxies.report(&of_sidecar, synced(&configs[1]));
+    assert_eq!(left().as_deref(), Some("u1"));
+}
+
+/// The sidecar's configuration of before.
+fn with_the_peer() -> ProxyConfig {
+    let mut config = ProxyConfig::default();
+    let bundle = meshfed_proxy_config::TrustBundle {
+        domains: Default::default(),
+    };
+    config
+        .trust
+        .insert("peer/green-mesh".into(), Arc::new(bundle));
+    config
+}
