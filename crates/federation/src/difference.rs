@@ -10,12 +10,15 @@ mod terms;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use meshfed_api::peer::{GatewayReference, Gateways};
+use meshfed_proxy_config::{Discovery, ProxyConfig, sni};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::terms::roots_of_peer;
 pub use self::terms::{PeerChange, Terms};
-use crate::discovery::remote::RemoteService;
-use crate::plan::Plan;
-use crate::world::World;
+use crate::plan::proxy::peer_trust;
+use crate::plan::{Plan, ProxyKey};
+use crate::world::{ObjectKey, World};
 
 /// Everything that is shared, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,7 +82,7 @@ impl Sharing {
     /// What `plan`, which follows from `world`, shares.
     pub fn of(world: &World, plan: &Plan) -> Self {
         Self {
-            exports: exports(plan),
+            exports: exports(world, plan),
             imports: imports(world, plan),
             peers: terms::all(world, plan),
         }
@@ -167,72 +170,96 @@ impl fmt::Display for Ports<'_> {
     }
 }
 
-fn exports(plan: &Plan) -> BTreeMap<Exposure, BTreeSet<u16>> {
-    let mut all = BTreeMap::new();
+/// The names on a peer's list, with the services that our ingress gateway sends them to.
+fn exports(world: &World, plan: &Plan) -> BTreeMap<Exposure, BTreeSet<u16>> {
+    let mut all: BTreeMap<Exposure, BTreeSet<u16>> = BTreeMap::new();
     for (peer, list) in &plan.exports {
-        let status = plan
-            .statuses
-            .exports
-            .iter()
-            .find(|(key, _)| key.name == peer.as_str());
-        let local: BTreeMap<&str, String> = status
-            .iter()
-            .flat_map(|(_, status)| &status.exported_services)
-            .map(|s| {
-                let local = &s.local_service;
-                (
-                    s.exported_name.as_str(),
-                    format!("{}/{}", local.namespace, local.name),
-                )
-            })
-            .collect();
+        let Some(gateway) = gateway(world, plan, peer.as_str(), |g| &g.ingress) else {
+            continue;
+        };
         for message in list.values() {
-            let exposure = Exposure {
-                peer: peer.to_string(),
-                service: local
-                    .get(message.hostname.as_str())
-                    .cloned()
-                    .unwrap_or_default(),
-                exported_name: message.hostname.clone(),
-            };
-            let ports = message
-                .ports
-                .iter()
-                .filter_map(|p| u16::try_from(p.port).ok());
-            all.insert(exposure, ports.collect());
+            let ports = message.ports.iter();
+            for port in ports.filter_map(|p| u16::try_from(p.port).ok()) {
+                let cluster = gateway.clusters.get(&*sni(port, &message.hostname));
+                let Some(service) = cluster.and_then(|cluster| target(&cluster.discovery)) else {
+                    continue;
+                };
+                let exposure = Exposure {
+                    peer: peer.to_string(),
+                    service,
+                    exported_name: message.hostname.clone(),
+                };
+                all.entry(exposure).or_default().insert(port);
+            }
         }
     }
     all
 }
 
+/// `<namespace>/<name>` of the service whose endpoints these are.
+fn target(discovery: &Discovery) -> Option<String> {
+    let Discovery::Eds(name) = discovery else {
+        return None;
+    };
+    // outbound|<port>||<name>.<namespace>.svc.<domain>
+    let mut labels = name.rsplit('|').next()?.split('.');
+    let (service, namespace) = (labels.next()?, labels.next()?);
+    Some(format!("{namespace}/{service}"))
+}
+
+/// The names that our egress gateways answer to, with what they ask the peer for.
 fn imports(world: &World, plan: &Plan) -> BTreeMap<Usage, BTreeSet<u16>> {
-    let mut all = BTreeMap::new();
-    for (key, status) in &plan.statuses.imports {
-        let Some(state) = world.observed.peers.get(&key.name) else {
+    let mut all: BTreeMap<Usage, BTreeSet<u16>> = BTreeMap::new();
+    for peer in plan.discovery.keys() {
+        let Some(gateway) = gateway(world, plan, peer.as_str(), |g| &g.egress) else {
             continue;
         };
-        let remote: BTreeMap<&str, &RemoteService> = state
-            .remote
-            .services
-            .iter()
-            .map(|service| (service.host.as_str(), &**service))
-            .collect();
-        let used = status
-            .imported_services
-            .iter()
-            .filter(|s| !s.local_service.name.is_empty());
-        for service in used {
-            let usage = Usage {
-                peer: key.name.clone(),
-                exported_name: service.exported_name.clone(),
-                hostname: service.local_service.hostname.clone(),
+        // One gateway may serve several peers.
+        let trust = peer_trust(peer);
+        for cluster in gateway.clusters.values() {
+            let Some(tls) = cluster.tls.as_ref() else {
+                continue;
             };
-            let ports = remote
-                .get(service.exported_name.as_str())
-                .map(|remote| remote.tcp_ports().collect())
-                .unwrap_or_default();
-            all.insert(usage, ports);
+            let Some(asked) = tls.sni.as_deref().and_then(host_of) else {
+                continue;
+            };
+            let Some((port, hostname)) = parts(&cluster.name) else {
+                continue;
+            };
+            if *tls.trust == *trust {
+                let usage = Usage {
+                    peer: peer.to_string(),
+                    exported_name: asked.to_owned(),
+                    hostname: hostname.to_owned(),
+                };
+                all.entry(usage).or_default().insert(port);
+            }
         }
     }
     all
+}
+
+/// The host in `outbound_.<port>_._.<host>`.
+fn host_of(sni: &str) -> Option<&str> {
+    parts(sni).map(|(_, host)| host)
+}
+
+fn parts(sni: &str) -> Option<(u16, &str)> {
+    let (port, host) = sni.strip_prefix("outbound_.")?.split_once("_._.")?;
+    Some((port.parse().ok()?, host))
+}
+
+/// What the gateway that a peer names is told.
+fn gateway<'p>(
+    world: &World,
+    plan: &'p Plan,
+    peer: &str,
+    side: fn(&Gateways) -> &GatewayReference,
+) -> Option<&'p ProxyConfig> {
+    let key = ObjectKey::new(world.mesh.system_namespace.clone(), peer);
+    let object = world.resources.peers.get(&key)?;
+    let name = side(&object.spec.gateways).name.clone();
+    plan.proxies
+        .get(&ProxyKey::Gateway(name))
+        .map(|config| &**config)
 }

@@ -5,8 +5,12 @@
 //! * [`rules`]: which services a rule set exports or imports, under which name, and why.
 //! * [`discovery`]: the protocol between two control planes as state machines: bytes and ticks in,
 //!   actions out.
+//! * [`bundle`]: what another mesh applies to make this one its peer.
 //! * [`difference`]: what two states of the mesh share differently, and with whom.
 //! * [`observations`]: what a control plane sees outside of the API, as a document for tools.
+//! * [`summary`]: the mesh on one screen, problems first.
+//! * [`whatif`]: what would be shared if some objects were others.
+//! * [`explain`]: why a service is shared, or what stands in the way.
 //! * [`protocol`] and [`moment`]: what a port speaks, and time as a value.
 //!
 //! ```text
@@ -59,8 +63,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod bundle;
 pub mod difference;
 pub mod discovery;
+pub mod explain;
 pub mod moment;
 pub mod names;
 pub mod news;
@@ -68,4 +74,7 @@ pub mod observations;
 pub mod plan;
 pub mod protocol;
 pub mod rules;
+pub mod summary;
+mod text;
+pub mod whatif;
 pub mod world;

@@ -46,6 +46,7 @@ use meshfed_proxy_config::ProxyConfig;
 
 pub use self::control_plane::ControlPlaneProblem;
 pub use self::exports::NameTaken;
+pub(crate) use self::exports::is_visible;
 pub use self::imports::ImportProblem;
 pub use self::membership::MemberProblem;
 pub use self::peers::{GatewayGap, PeerProblem};

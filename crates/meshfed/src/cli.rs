@@ -9,6 +9,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use meshfed_controlplane::subnet::Subnet;
 use serde::Deserialize;
 
+use crate::tools::{
+    DiffOptions, ExplainCommand, Format, PeerCommand, StatusOptions, encode, write,
+};
+
 /// Share a few named services between meshes that do not trust each other.
 #[derive(Debug, Parser)]
 #[command(name = "meshfed", version, propagate_version = true)]
@@ -51,8 +55,22 @@ pub enum Command {
     Agent(AgentOptions),
     /// Run two or three meshes on this machine and let them share a service
     Demo(DemoOptions),
+    /// Show the mesh on one screen, problems first
+    Status(StatusOptions),
+    /// Say why a service is shared with a peer, or what is in the way
+    #[command(subcommand)]
+    Explain(ExplainCommand),
+    /// Say what applying files would share or take back, with nothing applied
+    Diff(DiffOptions),
+    /// Prepare the federation with another mesh
+    #[command(subcommand)]
+    Peer(PeerCommand),
     /// Print the CustomResourceDefinitions, for kubectl apply -f -
-    Crds,
+    Crds {
+        /// How they are printed [default: yaml, a document each]
+        #[arg(short, long, value_enum, value_name = "FORMAT")]
+        output: Option<Format>,
+    },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
 }
@@ -304,10 +322,19 @@ pub struct DemoOptions {
     pub data_dir: Option<PathBuf>,
 }
 
-/// The definitions as one YAML stream.
-pub fn print_crds() -> anyhow::Result<ExitCode> {
-    for crd in meshfed_api::crds() {
-        println!("---\n{}", serde_saphyr::to_string(&crd)?.trim_end());
+/// The definitions as one YAML stream, or as a list in JSON.
+pub fn print_crds(format: Option<Format>) -> anyhow::Result<ExitCode> {
+    let crds = meshfed_api::crds();
+    if format == Some(Format::Json) {
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": crds});
+        write(&encode(&list, Format::Json)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for crd in crds {
+        write(&format!(
+            "---\n{}\n",
+            serde_saphyr::to_string(&crd)?.trim_end()
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ mod cli;
 mod demo;
 mod join;
 mod proxies;
+mod tools;
 mod up;
 
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use cli::{Cli, Command};
+use tools::Tool;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -35,7 +37,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Sidecar(options) => proxies::sidecar(options, &logging),
         Command::Agent(options) => agent::run(options, &logging),
         Command::Demo(options) => demo::run(options, &logging),
-        Command::Crds => cli::print_crds(),
+        Command::Status(options) => Ok(tools::run(Tool::Status(options))),
+        Command::Explain(command) => Ok(tools::run(Tool::Explain(command))),
+        Command::Diff(options) => Ok(tools::run(Tool::Diff(options))),
+        Command::Peer(command) => Ok(tools::run(Tool::Peer(command))),
+        Command::Crds { output } => cli::print_crds(output),
         Command::Completions { shell } => cli::print_completions(shell),
     }
 }

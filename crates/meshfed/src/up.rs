@@ -10,15 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use kube::Client;
-use meshfed_apiserver::{ApiServer, Kubeconfig, WriteReport};
+use meshfed_apiserver::{ApiServer, Kubeconfig, View, WriteReport};
+use meshfed_controlplane::apply::Outcomes;
 use meshfed_controlplane::control_plane::{ControlPlane, ensure_namespace};
 use meshfed_controlplane::discovery::PeerCache;
 use meshfed_controlplane::identity::{OwnIdentity, authority};
 use meshfed_controlplane::journal::{AuditLog, Write};
 use meshfed_controlplane::subnet::Subnet;
+use meshfed_federation::observations::{Observations, PATH};
 use meshfed_federation::world::ObjectKey;
 use meshfed_pki::IdentityCell;
 use meshfed_runtime::{AccessLog, AccessLogMetrics, Admin, Drain, Metrics, Readiness};
@@ -131,6 +134,7 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
         drain: watch.clone(),
     }
     .start()?;
+    api.serve_view(observations(&control_plane.outcomes, &identity));
     let gateways = Gateways {
         client: client.clone(),
         namespace: up.namespace.clone(),
@@ -171,6 +175,23 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
     drain.drain(DRAIN).await;
     tasks.shutdown().await;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// What tools are told beside the resources.
+fn observations(outcomes: &Outcomes, identity: &Arc<OwnIdentity>) -> View {
+    let (outcomes, identity) = (outcomes.clone(), identity.clone());
+    let [group, version, plural] = PATH;
+    View {
+        group,
+        version,
+        plural,
+        document: Arc::new(move || {
+            let outcome = outcomes.borrow().clone()?;
+            let issuer = identity.authority.load().certificate_pem().to_owned();
+            let document = Observations::of(&outcome.world, Some(issuer));
+            document.encode().ok().map(Bytes::from)
+        }),
+    }
 }
 
 /// The sockets of the control plane. They are bound before anything is written.

@@ -255,6 +255,11 @@ impl CertificateAuthority {
         &self.pem.root_cert
     }
 
+    /// The certificate that signs.
+    pub fn certificate_pem(&self) -> &str {
+        &self.pem.ca_cert
+    }
+
     /// When the signing certificate expires. Nothing that it signs lives longer.
     pub fn not_after(&self) -> SystemTime {
         self.not_after

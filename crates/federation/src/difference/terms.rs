@@ -5,7 +5,7 @@ use std::fmt;
 
 use meshfed_api::peer::{DEFAULT_DISCOVERY_PORT, DEFAULT_SERVICE_PORT};
 use meshfed_api::{ROOT_CERT_KEY, ServiceMeshPeer};
-use meshfed_pki::TrustStore;
+use meshfed_pki::{RootCert, TrustStore};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
@@ -96,23 +96,27 @@ fn port(given: Option<i32>, default: u16) -> String {
     }
 }
 
-/// The roots that vouch for the peer, by subject and fingerprint; empty if there is none that can
-/// be read.
-fn roots(world: &World, key: &ObjectKey, peer: &ServiceMeshPeer) -> String {
+/// The roots that vouch for a peer, whatever else is wrong with it; none if they cannot be read.
+pub(crate) fn roots_of_peer(
+    world: &World,
+    key: &ObjectKey,
+    peer: &ServiceMeshPeer,
+) -> Vec<RootCert> {
     let chain = peer.spec.security.certificate_chain.as_ref();
     let named = chain.and_then(|chain| chain.name.clone());
     let name = named
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| format!("{}-ca-root-cert", key.name));
     let at = ObjectKey::new(key.namespace.clone(), name);
-    let roots = world
-        .resources
-        .config_maps
-        .get(&at)
-        .and_then(|map| map.data.as_ref()?.get(ROOT_CERT_KEY))
+    let map = world.resources.config_maps.get(&at);
+    map.and_then(|map| map.data.as_ref()?.get(ROOT_CERT_KEY))
         .and_then(|pem| TrustStore::parse_roots(pem).ok())
-        .unwrap_or_default();
-    let mut shown: Vec<String> = roots
+        .unwrap_or_default()
+}
+
+/// By subject and fingerprint.
+fn roots(world: &World, key: &ObjectKey, peer: &ServiceMeshPeer) -> String {
+    let mut shown: Vec<String> = roots_of_peer(world, key, peer)
         .iter()
         .map(|root| format!("{} (SHA-256 {})", root.subject, root.fingerprint()))
         .collect();

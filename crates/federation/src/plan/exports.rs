@@ -126,7 +126,7 @@ pub struct NameTaken {
 
 /// Whether annotation and label let `namespace` be seen from `viewer`. As in Istio, an empty value
 /// says nothing.
-fn is_visible(metadata: &ObjectMeta, namespace: &str, viewer: &str) -> bool {
+pub(crate) fn is_visible(metadata: &ObjectMeta, namespace: &str, viewer: &str) -> bool {
     let allows = |value: &String| {
         value.split(',').map(str::trim).any(|target| match target {
             "*" => true,

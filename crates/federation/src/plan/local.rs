@@ -175,6 +175,19 @@ impl Services {
     }
 }
 
+/// One service, whether its namespace is a member or not. For a single question: it looks at all
+/// resources.
+pub(crate) fn service(
+    resources: &Resources,
+    key: &ServiceKey,
+    cluster_domain: &str,
+) -> Option<Arc<LocalService>> {
+    let home = BTreeSet::from([key.namespace.to_string()]);
+    let mut services = Services::default();
+    services.follow(resources, &home, cluster_domain);
+    services.all.get(key).cloned()
+}
+
 impl LocalService {
     /// Where its endpoints are, each once.
     fn addresses(&self) -> BTreeSet<IpAddr> {

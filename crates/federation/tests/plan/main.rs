@@ -6,9 +6,11 @@
 )]
 
 mod advice;
+mod bundle;
 mod data_plane;
 mod difference;
 mod documents;
+mod explain;
 mod lab;
 mod meshes;
 mod names;
@@ -23,6 +25,8 @@ mod replicas;
 mod snapshots;
 mod staleness;
 mod statuses;
+mod summary;
 mod trace;
 mod trust;
+mod whatif;
 mod withdrawal;

@@ -26,7 +26,7 @@ pub fn pick() -> impl Strategy<Value = Pick> {
         })
 }
 
-fn rule(pick: &Pick) -> Value {
+pub fn rule(pick: &Pick) -> Value {
     let alias = pick.alias.map(|name| json!({"name": name}));
     let mut selector = json!({"namespace": pick.namespace, "name": pick.name});
     if let Some(alias) = alias {

@@ -19,4 +19,5 @@ mod program;
 mod readiness;
 mod removal;
 mod restart;
+mod tools;
 mod walk;

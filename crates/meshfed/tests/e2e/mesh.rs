@@ -20,23 +20,25 @@ impl Drop for Up {
 
 /// The command that starts red-mesh.
 pub fn up(net: &LoopbackNet, data: &Path) -> Command {
+    up_as("red-mesh", net, data)
+}
+
+fn up_as(name: &str, net: &LoopbackNet, data: &Path) -> Command {
     let mut command = meshfed();
     command
-        .args([
-            "up",
-            "--name",
-            "red-mesh",
-            "--subnet",
-            &net.cidr(),
-            "--data-dir",
-        ])
+        .args(["up", "--name", name, "--subnet", &net.cidr(), "--data-dir"])
         .arg(data);
     command
 }
 
-/// Starts a mesh and waits until it serves.
+/// Starts red-mesh and waits until it serves.
 pub fn start(net: &LoopbackNet, data: &Path) -> Up {
-    let mut child = up(net, data)
+    start_as("red-mesh", net, data)
+}
+
+/// Starts a mesh and waits until it serves.
+pub fn start_as(name: &str, net: &LoopbackNet, data: &Path) -> Up {
+    let mut child = up_as(name, net, data)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()

@@ -1,0 +1,331 @@
+//! Why a service of a peer is imported, or not.
+
+use meshfed_proxy_config::sni;
+
+use super::facts::{Facts, Gateway, ONE_WAY};
+use super::rules::{import_rule, trials};
+use super::{Direction, Explanation, Obstacle};
+use crate::difference::Sharing;
+use crate::discovery::remote::RemoteService;
+use crate::names::{DomainSuffix, ImportedHost, PeerName, RemoteHost, ServiceKey};
+use crate::plan::{GatewayKind, ImportProblem, Plan};
+use crate::rules::{ImportDecision, ImportRules};
+use crate::world::World;
+
+/// Services of the peer that a message names when the one asked for is not among them.
+const MOST_NAMED: usize = 5;
+
+/// Why `service`, as `peer` exports it, is imported, or what stands in the way.
+pub fn explain_import(
+    world: &World,
+    plan: &Plan,
+    service: &ServiceKey,
+    peer: &PeerName,
+) -> Explanation {
+    let import = Import {
+        facts: Facts { world, plan, peer },
+        service,
+    };
+    let mut answer = Explanation::new(Direction::Import, service, peer);
+    answer.obstacle = import.explain(&mut answer).err();
+    answer
+}
+
+struct Import<'a> {
+    facts: Facts<'a>,
+    service: &'a ServiceKey,
+}
+
+impl<'a> Import<'a> {
+    /// Fills the answer as far as things go; the first obstacle ends it.
+    fn explain(&self, answer: &mut Explanation) -> Result<(), Obstacle> {
+        let facts = &self.facts;
+        let decision = self.rules(answer);
+        if let Some(obstacle) = facts.peer_obstacle() {
+            return Err(obstacle);
+        }
+        let egress = facts.gateway(GatewayKind::Egress)?;
+        let remote = self.offered()?;
+        answer.known_at(format!("{}'s border", facts.peer), &remote.host);
+        let (host, as_local) = self.decided(decision)?;
+        let hidden = RemoteHost::new(self.service, facts.peer);
+        answer.known_at("our egress gateway alone", hidden);
+        answer.known_at("this mesh", &host);
+        self.has_its_name(remote, &host)?;
+        answer.shared = true;
+        self.path(answer, &egress, remote, &host, as_local);
+        self.carries(&egress)
+    }
+
+    /// What the rules say, whether the peer exports such a service or not.
+    fn rules(&self, answer: &mut Explanation) -> Option<(ImportDecision, Option<String>)> {
+        let facts = &self.facts;
+        let key = facts.key();
+        let set = facts.world.resources.imports.get(&key)?;
+        let suffix = DomainSuffix::of_cluster(&facts.world.mesh.cluster_domain);
+        let rules = ImportRules::parse(&set.spec, facts.peer, &suffix);
+        let explained = rules.explain(self.service);
+        let decided = match &explained.decision {
+            ImportDecision::Imported { rule, .. } | ImportDecision::BadName { rule, .. } => {
+                Some(*rule)
+            }
+            ImportDecision::NoRule | ImportDecision::Broken { .. } => None,
+        };
+        let selects = set.spec.import_rules.iter().map(import_rule);
+        answer.set = Some(key.to_string());
+        let tried = &explained.tried;
+        answer.rules = trials(selects, "spec.importRules", tried, decided, rules.broken());
+        let broken = rules.broken().map(ToString::to_string);
+        Some((explained.decision, broken))
+    }
+
+    /// The service as the peer last told of it.
+    fn offered(&self) -> Result<&'a RemoteService, Obstacle> {
+        let facts = &self.facts;
+        let (peer, system) = (facts.peer, facts.system());
+        let look = format!("kubectl -n {system} get servicemeshpeer {peer} -o yaml");
+        let unheard = || {
+            let ready = facts.ready();
+            let said = ready.and_then(|c| c.message.clone()).unwrap_or_default();
+            Obstacle::new(
+                "NeverHeard",
+                format!("nothing was heard of {peer} yet: {said}"),
+                format!(
+                    "see that {peer} runs, is reached, and has a ServiceMeshPeer for this mesh"
+                ),
+            )
+            .command(look.clone())
+        };
+        let state = facts.state().ok_or_else(unheard)?;
+        let remote = &state.remote;
+        if let Some(found) = remote.services.get(self.service) {
+            return Ok(found);
+        }
+        if remote.withdrawn {
+            return Err(Obstacle::new(
+                "UnknownToPeer",
+                format!("{peer} says that it does not know this mesh"),
+                format!("the administrator of {peer} applies there what this command makes here"),
+            )
+            .command(format!("meshfed peer bundle --for {peer}")));
+        }
+        if remote.services.is_empty() && remote.last_full_sync.is_none() {
+            return Err(unheard());
+        }
+        let mut names: Vec<String> = remote
+            .services
+            .iter()
+            .map(|service| format!("{}.{}", service.key.name, service.key.namespace))
+            .collect();
+        let more = names.len().saturating_sub(MOST_NAMED);
+        names.truncate(MOST_NAMED);
+        let offers = match (names.is_empty(), more) {
+            (true, _) => "it exports nothing to this mesh".to_owned(),
+            (_, 0) => format!("it exports {}", names.join(", ")),
+            _ => format!("it exports {} and {more} more", names.join(", ")),
+        };
+        Err(Obstacle::new(
+            "NotExported",
+            format!(
+                "{peer} does not export {}.{}; {offers}",
+                self.service.name, self.service.namespace
+            ),
+            format!(
+                "name it as {peer} exports it, or ask its administrator, who sees why with this command"
+            ),
+        )
+        .command(format!(
+            "meshfed explain export NAMESPACE/NAME --peer {}",
+            facts.own_name()
+        )))
+    }
+
+    /// The name here, if a rule gives one, and whether it joins a service of our own.
+    fn decided(
+        &self,
+        decision: Option<(ImportDecision, Option<String>)>,
+    ) -> Result<(ImportedHost, bool), Obstacle> {
+        let facts = &self.facts;
+        let (peer, system) = (facts.peer, facts.system());
+        let rule = format!(
+            "{{\"type\":\"NameSelector\",\"nameSelector\":{{\"namespace\":\"{}\",\"name\":\"{}\"}}}}",
+            self.service.namespace, self.service.name
+        );
+        let edit = format!("kubectl -n {system} edit importedserviceset {peer}");
+        match decision {
+            Some((ImportDecision::Imported { host, as_local, .. }, _)) => Ok((host, as_local)),
+            None => Err(Obstacle::new(
+                "NoSet",
+                format!("{peer} exports it, and there is no ImportedServiceSet {peer} in {system}"),
+                "create it with a rule that names the service",
+            )
+            .command(format!(
+                "echo '{{\"apiVersion\":\"federation.maistra.io/v1\",\"kind\":\"ImportedServiceSet\",\
+                 \"metadata\":{{\"name\":\"{peer}\",\"namespace\":\"{system}\"}},\
+                 \"spec\":{{\"importRules\":[{rule}]}}}}' | kubectl apply -f -"
+            ))),
+            Some((ImportDecision::NoRule, _)) => Err(Obstacle::new(
+                "NoRule",
+                format!("{peer} exports it, and no rule of the ImportedServiceSet {peer} matches it"),
+                "add one",
+            )
+            .command(format!(
+                "kubectl -n {system} patch importedserviceset {peer} --type=json \
+                 -p '[{{\"op\":\"add\",\"path\":\"/spec/importRules/-\",\"value\":{rule}}}]'"
+            ))),
+            Some((ImportDecision::BadName { error, .. }, _)) => Err(Obstacle::new(
+                "InvalidName",
+                format!("its name here cannot be used: {error}"),
+                "give it a shorter alias or domainSuffix",
+            )
+            .command(edit)),
+            Some((ImportDecision::Broken { .. }, error)) => {
+                let error = error.unwrap_or_default();
+                Err(Obstacle::new(
+                    "InvalidRule",
+                    format!("no rule matches before one that cannot be read: {error}"),
+                    "mend that rule; it and those after it are not used",
+                )
+                .command(edit))
+            }
+        }
+    }
+
+    /// Whether the plan imports it under that name.
+    fn has_its_name(&self, remote: &RemoteService, host: &ImportedHost) -> Result<(), Obstacle> {
+        let facts = &self.facts;
+        let peer = facts.peer.as_str();
+        let sharing = Sharing::of(facts.world, facts.plan);
+        let ours = sharing.imported().any(|(usage, _)| {
+            usage.peer == peer
+                && usage.exported_name == remote.host.as_str()
+                && usage.hostname == host.as_str()
+        });
+        if ours {
+            return Ok(());
+        }
+        let edit = format!(
+            "kubectl -n {} edit importedserviceset {peer}",
+            facts.system()
+        );
+        let taken = sharing
+            .imported()
+            .map(|(usage, _)| usage)
+            .find(|usage| usage.hostname == host.as_str());
+        if remote.tcp_ports().next().is_none() {
+            let problem = ImportProblem::NoPort;
+            return Err(Obstacle::new(
+                "NoPort",
+                problem.to_string(),
+                format!("ask the administrator of {peer} for a TCP port"),
+            ));
+        }
+        if let Some(holder) = taken {
+            return Err(Obstacle::new(
+                "NameTaken",
+                format!(
+                    "{host} is already the name of {} of {}",
+                    holder.exported_name, holder.peer
+                ),
+                "give one of the two another alias or domainSuffix",
+            )
+            .command(edit));
+        }
+        let said = facts.plan.statuses.imports.get(&facts.key());
+        let mut said = said.iter().flat_map(|status| &status.conditions);
+        let said = said
+            .find(|c| c.type_ == "Ready")
+            .and_then(|c| c.message.clone());
+        Err(Obstacle::new(
+            "NotImported",
+            format!("it cannot be imported: {}", said.unwrap_or_default()),
+            "see the Ready condition of the ImportedServiceSet",
+        )
+        .command(edit))
+    }
+
+    fn path(
+        &self,
+        answer: &mut Explanation,
+        egress: &Gateway,
+        remote: &RemoteService,
+        host: &ImportedHost,
+        as_local: bool,
+    ) {
+        let facts = &self.facts;
+        let peer = facts.peer;
+        let ports: Vec<u16> = remote.tcp_ports().collect();
+        let mut does: Vec<String> = ports
+            .iter()
+            .map(|port| format!("calls http://{host}:{port}"))
+            .collect();
+        if as_local {
+            does.push("the service of this name here shares in its calls".to_owned());
+        }
+        answer.hop("a workload of this mesh", does);
+        let at: Vec<String> = egress
+            .addresses
+            .iter()
+            .take(1)
+            .map(|a| format!("listens on {}:{}", a.ip, a.service_port))
+            .collect();
+        let asked = ports
+            .iter()
+            .map(|port| format!("is asked for {}", sni(*port, host.as_str())));
+        answer.hop(
+            format!("our egress gateway {}", egress.name),
+            at.into_iter().chain(asked).collect(),
+        );
+        let spec = facts.object().map(|peer| &peer.spec.remote);
+        let port = spec
+            .and_then(|remote| remote.service_port)
+            .filter(|port| *port != 0);
+        let port = port.unwrap_or_else(|| i32::from(meshfed_api::peer::DEFAULT_SERVICE_PORT));
+        let addresses = spec
+            .map(|remote| remote.addresses.as_slice())
+            .unwrap_or_default();
+        let mut does: Vec<String> = addresses
+            .iter()
+            .map(|address| format!("is reached at {address}, port {port}"))
+            .collect();
+        let names = ports.iter().map(|port| sni(*port, remote.host.as_str()));
+        does.extend(names.map(|name| format!("is asked for {name}")));
+        does.extend(
+            remote
+                .accounts
+                .iter()
+                .map(|id| format!("must prove to be {id}")),
+        );
+        answer.hop(format!("ingress gateway of {peer}"), does);
+        answer.hop(
+            format!("a workload of {peer}"),
+            vec!["which one, and what it is called there, is not known here".to_owned()],
+        );
+    }
+
+    /// What is in the way of a request although the service is imported.
+    fn carries(&self, egress: &Gateway) -> Result<(), Obstacle> {
+        let facts = &self.facts;
+        if let Some(obstacle) = facts.gateway_trouble(egress) {
+            return Err(obstacle);
+        }
+        let Some(ready) = facts.ready().filter(|ready| ready.status != "True") else {
+            return Ok(());
+        };
+        let reason = ready.reason.clone().unwrap_or_default();
+        // The other direction is no matter of this one.
+        if reason.starts_with("Gateway") || reason == ONE_WAY {
+            return Ok(());
+        }
+        let said = ready.message.clone().unwrap_or_default();
+        let (peer, system) = (facts.peer, facts.system());
+        Err(Obstacle::new(
+            reason,
+            format!("{peer} is not connected, so what it last exported is used: {said}"),
+            format!("see that {peer} runs and is reached"),
+        )
+        .command(format!(
+            "kubectl -n {system} get servicemeshpeer {peer} -o yaml"
+        )))
+    }
+}

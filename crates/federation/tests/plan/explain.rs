@@ -1,0 +1,426 @@
+//! Why a service is shared, or the first thing in the way.
+
+use meshfed_federation::difference::Sharing;
+use meshfed_federation::explain::{Explanation, explain_export, explain_import};
+use meshfed_federation::names::ServiceKey;
+use meshfed_federation::world::ObjectKey;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, going, red_and_green};
+use crate::properties::{lab, pick, red, services};
+
+const SYSTEM: &str = "red-mesh-system";
+const HOME: &str = "red-mesh-bookinfo";
+
+fn export(lab: &Lab, namespace: &str, name: &str) -> Explanation {
+    let key = ServiceKey::parse(namespace, name).unwrap();
+    explain_export(
+        &lab.world,
+        &lab.plan(),
+        &key,
+        &"green-mesh".parse().unwrap(),
+    )
+}
+
+fn import(lab: &Lab, name: &str, namespace: &str) -> Explanation {
+    let key = ServiceKey::parse(namespace, name).unwrap();
+    explain_import(&lab.world, &lab.plan(), &key, &"red-mesh".parse().unwrap())
+}
+
+fn set(kind: &str, mesh: &str, peer: &str, list: &str, rules: Value) -> Value {
+    json!({
+        "kind": kind,
+        "metadata": {"name": peer, "namespace": format!("{mesh}-system")},
+        "spec": {list: rules},
+    })
+}
+
+fn export_rules(red: &mut Lab, rules: Value) {
+    red.apply_json(set(
+        "ExportedServiceSet",
+        "red-mesh",
+        "green-mesh",
+        "exportRules",
+        rules,
+    ));
+}
+
+fn import_rules(green: &mut Lab, rules: Value) {
+    green.apply_json(set(
+        "ImportedServiceSet",
+        "green-mesh",
+        "red-mesh",
+        "importRules",
+        rules,
+    ));
+}
+
+/// What stands in the way of ratings' export after a change.
+fn in_the_way(change: impl FnOnce(&mut Lab)) -> String {
+    let (mut red, _) = red_and_green();
+    change(&mut red);
+    let said = export(&red, HOME, "ratings");
+    let obstacle = said.obstacle.expect("something is in the way");
+    let command = obstacle.command.unwrap_or_default();
+    let shared = if said.shared { " (exported)" } else { "" };
+    format!(
+        "{}{shared}: {}\n=> {}\n$ {command}",
+        obstacle.reason, obstacle.message, obstacle.remedy
+    )
+}
+
+/// The same of its import.
+fn in_the_way_of_import(change: impl FnOnce(&mut Lab)) -> String {
+    let (_, mut green) = red_and_green();
+    change(&mut green);
+    let said = import(&green, "red-ratings", "bookinfo");
+    let obstacle = said.obstacle.expect("something is in the way");
+    let command = obstacle.command.unwrap_or_default();
+    let shared = if said.shared { " (imported)" } else { "" };
+    format!(
+        "{}{shared}: {}\n=> {}\n$ {command}",
+        obstacle.reason, obstacle.message, obstacle.remedy
+    )
+}
+
+#[test]
+fn a_service_that_is_exported_with_its_names_and_its_path() {
+    let (red, _) = red_and_green();
+    let said = export(&red, HOME, "ratings");
+    assert!(said.shared && said.obstacle.is_none());
+    insta::assert_snapshot!(said);
+    insta::assert_json_snapshot!(said);
+}
+
+#[test]
+fn a_service_that_is_imported_with_its_names_and_its_path() {
+    let (_, green) = red_and_green();
+    let said = import(&green, "red-ratings", "bookinfo");
+    assert!(said.shared && said.obstacle.is_none());
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn colours_are_there_when_they_are_asked_for() {
+    let (red, _) = red_and_green();
+    let said = export(&red, HOME, "ratings");
+    assert!(format!("{said:#}").contains("\x1b[32mis exported\x1b[0m"));
+    assert!(!said.to_string().contains('\x1b'));
+}
+
+#[test]
+fn every_rule_says_what_came_of_it() {
+    let (mut red, _) = red_and_green();
+    export_rules(
+        &mut red,
+        json!([
+            {"type": "NameSelector", "nameSelector": {"namespace": "elsewhere", "name": "ratings"}},
+            {"type": "LabelSelector", "labelSelector": {"selector": {
+                "matchLabels": {"share": "yes"},
+                "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a", "b"]}]},
+                "aliases": [{"namespace": "*", "name": "x", "alias": {"namespace": "y"}}]}},
+            {"type": "NameSelector", "nameSelector": {"name": "rating"}},
+            {"type": "NameSelector", "nameSelector": {"name": "*", "alias": {"namespace": "shop"}}},
+            {"type": "NameSelector", "nameSelector": {}},
+        ]),
+    );
+    insta::assert_snapshot!(export(&red, HOME, "ratings"));
+}
+
+#[test]
+fn a_rule_that_cannot_be_read_ends_its_set() {
+    insta::assert_snapshot!(in_the_way(|red| export_rules(
+        red,
+        json!([
+            {"type": "NameSelector", "nameSelector": {"name": "other"}},
+            {"type": "Selector"},
+            {"type": "NameSelector", "nameSelector": {"name": "ratings"}},
+        ])
+    )));
+    let (mut red, _) = red_and_green();
+    export_rules(
+        &mut red,
+        json!([{"type": "Selector"}, {"type": "NameSelector", "nameSelector": {}}]),
+    );
+    insta::assert_snapshot!(export(&red, HOME, "ratings"));
+}
+
+#[test]
+fn a_namespace_or_a_service_that_is_not_there() {
+    let (red, _) = red_and_green();
+    insta::assert_snapshot!(export(&red, "nowhere", "ratings"));
+    insta::assert_snapshot!(export(&red, HOME, "rating"));
+}
+
+#[test]
+fn a_service_that_goes_or_has_no_port() {
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.edit_service(HOME, "ratings", |service| going(&mut service.metadata));
+    }));
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.edit_service(HOME, "ratings", |service| {
+            service.spec.as_mut().unwrap().type_ = Some("ExternalName".to_owned());
+        });
+    }));
+}
+
+#[test]
+fn a_namespace_that_is_no_member() {
+    let roll = ObjectKey::new(SYSTEM, "default");
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.apply_json(json!({
+            "kind": "ServiceMeshMemberRoll",
+            "metadata": {"name": "default", "namespace": SYSTEM},
+            "spec": {"members": []},
+        }));
+    }));
+    insta::assert_snapshot!(in_the_way(|red| red.delete(|r| &mut r.member_rolls, &roll)));
+    let (mut red, _) = red_and_green();
+    red.service(SYSTEM, "ratings", json!({}));
+    red.apply_json(json!({"kind": "Namespace", "metadata": {"name": SYSTEM}}));
+    let said = export(&red, SYSTEM, "ratings").obstacle.unwrap();
+    assert_eq!(said.reason, "SystemNamespace");
+}
+
+#[test]
+fn a_service_that_is_hidden_from_the_control_plane() {
+    let hide = |labels: bool| {
+        in_the_way(|red| {
+            red.edit_service(HOME, "ratings", |service| {
+                let entry = ("networking.istio.io/exportTo".to_owned(), ".".to_owned());
+                let metadata = &mut service.metadata;
+                if labels {
+                    metadata.labels.get_or_insert_default().extend([entry]);
+                } else {
+                    metadata.annotations.get_or_insert_default().extend([entry]);
+                }
+            });
+        })
+    };
+    insta::assert_snapshot!(hide(false));
+    assert!(hide(true).contains("label service ratings"));
+}
+
+#[test]
+fn a_mesh_a_peer_or_a_set_that_is_not_there() {
+    let key = ObjectKey::new(SYSTEM, "green-mesh");
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.delete(
+            |r| &mut r.control_planes,
+            &ObjectKey::new(SYSTEM, "red-mesh"),
+        );
+    }));
+    insta::assert_snapshot!(in_the_way(|red| red.delete(|r| &mut r.peers, &key)));
+    insta::assert_snapshot!(in_the_way(|red| red.delete(|r| &mut r.exports, &key)));
+    insta::assert_snapshot!(in_the_way(|red| export_rules(red, json!([]))));
+}
+
+#[test]
+fn a_peer_that_cannot_be_used() {
+    let root = ObjectKey::new(SYSTEM, "green-mesh-ca-root-cert");
+    insta::assert_snapshot!(in_the_way(|red| red.delete(|r| &mut r.config_maps, &root)));
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.edit_peer("green-mesh", |peer| peer.spec.security.client_id = None);
+    }));
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.edit_peer("green-mesh", |peer| going(&mut peer.metadata));
+    }));
+}
+
+#[test]
+fn a_gateway_that_is_missing_or_has_no_address() {
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.edit_peer("green-mesh", |peer| {
+            peer.spec.gateways.ingress.name = "in".to_owned()
+        });
+    }));
+    // An egress gateway lets nobody in.
+    let egress = in_the_way(|red| {
+        red.edit_peer("green-mesh", |peer| {
+            peer.spec.gateways.ingress.name = "egress-green-mesh".to_owned();
+        });
+    });
+    assert!(egress.starts_with("GatewayMissing"), "{egress}");
+    let service = ObjectKey::new(SYSTEM, "ingress-green-mesh");
+    insta::assert_snapshot!(in_the_way(|red| red.delete(|r| &mut r.services, &service)));
+}
+
+#[test]
+fn a_name_that_an_older_service_has() {
+    insta::assert_snapshot!(
+        in_the_way(|red| export_rules(
+            red,
+            json!([
+                {"type": "NameSelector", "nameSelector": {"namespace": HOME,
+                    "alias": {"namespace": "shop", "name": "one"}}},
+            ])
+        ))
+        .replace("reviews", "<the older>")
+        .replace("details", "<the older>")
+    );
+}
+
+#[test]
+fn what_is_exported_and_not_reached_all_the_same() {
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.world.observed.insert_gateway(
+            "ingress-green-mesh",
+            meshfed_federation::world::GatewayState {
+                ready: false,
+                refused: None,
+            },
+        );
+    }));
+    insta::assert_snapshot!(in_the_way(|red| {
+        red.world
+            .observed
+            .insert_peer("green-mesh", Default::default());
+    }));
+    let slice = ObjectKey::new(HOME, "ratings-mesh");
+    insta::assert_snapshot!(in_the_way(
+        |red| red.delete(|r| &mut r.endpoint_slices, &slice)
+    ));
+}
+
+#[test]
+fn a_service_that_the_peer_does_not_export() {
+    let (_, green) = red_and_green();
+    insta::assert_snapshot!(import(&green, "rating", "bookinfo"));
+}
+
+#[test]
+fn an_import_that_no_set_or_rule_picks() {
+    let key = ObjectKey::new("green-mesh-system", "red-mesh");
+    insta::assert_snapshot!(in_the_way_of_import(
+        |green| green.delete(|r| &mut r.imports, &key)
+    ));
+    insta::assert_snapshot!(in_the_way_of_import(|green| import_rules(green, json!([]))));
+}
+
+#[test]
+fn an_import_by_labels_cannot_be_read() {
+    insta::assert_snapshot!(in_the_way_of_import(|green| {
+        import_rules(green, json!([{"type": "LabelSelector"}]));
+    }));
+}
+
+#[test]
+fn a_peer_that_was_never_heard_or_knows_nothing_of_us() {
+    insta::assert_snapshot!(in_the_way_of_import(|green| {
+        green
+            .world
+            .observed
+            .insert_peer("red-mesh", Default::default());
+    }));
+    insta::assert_snapshot!(in_the_way_of_import(|green| {
+        green.edit_remote("red-mesh", |remote| {
+            remote.services = Default::default();
+            remote.withdrawn = true;
+        });
+    }));
+}
+
+#[test]
+fn an_import_whose_name_is_taken() {
+    insta::assert_snapshot!(in_the_way_of_import(|green| {
+        import_rules(
+            green,
+            json!([{"type": "NameSelector", "nameSelector": {
+            "alias": {"namespace": "a", "name": "b"}}}]),
+        );
+        // Two services of the peer, one name: the first by namespace and name has it.
+        let mut list = green.world.observed.peers["red-mesh"]
+            .remote
+            .services
+            .to_list();
+        for service in &mut list.services {
+            if service.name == "red-ratings" {
+                continue;
+            }
+            let host = service.hostname.replacen(&service.name, "aaa", 1);
+            (service.name, service.hostname) = (
+                "aaa".to_owned(),
+                host.replace(&service.namespace, "bookinfo"),
+            );
+            service.namespace = "bookinfo".to_owned();
+        }
+        green.hears("red-mesh", &list);
+    }));
+}
+
+#[test]
+fn an_egress_gateway_that_is_missing() {
+    insta::assert_snapshot!(in_the_way_of_import(|green| {
+        green.edit_peer("red-mesh", |peer| {
+            peer.spec.gateways.egress.name = "out".to_owned()
+        });
+    }));
+}
+
+#[test]
+fn what_is_imported_from_a_peer_that_is_away_may_fail() {
+    let said = in_the_way_of_import(|green| {
+        green.edit_remote("red-mesh", |remote| remote.watch.connected = false);
+    });
+    let begin =
+        "NotConnected (imported): red-mesh is not connected, so what it last exported is used";
+    assert!(said.starts_with(begin), "{said}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn an_explanation_says_what_the_plan_does(
+        services in services(), picks in prop::collection::vec(pick(), 0..4),
+    ) {
+        let lab = lab(red(&services, &picks));
+        let plan = lab.plan();
+        let sharing = Sharing::of(&lab.world, &plan);
+        let peer = "green-mesh".parse().unwrap();
+        for namespace in ["a", "b", "c"] {
+            for name in ["x", "y", "z"] {
+                let key = ServiceKey::parse(namespace, name).unwrap();
+                let said = explain_export(&lab.world, &plan, &key, &peer);
+                let exported = sharing.exposed().any(|(exposure, _)| {
+                    exposure.peer == "green-mesh" && exposure.service == key.to_string()
+                });
+                prop_assert_eq!(said.shared, exported, "{}", said);
+                prop_assert!(said.shared || said.obstacle.is_some(), "{}", said);
+                let reason = said.obstacle.map(|o| o.reason).unwrap_or_default();
+                prop_assert_ne!(reason, "NotImported");
+            }
+        }
+    }
+
+    #[test]
+    fn an_explanation_of_an_import_says_what_the_plan_does(
+        offers in prop::collection::btree_set(("[ab]", "[xyz]"), 0..6),
+        picks in prop::collection::vec(pick(), 0..4),
+    ) {
+        use meshfed_federation::discovery::message::{Service, ServiceList, ServicePort};
+        let mut green = Lab::of_examples("green");
+        let rules: Vec<Value> = picks.iter().map(crate::properties::rule).collect();
+        import_rules(&mut green, json!(rules));
+        let list = offers.iter().map(|(namespace, name)| Service {
+            name: name.clone(),
+            namespace: namespace.clone(),
+            hostname: format!("{name}.{namespace}.svc.green-mesh-exports.local"),
+            ports: vec![ServicePort { name: String::new(), port: 80, protocol: "HTTP".into() }],
+            ..Service::default()
+        });
+        green.hears("red-mesh", &ServiceList::new(list.collect()));
+        let sharing = Sharing::of(&green.world, &green.plan());
+        for namespace in ["a", "b"] {
+            for name in ["x", "y", "z"] {
+                let said = import(&green, name, namespace);
+                let host = format!("{name}.{namespace}.svc.green-mesh-exports.local");
+                let imported = sharing.imported().any(|(usage, _)| usage.exported_name == host);
+                prop_assert_eq!(said.shared, imported, "{}", said);
+                let reason = said.obstacle.as_ref().map(|o| o.reason.as_str());
+                prop_assert_ne!(reason, Some("NotImported"), "{}", said);
+            }
+        }
+    }
+}

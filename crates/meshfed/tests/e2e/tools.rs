@@ -1,0 +1,393 @@
+//! The administrator's tools on two meshes that run: what they say, their exit statuses, and who may
+//! ask.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use meshfed_testkit::{LoopbackNet, TempDir, temp_dir, tools};
+use serde_json::Value;
+
+use crate::mesh::{Up, kubectl, start_as};
+use crate::program::{meshfed, path, run, text};
+
+const OBSERVATIONS: &str = "/apis/view.meshfed.io/v1/observations";
+
+/// One of the two meshes of the examples, on a network of its own.
+struct Mesh {
+    name: &'static str,
+    tool: PathBuf,
+    dir: TempDir,
+    /// The first three numbers of both networks, in the order red, green.
+    nets: [String; 2],
+    _up: Up,
+    _net: LoopbackNet,
+}
+
+impl Mesh {
+    fn kubeconfig(&self) -> String {
+        self.dir
+            .path()
+            .join("kubeconfig")
+            .to_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> String {
+        kubectl(&self.tool, self.dir.path(), arguments)
+    }
+
+    /// An example of this mesh, with the addresses of this test.
+    fn example(&self, file: &str) -> String {
+        let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
+        let text = std::fs::read_to_string(format!("{tree}/{}/{file}", self.name)).unwrap();
+        let text = text
+            .replace("127.64.1.", &self.nets[0])
+            .replace("127.64.2.", &self.nets[1]);
+        let target = self.dir.path().join(file);
+        std::fs::write(&target, text).unwrap();
+        target.to_str().unwrap().to_owned()
+    }
+
+    fn apply(&self, file: &str) {
+        self.kubectl(&["apply", "-f", &self.example(file)]);
+    }
+
+    /// Runs one of the tools on this mesh; `--kubeconfig` goes to its end.
+    fn ask(&self, arguments: &[&str]) -> Output {
+        run(meshfed()
+            .args(arguments)
+            .args(["--kubeconfig", &self.kubeconfig()]))
+    }
+
+    /// Asks for JSON until the answer is as it should be.
+    fn until(&self, arguments: &[&str], good: impl Fn(&Value) -> bool) -> Value {
+        let mut said = Value::Null;
+        for _ in 0..600 {
+            let output = self.ask(&[arguments, &["-o", "json"]].concat());
+            assert!(status(&output) < 2, "{}", text(&output));
+            said = serde_json::from_slice(&output.stdout).unwrap();
+            if good(&said) {
+                return said;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{arguments:?}: {said:#}");
+    }
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Both meshes with their control planes and namespaces, not peers yet.
+fn meshes() -> Option<[Mesh; 2]> {
+    let tool = tools::kubectl_or_skip()?;
+    let locks = [LoopbackNet::lock(), LoopbackNet::lock()];
+    let nets = locks.each_ref().map(|net| {
+        let address = net.address(0).to_string();
+        address.trim_end_matches('0').to_owned()
+    });
+    let mut locks = locks.into_iter();
+    Some(["red-mesh", "green-mesh"].map(|name| {
+        let dir = temp_dir();
+        let net = locks.next().unwrap();
+        let mesh = Mesh {
+            name,
+            tool: tool.clone(),
+            nets: nets.clone(),
+            _up: start_as(name, &net, dir.path()),
+            _net: net,
+            dir,
+        };
+        for file in [
+            "00-namespaces.yaml",
+            "10-control-plane.yaml",
+            "11-member-roll.yaml",
+        ] {
+            mesh.apply(file);
+        }
+        mesh
+    }))
+}
+
+fn wait_ready(mesh: &Mesh, what: &str) {
+    let namespace = format!("{}-system", mesh.name);
+    mesh.kubectl(&[
+        "-n",
+        &namespace,
+        "wait",
+        "--for=condition=Ready",
+        what,
+        "--timeout=60s",
+    ]);
+}
+
+/// The one line of a tool that could not do its work.
+fn complaint(output: &Output) -> String {
+    assert_eq!(status(output), 2, "{}", text(output));
+    assert!(output.stdout.is_empty(), "{}", text(output));
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+#[test]
+fn four_commands_make_a_federation_and_the_tools_tell_of_it() {
+    let Some([red, green]) = meshes() else { return };
+    wait_ready(&red, "smcp/red-mesh");
+    wait_ready(&green, "smcp/green-mesh");
+    let nobody = red.ask(&[
+        "explain",
+        "export",
+        "red-mesh-bookinfo/ratings",
+        "--peer",
+        "green-mesh",
+    ]);
+    assert_eq!(status(&nobody), 1);
+    assert!(
+        stdout(&nobody).contains("is not exported"),
+        "{}",
+        text(&nobody)
+    );
+
+    // Two pipes of two commands.
+    let script = format!(
+        "set -euo pipefail
+        meshfed() {{ '{}' \"$@\"; }}
+        kubectl() {{ '{}' \"$@\"; }}
+        meshfed peer bundle --kubeconfig {r} --for green-mesh | kubectl --kubeconfig {g} apply -f -
+        meshfed peer bundle --kubeconfig {g} --for red-mesh | kubectl --kubeconfig {r} apply -f -",
+        path().display(),
+        red.tool.display(),
+        r = red.kubeconfig(),
+        g = green.kubeconfig(),
+    );
+    let output = run(Command::new("bash").arg("-c").arg(script));
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!text(&output).contains("PRIVATE"));
+    wait_ready(&red, "servicemeshpeer/green-mesh");
+    wait_ready(&green, "servicemeshpeer/red-mesh");
+
+    what_if(&red, &green);
+    why(&red, &green);
+
+    let said = red.until(&["status"], |all| {
+        let peer = &all["peers"][0];
+        peer["watch"]["connected"] == true && peer["watchers"][0]["connected"] == true
+    });
+    assert_eq!(said["peers"][0]["exports"], 2, "{said:#}");
+    assert_eq!(said["trustDomain"], "red-mesh.local");
+    assert!(
+        said["certificates"].as_array().unwrap().len() >= 3,
+        "{said:#}"
+    );
+    let screen = stdout(&red.ask(&["status"]));
+    assert!(
+        screen.contains("green-mesh") && !screen.contains('\u{1b}'),
+        "{screen}"
+    );
+    let yaml = stdout(&red.ask(&["status", "-o", "yaml"]));
+    let parsed: Value = serde_saphyr::from_str(&yaml).unwrap();
+    assert_eq!(parsed["name"], "red-mesh");
+
+    bad_input(&red);
+    only_administrators_see_what_peers_export(&red);
+}
+
+/// What applying and deleting the examples would do, with nothing applied.
+fn what_if(red: &Mesh, green: &Mesh) {
+    let export = red.example("31-export-to-green-mesh.yaml");
+    let both = ["-f", &red.example("20-bookinfo.yaml"), "-f", &export];
+    let output = red.ask(&[&["diff"], &both[..]].concat());
+    assert_eq!(status(&output), 1, "{}", text(&output));
+    assert!(
+        stdout(&output).starts_with("Newly exposed:\n"),
+        "{}",
+        text(&output)
+    );
+    let sets = red.kubectl(&["get", "exportedservicesets", "-A", "-o", "name"]);
+    assert_eq!(sets, "", "nothing was applied");
+
+    red.apply("20-bookinfo.yaml");
+    red.apply("31-export-to-green-mesh.yaml");
+    let output = red.ask(&["diff", "-f", &export]);
+    assert_eq!(status(&output), 0, "{}", text(&output));
+    assert_eq!(stdout(&output), "Nothing changes in what is shared.\n");
+    let output = red.ask(&["diff", "--delete", "-f", &export, "-o", "json"]);
+    assert_eq!(status(&output), 1);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["hidden"].as_array().unwrap().len(), 2, "{said:#}");
+
+    green.apply("20-client.yaml");
+    let import = green.example("31-import-from-red-mesh.yaml");
+    green.until(&["diff", "-f", &import], |said| {
+        said["imported"]
+            .as_array()
+            .is_some_and(|all| all.len() == 1)
+    });
+    green.apply("31-import-from-red-mesh.yaml");
+}
+
+/// Why ratings is shared, on both sides.
+fn why(red: &Mesh, green: &Mesh) {
+    let said = red.until(
+        &[
+            "explain",
+            "export",
+            "red-mesh-bookinfo/ratings",
+            "--peer",
+            "green-mesh",
+        ],
+        |said| said["shared"] == true && said["obstacle"]["reason"] == "NoReadyEndpoint",
+    );
+    assert_eq!(said["rules"][0]["outcome"], "decides");
+    let name = "red-ratings.bookinfo.svc.green-mesh-exports.local";
+    let said = green.until(
+        &[
+            "explain",
+            "import",
+            "red-ratings.bookinfo",
+            "--peer",
+            "red-mesh",
+        ],
+        |said| said["shared"] == true,
+    );
+    assert_eq!(said["names"][0]["name"], name, "{said:#}");
+    let same = green.ask(&["explain", "import", name, "--peer", "red-mesh"]);
+    assert!(
+        stdout(&same).contains("Path of a request:"),
+        "{}",
+        text(&same)
+    );
+    let other = green.ask(&["explain", "import", "rating.bookinfo", "--peer", "red-mesh"]);
+    assert_eq!(status(&other), 1);
+    assert!(
+        stdout(&other).contains("it exports red-ratings.bookinfo"),
+        "{}",
+        text(&other)
+    );
+}
+
+fn bad_input(red: &Mesh) {
+    let write = |name: &str, text: &str| {
+        let file = red.dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let set = "apiVersion: federation.maistra.io/v1\nkind: ExportedServiceSet\nmetadata: {name: green-mesh}\n";
+    for (file, said) in [
+        (
+            write("unknown.yaml", &format!("{set}spec: {{exportRule: []}}\n")),
+            "exportRule",
+        ),
+        (
+            write(
+                "type.yaml",
+                &format!("{set}spec: {{exportRules: [{{type: Nonsense}}]}}\n"),
+            ),
+            "spec.exportRules[0].type",
+        ),
+        (write("form.yaml", "a: [b\n"), "form.yaml"),
+        (write("nothing.yaml", "a: b\n"), "apiVersion"),
+        (
+            write(
+                "nowhere.yaml",
+                &format!(
+                    "{}spec: {{exportRules: []}}
+",
+                    set.replace("green-mesh}", "green-mesh, namespace: nowhere}")
+                ),
+            ),
+            "namespace nowhere",
+        ),
+        ("/no/such/file".to_owned(), "/no/such/file"),
+    ] {
+        let line = complaint(&red.ask(&["diff", "-f", &file]));
+        assert!(line.contains(said), "{line}");
+    }
+    let line = complaint(&red.ask(&["status", "--context", "blue-mesh"]));
+    assert!(line.contains("kubeconfig"), "{line}");
+    let line = complaint(&red.ask(&["status", "-n", "default"]));
+    assert!(line.contains("red-mesh-system"), "{line}");
+    let line = complaint(&red.ask(&["peer", "bundle", "--for", "yellow-mesh"]));
+    assert!(line.contains("ingress-yellow-mesh"), "{line}");
+    for arguments in [
+        &["peer", "bundle", "--for", "Yellow"][..],
+        &["explain", "export", "ratings", "--peer", "green-mesh"],
+        &["explain", "import", "ratings", "--peer", "green-mesh"],
+        &["explain", "export", "a/b"],
+        &["diff"],
+    ] {
+        let output = run(meshfed().args(arguments));
+        assert_eq!(status(&output), 2, "{arguments:?}: {}", text(&output));
+    }
+}
+
+/// What peers export is for administrators alone, and kubectl is not confused by it.
+fn only_administrators_see_what_peers_export(red: &Mesh) {
+    let seen: Value = serde_json::from_str(&red.kubectl(&["get", "--raw", OBSERVATIONS])).unwrap();
+    assert_eq!(seen["mesh"]["systemNamespace"], "red-mesh-system");
+    assert!(!seen.to_string().contains("PRIVATE"));
+    let resources = red.kubectl(&["api-resources"]);
+    assert!(!resources.contains("observations"), "{resources}");
+
+    let account = [
+        "-n",
+        "red-mesh-bookinfo",
+        "create",
+        "token",
+        "bookinfo-ratings",
+    ];
+    let token = red.kubectl(&account);
+    let config = red.kubectl(&["config", "view", "--raw", "-o", "json"]);
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["users"][0]["user"] = serde_json::json!({"token": token.trim()});
+    let file = red.dir.path().join("workload.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let as_workload = |command: &mut Command| run(command.arg("--kubeconfig").arg(&file));
+    let raw = as_workload(Command::new(&red.tool).args(["get", "--raw", OBSERVATIONS]));
+    assert!(text(&raw).contains("forbidden"), "{}", text(&raw));
+    for tool in [
+        &["status"][..],
+        &[
+            "explain",
+            "export",
+            "red-mesh-bookinfo/ratings",
+            "--peer",
+            "green-mesh",
+        ],
+    ] {
+        let line = complaint(&as_workload(meshfed().args(tool)));
+        assert!(line.contains("cannot list"), "{line}");
+    }
+}
+
+#[test]
+fn a_tool_without_access_says_what_it_misses() {
+    let dir = temp_dir();
+    let missing = dir.path().join("none");
+    let at = |kubeconfig: &Path| run(meshfed().args(["status", "--kubeconfig"]).arg(kubeconfig));
+    assert!(complaint(&at(&missing)).contains("none"));
+    let broken = dir.path().join("broken");
+    std::fs::write(&broken, "clusters: 1\n").unwrap();
+    assert!(complaint(&at(&broken)).contains("broken"));
+    // Nobody listens there.
+    let net = LoopbackNet::lock();
+    let dead = dir.path().join("dead");
+    let config = format!(
+        "{{apiVersion: v1, kind: Config, current-context: a, clusters: [{{name: a, cluster: {{server: \
+         'https://{}:6443'}}}}], users: [{{name: a, user: {{}}}}], contexts: [{{name: a, context: \
+         {{cluster: a, user: a}}}}]}}",
+        net.address(1)
+    );
+    std::fs::write(&dead, config).unwrap();
+    assert!(complaint(&at(&dead)).contains("cannot be reached"));
+    let output = run(meshfed().args(["status"]).env("KUBECONFIG", &missing));
+    assert!(complaint(&output).contains("kubeconfig"));
+}
