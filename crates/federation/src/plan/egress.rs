@@ -96,9 +96,11 @@ impl Egress {
             let cluster = discovery_cluster(peer);
             put(&mut config.clusters, cluster.name.clone(), cluster);
         }
+        // The clusters of each peer have their own, which may be shorter.
+        let drain = peers.iter().map(|p| p.drain).max().unwrap_or(DEFAULT_DRAIN);
         let listeners = addresses.iter().flat_map(|address| {
             [
-                service_listener(mesh, address, self.suffixes.keys()),
+                service_listener(mesh, address, self.suffixes.keys(), drain),
                 discovery_listener(mesh, address, peers),
             ]
         });
@@ -190,6 +192,7 @@ fn service_listener<'s>(
     mesh: &Mesh<'_>,
     address: &GatewayAddress,
     suffixes: impl Iterator<Item = &'s String>,
+    drain: Duration,
 ) -> Listener {
     let allow = suffixes
         .map(|suffix| AllowPolicy {
@@ -206,7 +209,7 @@ fn service_listener<'s>(
             name: "imports".to_owned(),
             server_names: Vec::new(),
             tls: Some(mesh.downstream_tls(Vec::new(), Vec::new())),
-            drain: DEFAULT_DRAIN,
+            drain,
             network: Network::Tcp(Tcp {
                 target: TcpTarget::SniCluster,
                 allow: Some(allow),

@@ -30,7 +30,8 @@ fn the_drain_period_of_a_peer_is_that_of_its_exports_and_imports_alone() {
         Some(annotations)
     };
     red.edit_peer("green-mesh", |p| p.metadata.annotations = period("1h"));
-    green.edit_peer("red-mesh", |p| p.metadata.annotations = period("0s"));
+    green.edit_peer("red-mesh", |p| p.metadata.annotations = period("2s"));
+    let two = Duration::from_secs(2);
 
     let ingress = gateway(&red.plan(), "ingress-green-mesh");
     let exports = drain_of(&ingress, |name| name.contains("green-mesh-exports"));
@@ -45,13 +46,15 @@ fn the_drain_period_of_a_peer_is_that_of_its_exports_and_imports_alone() {
 
     let plan = green.plan();
     let egress = gateway(&plan, "egress-red-mesh");
-    assert_eq!(
-        drain_of(&egress, |n| n.contains("red-mesh-imports")),
-        [Duration::ZERO]
-    );
+    assert_eq!(drain_of(&egress, |n| n.contains("red-mesh-imports")), [two]);
+    let chain = |name: &str| {
+        let mut chains = egress.listeners.values().flat_map(|l| &l.chains);
+        chains.find(|chain| chain.name == name).unwrap().drain
+    };
+    assert_eq!((chain("imports"), chain("discovery")), (two, DEFAULT_DRAIN));
     let client = sidecar(&plan, "bookinfo", "client-v1");
     let imports = drain_of(&client, |name| name.contains("red-mesh-imports"));
-    assert_eq!(imports, [Duration::ZERO]);
+    assert_eq!(imports, [two]);
     let others = drain_of(&egress, |name| !name.contains("red-mesh-imports"));
     assert_eq!(others, [DEFAULT_DRAIN]);
 }

@@ -10,6 +10,7 @@ mod bad_input;
 mod cli;
 mod control_plane;
 mod demo;
+mod drain;
 mod envoy;
 mod federation;
 mod hostile;

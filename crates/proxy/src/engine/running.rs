@@ -53,10 +53,9 @@ impl Running {
         let chains = shared.chains.load_full();
         let mut longest = Duration::ZERO;
         for chain in chains.all() {
-            longest = longest.max(chain.config.drain);
-            chain
-                .members
-                .sweep(|subject| Verdict::Drain(subject.chain.config.drain));
+            let period = chain.config.drain;
+            longest = longest.max(period);
+            chain.members.sweep(|_| Verdict::Drain(period));
         }
         // For those that are still in their handshake.
         shared.connections.retire(longest, Cut::Drained);

@@ -6,6 +6,7 @@ mod tcp;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshfed_pki::TrustStore;
@@ -114,7 +115,8 @@ impl Shared {
     ) {
         let chains = self.chains.load_full();
         for chain in of {
-            let verdict = |subject: &Subject| judge(subject, &chains, tables, known);
+            let gone = Verdict::Drain(chain.config.drain);
+            let verdict = |subject: &Subject| judge(subject, gone, &chains, tables, known);
             chain.members.sweep(verdict);
         }
     }
@@ -122,7 +124,9 @@ impl Shared {
     /// What would become of a connection that has just come in while the configuration may have
     /// been changing.
     pub(crate) fn judge(&self, subject: &Subject, tables: &Tables) -> Verdict {
-        judge(subject, &self.chains.load(), tables, &mut Judge::default())
+        let gone = Verdict::Drain(Duration::ZERO);
+        let known = &mut Judge::default();
+        judge(subject, gone, &self.chains.load(), tables, known)
     }
 }
 
@@ -132,8 +136,14 @@ pub(crate) struct Entered {
     _member: CutGuard<Subject>,
 }
 
-fn judge(subject: &Subject, chains: &Chains, tables: &Tables, known: &mut Judge) -> Verdict {
-    let gone = Verdict::Drain(subject.chain.config.drain);
+/// `gone`: what becomes of a connection whose chain is not there any more.
+fn judge(
+    subject: &Subject,
+    gone: Verdict,
+    chains: &Chains,
+    tables: &Tables,
+    known: &mut Judge,
+) -> Verdict {
     let Some(now) = chains.choose(subject.sni.as_deref()) else {
         return gone;
     };
@@ -159,14 +169,35 @@ fn judge(subject: &Subject, chains: &Chains, tables: &Tables, known: &mut Judge)
     if Arc::ptr_eq(now, &subject.chain) {
         return Verdict::Keep;
     }
-    let peer = subject.proof.as_ref().map(|p| &p.id);
-    let admits = |chain: &Chain| allowed(chain.allow(), peer, subject.sni.as_deref()).is_ok();
     match (&now.config.network, &subject.chain.config.network) {
         (Network::Tcp(new), Network::Tcp(old)) if new.target != old.target => gone,
         (Network::Tcp(_), Network::Http(_)) | (Network::Http(_), Network::Tcp(_)) => gone,
+        _ => judge_policies(subject, gone, now),
+    }
+}
+
+/// As [`judge`], where a chain has other policies. Who is admitted no more is cut; where it is only
+/// the name that is not served any more, that is the same as if what carried it had gone.
+fn judge_policies(subject: &Subject, gone: Verdict, now: &Chain) -> Verdict {
+    let peer = subject.proof.as_ref().map(|p| &p.id);
+    let sni = subject.sni.as_deref();
+    let before = match allowed(subject.chain.allow(), peer, sni) {
+        Ok(policy) => policy,
         // A client whose requests were refused all along may ask on.
-        _ if admits(now) || !admits(&subject.chain) => Verdict::Keep,
-        _ => Verdict::Cut(Cut::NotAllowed),
+        Err(_) => return Verdict::Keep,
+    };
+    if allowed(now.allow(), peer, sni).is_ok() {
+        return Verdict::Keep;
+    }
+    let policies = now.allow().unwrap_or_default();
+    let known = policies
+        .iter()
+        .any(|p| p.principals.is_empty() || peer.is_some_and(|id| p.principals.contains(id)));
+    let nothing_left = policies.is_empty() && before.is_some_and(|p| p.principals.is_empty());
+    if known || nothing_left {
+        gone
+    } else {
+        Verdict::Cut(Cut::NotAllowed)
     }
 }
 

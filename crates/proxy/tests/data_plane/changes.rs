@@ -128,6 +128,42 @@ async fn a_policy_that_admits_a_client_no_more_cuts_its_connection_and_no_other(
 }
 
 #[tokio::test]
+async fn a_name_that_is_served_no_more_drains_and_a_client_that_is_admitted_no_more_is_cut() {
+    let for_names = |names: &[&str], principals: &[&str], green: &Mesh| {
+        let policies = names.iter().map(|name| AllowPolicy {
+            name: (*name).into(),
+            principals: principals.iter().map(|a| green.id(a)).collect(),
+            server_name_suffix: Some(format!(".{name}")),
+        });
+        let network = tcp(TcpTarget::SniCluster, Some(policies.collect()));
+        listener("in", vec![chain("imports", vec![], network)])
+    };
+    type Policies = (&'static [&'static str], &'static [&'static str]);
+    let cases: [(Policies, &str); 4] = [
+        ((&["blue.local"], &[]), "drained"),
+        ((&[], &[]), "drained"),
+        ((&["blue.local"], &["egress"]), "drained"),
+        ((&["ratings.local"], &["another"]), "no_longer_allowed"),
+    ];
+    for ((names, principals), end) in cases {
+        let mut scene = Scene::new().await;
+        let green = &scene.green;
+        scene.gateway.change(|c| {
+            add_listener(c, for_names(&["ratings.local", "blue.local"], &[], green));
+        });
+        let open = scene.open().await;
+        let (began, green) = (Instant::now(), &scene.green);
+        scene
+            .gateway
+            .change(|c| add_listener(c, for_names(names, principals, green)));
+        assert!(open.gets_cut().await);
+        assert_eq!(began.elapsed() >= DRAIN, end == "drained", "{names:?}");
+        let line = &scene.gateway.exactly(1).await[0];
+        assert!(line.ends_with(&format!(" end={end}")), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_removed_cluster_refuses_at_once_and_its_connections_end_after_a_while() {
     let mut scene = Scene::new().await;
     let mut open = scene.open().await;

@@ -1,0 +1,135 @@
+//! What becomes of open connections when what carried them changes or goes.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use meshfed_api::{ExportedServiceSet, ROOT_CERT_KEY, ServiceMeshPeer};
+use meshfed_testkit::eventually;
+use meshfed_testkit::forge::Forge;
+use serde_json::{Value, json};
+
+use crate::federation::{Federation, Mesh, Tunnel};
+use crate::program::PATIENCE;
+use crate::removal::api;
+
+/// Unlike the default, to see that it counts.
+const DRAIN: Duration = Duration::from_secs(2);
+
+async fn merge<K>(api: &Api<K>, name: &str, patch: Value)
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let params = PatchParams::default();
+    api.patch(name, &params, &Patch::Merge(patch))
+        .await
+        .unwrap();
+}
+
+async fn trust(red: &Mesh, pem: &str) {
+    let maps: Api<ConfigMap> = api(red);
+    let patch = json!({"data": {ROOT_CERT_KEY: pem}});
+    merge(&maps, "green-mesh-ca-root-cert", patch).await;
+}
+
+/// How many connections these components of a mesh have ended for this reason.
+fn ended(mesh: &Mesh, components: &[&str], reason: &str) -> usize {
+    let logs = components.iter().map(|c| mesh.log_of(c));
+    let count = |log: String| log.lines().filter(|l| l.ends_with(reason)).count();
+    logs.map(count).sum()
+}
+
+async fn ends(tunnel: &mut Tunnel) {
+    eventually(PATIENCE, async || match tunnel.call().await {
+        Ok(()) => Err("the tunnel still works"),
+        Err(_) => Ok(()),
+    })
+    .await;
+}
+
+/// Old connections and new ones work, for long enough that a change has arrived everywhere.
+async fn work(federation: &Federation, tunnel: &mut Tunnel) {
+    let until = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < until {
+        tunnel.call().await.unwrap();
+        federation.call().await.unwrap();
+    }
+}
+
+/// The rules of the export are others for a while.
+async fn withdraw(federation: &Federation, tunnel: &mut Tunnel) {
+    let (red, green) = (&federation.red, &federation.green);
+    let sets: Api<ExportedServiceSet> = api(red);
+    let rules = json!(sets.get("green-mesh").await.unwrap().spec.export_rules);
+    let none = json!([{"type": "NameSelector", "nameSelector": {"name": "of-nobody"}}]);
+    let export = |rules: Value| json!({"spec": {"exportRules": rules}});
+    let began = Instant::now();
+    merge(&sets, "green-mesh", export(none)).await;
+    eventually(PATIENCE, async || match federation.call().await {
+        Ok(()) => Err("a call succeeds"),
+        Err(_) => Ok(()),
+    })
+    .await;
+    tunnel.call().await.unwrap();
+    ends(tunnel).await;
+    let took = began.elapsed();
+    assert!(took >= DRAIN && took < 2 * DRAIN, "{took:?}");
+    // The first of the hops whose time is over.
+    eventually(PATIENCE, async || {
+        let at_red = ended(red, &["ingress-green-mesh"], " end=drained");
+        let at_green = ended(green, &["egress-red-mesh", "client"], " end=drained");
+        if at_red + at_green > 0 {
+            Ok(())
+        } else {
+            Err("no hop says that it drained")
+        }
+    })
+    .await;
+    merge(&sets, "green-mesh", export(rules)).await;
+    federation.works().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_withdrawn_export_ends_when_its_time_is_over_and_a_withdrawn_root_cuts_at_once() {
+    let federation = Federation::start(&[], &[]).await;
+    let (red, green) = (&federation.red, &federation.green);
+    federation.works().await;
+    let period = json!({"metadata": {"annotations": {"meshfed.io/drain-period": "2s"}}});
+    for (mesh, peer) in [(red, "green-mesh"), (green, "red-mesh")] {
+        let peers: Api<ServiceMeshPeer> = api(mesh);
+        merge(&peers, peer, period.clone()).await;
+    }
+    let mut tunnel = federation.tunnel().await;
+    work(&federation, &mut tunnel).await;
+    withdraw(&federation, &mut tunnel).await;
+
+    // A second root comes and goes again, as in a rotation.
+    let mut tunnel = federation.tunnel().await;
+    let maps: Api<ConfigMap> = api(red);
+    let map = maps.get("green-mesh-ca-root-cert").await.unwrap();
+    let own = map.data.unwrap()[ROOT_CERT_KEY].clone();
+    let other = Forge::new("green-mesh.local").root_pem().to_owned();
+    for roots in [
+        format!("{own}{other}"),
+        format!("{other}{own}"),
+        own.clone(),
+    ] {
+        trust(red, &roots).await;
+        work(&federation, &mut tunnel).await;
+    }
+    let cut = |reason| ended(red, &["ingress-green-mesh"], reason);
+    assert_eq!(cut(" end=trust_removed"), 0);
+
+    // Nobody vouches for green-mesh any more.
+    trust(red, &other).await;
+    ends(&mut tunnel).await;
+    assert!(federation.call().await.is_err());
+    eventually(PATIENCE, async || match cut(" end=trust_removed") {
+        0 => Err("nothing was cut"),
+        _ => Ok(()),
+    })
+    .await;
+    trust(red, &own).await;
+    federation.works().await;
+}
