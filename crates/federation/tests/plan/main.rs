@@ -11,6 +11,7 @@ mod data_plane;
 mod difference;
 mod documents;
 mod explain;
+mod histories;
 mod lab;
 mod meshes;
 mod names;
