@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meshfed_federation::discovery::message::{Limits, Service, ServicePort};
 use meshfed_federation::discovery::remote::{RemoteService, RemoteServices};
 use meshfed_federation::plan::{Planner, plan};
@@ -155,7 +156,8 @@ fn edit(lab: &mut Lab, dice: &mut Dice<'_>) {
         4 | 5 => slice(lab, dice),
         6 | 7 => pod(lab, dice),
         8 => namespace_or_member(lab, dice),
-        9 | 10 => peer(lab, dice),
+        9 => peer(lab, dice),
+        10 => one_field_of_a_peer(lab, dice),
         11 => export_set(lab, dice),
         12 | 13 => import_set(lab, dice),
         14 => root(lab, dice),
@@ -312,6 +314,36 @@ fn peer(lab: &mut Lab, dice: &mut Dice<'_>) {
             "security": {"trustDomain": domain, "clientID": format!("{domain}/{client}")},
         },
     }));
+}
+
+fn one_field_of_a_peer(lab: &mut Lab, dice: &mut Dice<'_>) {
+    let key = ObjectKey::new(SYSTEM, dice.of(&PEERS));
+    let Some(peer) = lab.world.resources.peers.get_mut(&key) else {
+        return;
+    };
+    let peer = Arc::make_mut(peer);
+    let spec = &mut peer.spec;
+    match dice.roll(6) {
+        0 => {
+            let drain = dice.of(&["2s", "9s"]).to_owned();
+            let annotation = ("meshfed.io/drain-period".to_owned(), drain);
+            peer.metadata.annotations = Some([annotation].into());
+        }
+        1 => spec.remote.service_port = dice.maybe(&[15443, 30001]),
+        2 => {
+            spec.remote.addresses =
+                dice.some_of(&["192.0.2.3".to_owned(), "one.example".to_owned()])
+        }
+        3 => spec.gateways.ingress.name = dice.of(&["in-1", "in-2"]).to_owned(),
+        4 => spec.gateways.egress.name = dice.of(&["out-1", "out-2"]).to_owned(),
+        _ => {
+            let created = lab
+                .world
+                .now
+                .checked_sub(SignedDuration::from_secs(i64::from(dice.roll(3))));
+            peer.metadata.creation_timestamp = Some(Time(created.unwrap()));
+        }
+    }
 }
 
 fn export_set(lab: &mut Lab, dice: &mut Dice<'_>) {
