@@ -9,22 +9,22 @@ mod terms;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
-use meshfed_api::peer::{GatewayReference, Gateways};
-use meshfed_proxy_config::{Discovery, ProxyConfig, sni};
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::terms::roots_of_peer;
 pub use self::terms::{PeerChange, Terms};
-use crate::plan::proxy::peer_trust;
-use crate::plan::{Plan, ProxyKey};
-use crate::world::{ObjectKey, World};
+use crate::names::{ExportedHost, PeerName};
+use crate::plan::{Exported, Offer, Plan, Shares};
+use crate::world::World;
 
-/// Everything that is shared, by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Everything that is shared. Two that share their entries are compared at the cost of what differs.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sharing {
-    exports: BTreeMap<Exposure, BTreeSet<u16>>,
-    imports: BTreeMap<Usage, BTreeSet<u16>>,
+    shares: Shares,
     /// By the ServiceMeshPeer's name.
     peers: BTreeMap<String, Terms>,
 }
@@ -82,29 +82,40 @@ impl Sharing {
     /// What `plan`, which follows from `world`, shares.
     pub fn of(world: &World, plan: &Plan) -> Self {
         Self {
-            exports: exports(world, plan),
-            imports: imports(world, plan),
+            shares: plan.shares.clone(),
             peers: terms::all(world, plan),
         }
     }
 
     /// Everything that peers can call, with its ports.
-    pub fn exposed(&self) -> impl Iterator<Item = (&Exposure, &BTreeSet<u16>)> {
-        self.exports.iter()
+    pub fn exposed(&self) -> impl Iterator<Item = Entry<Exposure>> {
+        let all = self.shares.exports.iter();
+        all.flat_map(|(peer, exports)| {
+            let all = exports.iter();
+            all.map(|(host, exported)| exposure(peer, host, exported))
+        })
     }
 
     /// Everything of peers that our workloads can call, with its ports.
-    pub fn imported(&self) -> impl Iterator<Item = (&Usage, &BTreeSet<u16>)> {
-        self.imports.iter()
+    pub fn imported(&self) -> impl Iterator<Item = Entry<Usage>> {
+        let all = self.shares.imports.iter();
+        all.flat_map(|(peer, offers)| offers.values().filter_map(|offer| usage(peer, offer)))
     }
 
     /// What `self` has and `before` has not, and the other way round.
     pub fn since(&self, before: &Self) -> Difference {
+        let (old, new) = (&before.shares, &self.shares);
+        let (exposed, hidden) = compare(&old.exports, &new.exports, |peer, host, exported| {
+            Some(exposure(peer, host, exported))
+        });
+        let (imported, dropped) = compare(&old.imports, &new.imports, |peer, _, offer| {
+            usage(peer, offer)
+        });
         Difference {
-            exposed: beyond(&self.exports, &before.exports),
-            hidden: beyond(&before.exports, &self.exports),
-            imported: beyond(&self.imports, &before.imports),
-            dropped: beyond(&before.imports, &self.imports),
+            exposed,
+            hidden,
+            imported,
+            dropped,
             peers: terms::changes(&before.peers, &self.peers),
         }
     }
@@ -116,23 +127,72 @@ impl Difference {
     }
 }
 
-/// What `more` has beyond `less`.
-fn beyond<T: Ord + Clone>(
-    more: &BTreeMap<T, BTreeSet<u16>>,
-    less: &BTreeMap<T, BTreeSet<u16>>,
-) -> Vec<Entry<T>> {
-    more.iter()
-        .filter_map(|(what, ports)| {
-            let ports: Vec<u16> = match less.get(what) {
-                Some(known) => ports.difference(known).copied().collect(),
-                None => ports.iter().copied().collect(),
+/// What came and what went, in order, of the entries that `entry` makes.
+fn compare<K: Ord + Clone, V: PartialEq, T: Ord + Clone>(
+    before: &BTreeMap<PeerName, OrdMap<K, Arc<V>>>,
+    after: &BTreeMap<PeerName, OrdMap<K, Arc<V>>>,
+    entry: impl Fn(&PeerName, &K, &V) -> Option<Entry<T>>,
+) -> (Vec<Entry<T>>, Vec<Entry<T>>) {
+    let (mut came, mut went) = (Vec::new(), Vec::new());
+    let none = OrdMap::new();
+    let peers: BTreeSet<&PeerName> = before.keys().chain(after.keys()).collect();
+    for peer in peers {
+        let old = before.get(peer).unwrap_or(&none);
+        let new = after.get(peer).unwrap_or(&none);
+        for item in old.diff(new) {
+            let (old, new) = match item {
+                DiffItem::Add(key, new) => (None, entry(peer, key, new)),
+                DiffItem::Remove(key, old) => (entry(peer, key, old), None),
+                DiffItem::Update { old, new } => {
+                    (entry(peer, old.0, old.1), entry(peer, new.0, new.1))
+                }
             };
-            (!ports.is_empty()).then(|| Entry {
-                what: what.clone(),
-                ports,
-            })
-        })
-        .collect()
+            went.extend(beyond(old.clone(), new.as_ref()));
+            came.extend(beyond(new, old.as_ref()));
+        }
+    }
+    came.sort_by(|a, b| a.what.cmp(&b.what));
+    went.sort_by(|a, b| a.what.cmp(&b.what));
+    (came, went)
+}
+
+/// What `more` has beyond `less`.
+fn beyond<T: PartialEq>(more: Option<Entry<T>>, less: Option<&Entry<T>>) -> Option<Entry<T>> {
+    let mut more = more?;
+    if let Some(less) = less.filter(|less| less.what == more.what) {
+        more.ports.retain(|port| !less.ports.contains(port));
+    }
+    (!more.ports.is_empty()).then_some(more)
+}
+
+fn exposure(peer: &PeerName, host: &ExportedHost, exported: &Exported) -> Entry<Exposure> {
+    let local = &exported.local;
+    Entry {
+        what: Exposure {
+            peer: peer.to_string(),
+            service: format!("{}/{}", local.key.namespace, local.key.name),
+            exported_name: host.to_string(),
+        },
+        ports: ascending(local.ports.iter().map(|port| port.number)),
+    }
+}
+
+/// `None` if it is not imported.
+fn usage(peer: &PeerName, offer: &Offer) -> Option<Entry<Usage>> {
+    let import = offer.imported()?;
+    Some(Entry {
+        what: Usage {
+            peer: peer.to_string(),
+            exported_name: offer.remote.host.to_string(),
+            hostname: import.host.to_string(),
+        },
+        ports: ascending(import.ports.iter().copied()),
+    })
+}
+
+fn ascending(ports: impl Iterator<Item = u16>) -> Vec<u16> {
+    let ports: BTreeSet<u16> = ports.collect();
+    ports.into_iter().collect()
 }
 
 impl fmt::Display for Entry<Exposure> {
@@ -168,98 +228,4 @@ impl fmt::Display for Ports<'_> {
         let word = if numbers.len() == 1 { "port" } else { "ports" };
         write!(f, "({word} {})", numbers.join(", "))
     }
-}
-
-/// The names on a peer's list, with the services that our ingress gateway sends them to.
-fn exports(world: &World, plan: &Plan) -> BTreeMap<Exposure, BTreeSet<u16>> {
-    let mut all: BTreeMap<Exposure, BTreeSet<u16>> = BTreeMap::new();
-    for (peer, list) in &plan.exports {
-        let Some(gateway) = gateway(world, plan, peer.as_str(), |g| &g.ingress) else {
-            continue;
-        };
-        for message in list.values() {
-            let ports = message.ports.iter();
-            for port in ports.filter_map(|p| u16::try_from(p.port).ok()) {
-                let cluster = gateway.clusters.get(&*sni(port, &message.hostname));
-                let Some(service) = cluster.and_then(|cluster| target(&cluster.discovery)) else {
-                    continue;
-                };
-                let exposure = Exposure {
-                    peer: peer.to_string(),
-                    service,
-                    exported_name: message.hostname.clone(),
-                };
-                all.entry(exposure).or_default().insert(port);
-            }
-        }
-    }
-    all
-}
-
-/// `<namespace>/<name>` of the service whose endpoints these are.
-fn target(discovery: &Discovery) -> Option<String> {
-    let Discovery::Eds(name) = discovery else {
-        return None;
-    };
-    // outbound|<port>||<name>.<namespace>.svc.<domain>
-    let mut labels = name.rsplit('|').next()?.split('.');
-    let (service, namespace) = (labels.next()?, labels.next()?);
-    Some(format!("{namespace}/{service}"))
-}
-
-/// The names that our egress gateways answer to, with what they ask the peer for.
-fn imports(world: &World, plan: &Plan) -> BTreeMap<Usage, BTreeSet<u16>> {
-    let mut all: BTreeMap<Usage, BTreeSet<u16>> = BTreeMap::new();
-    for peer in plan.discovery.keys() {
-        let Some(gateway) = gateway(world, plan, peer.as_str(), |g| &g.egress) else {
-            continue;
-        };
-        // One gateway may serve several peers.
-        let trust = peer_trust(peer);
-        for cluster in gateway.clusters.values() {
-            let Some(tls) = cluster.tls.as_ref() else {
-                continue;
-            };
-            let Some(asked) = tls.sni.as_deref().and_then(host_of) else {
-                continue;
-            };
-            let Some((port, hostname)) = parts(&cluster.name) else {
-                continue;
-            };
-            if *tls.trust == *trust {
-                let usage = Usage {
-                    peer: peer.to_string(),
-                    exported_name: asked.to_owned(),
-                    hostname: hostname.to_owned(),
-                };
-                all.entry(usage).or_default().insert(port);
-            }
-        }
-    }
-    all
-}
-
-/// The host in `outbound_.<port>_._.<host>`.
-fn host_of(sni: &str) -> Option<&str> {
-    parts(sni).map(|(_, host)| host)
-}
-
-fn parts(sni: &str) -> Option<(u16, &str)> {
-    let (port, host) = sni.strip_prefix("outbound_.")?.split_once("_._.")?;
-    Some((port.parse().ok()?, host))
-}
-
-/// What the gateway that a peer names is told.
-fn gateway<'p>(
-    world: &World,
-    plan: &'p Plan,
-    peer: &str,
-    side: fn(&Gateways) -> &GatewayReference,
-) -> Option<&'p ProxyConfig> {
-    let key = ObjectKey::new(world.mesh.system_namespace.clone(), peer);
-    let object = world.resources.peers.get(&key)?;
-    let name = side(&object.spec.gateways).name.clone();
-    plan.proxies
-        .get(&ProxyKey::Gateway(name))
-        .map(|config| &**config)
 }

@@ -45,9 +45,9 @@ use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::ProxyConfig;
 
 pub use self::control_plane::ControlPlaneProblem;
-pub use self::exports::NameTaken;
 pub(crate) use self::exports::is_visible;
-pub use self::imports::ImportProblem;
+pub use self::exports::{Exported, NameTaken};
+pub use self::imports::{Import, ImportProblem, Offer};
 pub use self::membership::MemberProblem;
 pub use self::peers::{GatewayGap, PeerProblem};
 pub use self::planner::Planner;
@@ -62,7 +62,7 @@ use self::peers::Peers;
 use self::planner::trusted;
 use crate::discovery::client::Imported;
 use crate::discovery::server::Exports;
-use crate::names::PeerName;
+use crate::names::{ExportedHost, PeerName, ServiceKey};
 use crate::world::{ObjectKey, World};
 
 /// Everything that follows from a [`World`].
@@ -82,6 +82,8 @@ pub struct Plan {
     pub gateways: BTreeMap<String, Arc<GatewayPlan>>,
     /// What each peer that may be talked to gets to see.
     pub exports: BTreeMap<PeerName, Exports>,
+    /// What is shared with each peer, service by service.
+    pub shares: Shares,
     /// Whom to ask for exports, and how.
     pub discovery: BTreeMap<PeerName, Arc<DiscoveryTarget>>,
     /// Which ingress gateway may ask for which peer's list.
@@ -94,6 +96,16 @@ pub struct Plan {
     pub withdrawal: Withdrawal,
     /// When the answer changes without a change of the world.
     pub wake_at: Option<Timestamp>,
+}
+
+/// What is shared, and by which rules. A copy shares the entries, so that two are compared at the
+/// cost of what differs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Shares {
+    /// What each peer may call, by exported name.
+    pub exports: BTreeMap<PeerName, OrdMap<ExportedHost, Arc<Exported>>>,
+    /// What each peer offers, by exported name and namespace.
+    pub imports: BTreeMap<PeerName, OrdMap<ServiceKey, Arc<Offer>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

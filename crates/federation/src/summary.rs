@@ -108,9 +108,9 @@ pub fn summary(world: &World, plan: &Plan, seen: &Seen) -> Summary {
     problems.extend(certificates.iter().filter_map(|c| c.problem(world.now)));
     problems.sort();
     let sharing = Sharing::of(world, plan);
-    let mut imports: BTreeMap<&str, usize> = BTreeMap::new();
-    for (usage, _) in sharing.imported() {
-        *imports.entry(&usage.peer).or_default() += 1;
+    let mut imports: BTreeMap<String, usize> = BTreeMap::new();
+    for entry in sharing.imported() {
+        *imports.entry(entry.what.peer).or_default() += 1;
     }
     let system = &world.mesh.system_namespace;
     let name = plan.control_plane.as_ref();

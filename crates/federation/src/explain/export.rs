@@ -251,13 +251,14 @@ impl<'a> Export<'a> {
         let peer = self.facts.peer.as_str();
         let holder = sharing
             .exposed()
-            .map(|(exposure, _)| exposure)
+            .map(|entry| entry.what)
             .find(|exposure| exposure.peer == peer && exposure.exported_name == host.as_str());
         let service = self.service.to_string();
         match holder {
             Some(holder) if holder.service == service => Ok(()),
             holder => {
-                let holder = holder.map_or("another service", |holder| &holder.service);
+                let holder =
+                    holder.map_or_else(|| "another service".to_owned(), |holder| holder.service);
                 Err(Obstacle::new(
                     "NameTaken",
                     format!("{holder} is older and has the name {host}"),

@@ -196,7 +196,8 @@ impl<'a> Import<'a> {
         let facts = &self.facts;
         let peer = facts.peer.as_str();
         let sharing = Sharing::of(facts.world, facts.plan);
-        let ours = sharing.imported().any(|(usage, _)| {
+        let ours = sharing.imported().any(|entry| {
+            let usage = entry.what;
             usage.peer == peer
                 && usage.exported_name == remote.host.as_str()
                 && usage.hostname == host.as_str()
@@ -210,7 +211,7 @@ impl<'a> Import<'a> {
         );
         let taken = sharing
             .imported()
-            .map(|(usage, _)| usage)
+            .map(|entry| entry.what)
             .find(|usage| usage.hostname == host.as_str());
         if remote.tcp_ports().next().is_none() {
             let problem = ImportProblem::NoPort;

@@ -106,8 +106,9 @@ pub(super) struct PeerExports {
     pub lost: OrdMap<Rank, Arc<NameTaken>>,
 }
 
+/// A service of ours under one of its exported names.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Exported {
+pub struct Exported {
     /// Index of the rule that picks it.
     pub rule: usize,
     pub local: Arc<LocalService>,

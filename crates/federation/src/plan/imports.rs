@@ -55,8 +55,9 @@ pub(super) struct PeerImports {
     pub locality: Locality,
 }
 
+/// A service that a peer offers, and what became of it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Offer {
+pub struct Offer {
     pub remote: Arc<RemoteService>,
     /// `None`: no rule picks it.
     pub import: Option<Result<Arc<Import>, ImportProblem>>,
@@ -70,7 +71,7 @@ impl Offer {
 
 /// One imported service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Import {
+pub struct Import {
     /// Index of the rule that picks it.
     pub rule: usize,
     /// Name and namespace here.

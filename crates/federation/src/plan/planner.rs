@@ -16,8 +16,8 @@ use super::peers::{self, Peers, Trusted};
 use super::status::{self, Judged, LazyStatuses};
 use super::workloads::Workloads;
 use super::{
-    DiscoveryTarget, GatewayPlan, Plan, control_plane, discovery_clients, discovery_targets,
-    membership, staleness, withdrawal,
+    DiscoveryTarget, GatewayPlan, Plan, Shares, control_plane, discovery_clients,
+    discovery_targets, membership, staleness, withdrawal,
 };
 use crate::discovery::remote::RemoteServices;
 use crate::discovery::server::Exports;
@@ -80,14 +80,17 @@ impl Planner {
             workloads: self.workloads.all(),
             touched: &touched,
         });
-        let exports = trusted(&peers)
-            .filter(|(_, peer)| peer.ingress.is_ok())
-            .map(|(_, peer)| {
-                let given = given.get(&peer.name).filter(|_| !peer.withdraws());
-                let list = given.map_or_else(Exports::new, |given| given.list.clone());
-                (peer.name.clone(), list)
-            })
-            .collect();
+        let mut exports = BTreeMap::new();
+        let mut shares = Shares::default();
+        for (_, peer) in trusted(&peers).filter(|(_, peer)| peer.ingress.is_ok()) {
+            let given = given.get(&peer.name).filter(|_| !peer.withdraws());
+            let list = given.map_or_else(Exports::new, |given| given.list.clone());
+            exports.insert(peer.name.clone(), list);
+            if let Some(given) = given {
+                let exported = given.exported.clone();
+                shares.exports.insert(peer.name.clone(), exported);
+            }
+        }
         let made = ruling.gateways.iter().filter_map(|(name, view)| {
             let plan = view.plan.as_ref().ok()?;
             Some((name.clone(), Arc::new(plan.clone())))
@@ -101,6 +104,10 @@ impl Planner {
             exports: given,
             imports: self.imports.given(),
         };
+        let offers = judged.imports.iter();
+        shares.imports = offers
+            .map(|(peer, given)| (peer.clone(), given.offers.clone()))
+            .collect();
         Plan {
             control_plane: control_plane.cloned(),
             discovery: self.discovery.clone(),
@@ -117,6 +124,7 @@ impl Planner {
             .flatten()
             .min(),
             exports,
+            shares,
             gateways: self.gateways.clone(),
             members: membership.namespaces,
             trust_domain: ruling.trust_domain,

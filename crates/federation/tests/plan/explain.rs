@@ -383,8 +383,8 @@ proptest! {
             for name in ["x", "y", "z"] {
                 let key = ServiceKey::parse(namespace, name).unwrap();
                 let said = explain_export(&lab.world, &plan, &key, &peer);
-                let exported = sharing.exposed().any(|(exposure, _)| {
-                    exposure.peer == "green-mesh" && exposure.service == key.to_string()
+                let exported = sharing.exposed().any(|entry| {
+                    entry.what.peer == "green-mesh" && entry.what.service == key.to_string()
                 });
                 prop_assert_eq!(said.shared, exported, "{}", said);
                 prop_assert!(said.shared || said.obstacle.is_some(), "{}", said);
@@ -416,7 +416,7 @@ proptest! {
             for name in ["x", "y", "z"] {
                 let said = import(&green, name, namespace);
                 let host = format!("{name}.{namespace}.svc.green-mesh-exports.local");
-                let imported = sharing.imported().any(|(usage, _)| usage.exported_name == host);
+                let imported = sharing.imported().any(|entry| entry.what.exported_name == host);
                 prop_assert_eq!(said.shared, imported, "{}", said);
                 let reason = said.obstacle.as_ref().map(|o| o.reason.as_str());
                 prop_assert_ne!(reason, Some("NotImported"), "{}", said);
