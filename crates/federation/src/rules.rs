@@ -6,6 +6,7 @@
 
 mod export;
 mod import;
+mod index;
 mod pattern;
 
 pub use export::{ExportDecision, ExportRules};

@@ -17,7 +17,9 @@ mod cluster;
 mod http;
 mod listener;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,11 +75,24 @@ pub const MAX_DRAIN: Duration = Duration::from_secs(3600);
 
 /// The SNI of a service port: `outbound_.<port>_._.<host>`.
 pub fn sni(port: u16, host: &str) -> Arc<str> {
-    format!("outbound_.{port}_._.{host}").into()
+    text(format_args!("outbound_.{port}_._.{host}"))
 }
 
 /// The name of the cluster that carries a service port where the name is not also an SNI, in
 /// Istio's form `outbound|<port>||<host>`.
 pub fn outbound_cluster(port: u16, host: &str) -> Arc<str> {
-    format!("outbound|{port}||{host}").into()
+    text(format_args!("outbound|{port}||{host}"))
+}
+
+/// A shared text, made with one allocation: there are some of them for every service.
+pub fn text(of: fmt::Arguments<'_>) -> Arc<str> {
+    thread_local! {
+        static BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.clear();
+        // Writing into a String does not fail.
+        let _ = buffer.write_fmt(of);
+        Arc::from(buffer.as_str())
+    })
 }

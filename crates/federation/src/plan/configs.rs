@@ -14,7 +14,7 @@ use super::imports::{Imports, PeerImports};
 use super::ingress::{Ingress, IngressPeer};
 use super::local::LocalService;
 use super::peers::{Peers, Trusted};
-use super::proxy::Mesh;
+use super::proxy::{MESH_TRUST, Mesh};
 use super::sidecar::{Outbound, Sidecar, SidecarPeer, Workload};
 use super::{GatewayKind, ProxyKey};
 use crate::names::{PeerName, ServiceKey};
@@ -54,6 +54,7 @@ impl Proxies {
         let (world, ruling) = (decided.world, decided.ruling);
         let mesh = Mesh {
             trust_domain: &ruling.trust_domain,
+            trust_name: &MESH_TRUST.into(),
             roots: &world.observed.own_roots,
             system_namespace: &world.mesh.system_namespace,
             cluster_domain: &world.mesh.cluster_domain,

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshfed_pki::SpiffeId;
 
-use super::local::LocalService;
+use super::local::{LocalService, Touched};
 use crate::discovery::export::Export;
 use crate::discovery::message::{Service, ServicePort};
 use crate::discovery::server::Exports;
@@ -59,24 +59,21 @@ impl Candidates {
         &mut self,
         world: &World,
         services: &OrdMap<ServiceKey, Arc<LocalService>>,
-        touched: &BTreeSet<ObjectKey>,
+        touched: &[Touched],
     ) -> Vec<Changed> {
         let mut changed = Vec::new();
-        for object in touched {
-            let Ok(key) = ServiceKey::parse(&object.namespace, &object.name) else {
-                continue;
-            };
+        for Touched { object, key } in touched {
             let new = services
-                .get(&key)
+                .get(key)
                 .and_then(|local| candidate(world, object, local));
-            let old = self.0.get(&key);
+            let old = self.0.get(key);
             if old.map(AsRef::as_ref) == new.as_ref() {
                 continue;
             }
             let new = new.map(Arc::new);
             let old = match &new {
-                Some(new) => self.0.insert(key, new.clone()),
-                None => self.0.remove(&key),
+                Some(new) => self.0.insert(key.clone(), new.clone()),
+                None => self.0.remove(key),
             };
             changed.push(Changed { old, new });
         }
@@ -149,7 +146,7 @@ pub(crate) fn is_visible(metadata: &ObjectMeta, namespace: &str, viewer: &str) -
 #[derive(Debug, PartialEq)]
 pub(super) struct Terms {
     pub peer: PeerName,
-    pub rules: ExportRules,
+    pub rules: Arc<ExportRules>,
     /// The identity of the gateway that the peer comes in at.
     pub ingress: SpiffeId,
 }

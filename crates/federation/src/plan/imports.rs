@@ -108,7 +108,7 @@ pub(super) struct Terms {
     pub created: Option<Timestamp>,
     pub peer: PeerName,
     pub trust_domain: TrustDomain,
-    pub rules: ImportRules,
+    pub rules: Arc<ImportRules>,
     /// Name of our egress gateway for it.
     pub egress: String,
     pub system_namespace: String,

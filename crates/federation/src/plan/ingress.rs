@@ -149,11 +149,7 @@ impl Ingress {
             for (host, _, new) in changes(&before.exports, &now.exports) {
                 let Some(new) = new else { continue };
                 for (name, port) in names(host, new) {
-                    put(
-                        clusters,
-                        name.clone(),
-                        cluster(mesh, name, new, port, now.drain),
-                    );
+                    put(clusters, name.clone(), cluster(mesh, name, port, now.drain));
                 }
                 for port in &new.local.ports {
                     let name = &port.endpoints.name;
@@ -167,7 +163,7 @@ impl Ingress {
             if !same_mesh || before.drain != now.drain {
                 for (host, exported) in &now.exports {
                     for (name, port) in names(host, exported) {
-                        let cluster = cluster(mesh, name.clone(), exported, port, now.drain);
+                        let cluster = cluster(mesh, name.clone(), port, now.drain);
                         put(clusters, name, cluster);
                     }
                 }
@@ -194,18 +190,12 @@ fn names<'e>(
     by_port.chain(first.map(|port| (host.as_str().into(), port)))
 }
 
-fn cluster(
-    mesh: &Mesh<'_>,
-    name: Arc<str>,
-    exported: &Exported,
-    port: &LocalPort,
-    drain: Duration,
-) -> Cluster {
+fn cluster(mesh: &Mesh<'_>, name: Arc<str>, port: &LocalPort, drain: Duration) -> Cluster {
     let servers = ServerIds::AnyOf(mesh.trust_domain.clone());
-    let host = &exported.local.host;
+    let endpoints = port.endpoints.name.clone();
     Cluster {
         drain,
-        ..mesh.workload_cluster(name, host, port.number, &port.endpoints, servers)
+        ..mesh.workload_cluster(name, port.sni.clone(), endpoints, servers)
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster};
+use meshfed_proxy_config::{
+    Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster, sni,
+};
 
 use super::changes::changes;
 use crate::discovery::extension::Health;
@@ -33,6 +35,8 @@ pub struct LocalPort {
     pub number: u16,
     pub name: String,
     pub app_protocol: Option<String>,
+    /// The name in the SNI inside the mesh.
+    pub sni: Arc<str>,
     /// Ready endpoints, under the name `outbound|<port>||<host>`.
     pub endpoints: Arc<Endpoints>,
 }
@@ -58,51 +62,50 @@ impl Services {
         &self.all
     }
 
-    /// Returns the objects whose services may be others than before.
+    /// Returns the objects whose services may be others than before, in their order.
     pub fn follow(
         &mut self,
         resources: &Resources,
         members: &BTreeSet<String>,
         cluster_domain: &str,
-    ) -> BTreeSet<ObjectKey> {
-        let mut touched = BTreeSet::new();
-        for (key, _, _) in changes(&self.resources.services, &resources.services) {
-            touched.insert(key.clone());
-        }
-        let before = self.resources.endpoint_slices.clone();
-        for (key, old, new) in changes(&before, &resources.endpoint_slices) {
+    ) -> Vec<Touched> {
+        let before = std::mem::replace(&mut self.resources, resources.clone());
+        let services = changes(&before.services, &resources.services);
+        let mut touched: Vec<ObjectKey> = services.map(|(key, ..)| key.clone()).collect();
+        for (key, old, new) in changes(&before.endpoint_slices, &resources.endpoint_slices) {
             if let Some((service, old)) = old.and_then(|old| Some((service_of(key, old)?, old))) {
                 self.forget_slice(&service, old);
-                touched.insert(service);
+                touched.push(service);
             }
             if let Some((service, new)) = new.and_then(|new| Some((service_of(key, new)?, new))) {
                 self.slices
                     .entry(service.clone())
                     .or_default()
                     .push(new.clone());
-                touched.insert(service);
+                touched.push(service);
             }
         }
-        let before = self.resources.pods.clone();
-        for (_, old, new) in changes(&before, &resources.pods) {
+        for (_, old, new) in changes(&before.pods, &resources.pods) {
             let (old, new) = (old.and_then(tls_address), new.and_then(tls_address));
             if old != new {
                 self.count_pod(old, -1, &mut touched);
                 self.count_pod(new, 1, &mut touched);
             }
         }
-        for namespace in self.members.symmetric_difference(members) {
-            let all = in_namespace(&resources.services, namespace);
-            touched.extend(all.map(|(key, _)| key.clone()));
-        }
         if self.members != *members {
+            // Services that are new are among the others already.
+            for namespace in self.members.symmetric_difference(members) {
+                let there = in_namespace(&before.services, namespace);
+                touched.extend(there.map(|(key, _)| key.clone()));
+            }
             self.members = members.clone();
         }
-        self.resources.services = resources.services.clone();
-        self.resources.endpoint_slices = resources.endpoint_slices.clone();
-        self.resources.pods = resources.pods.clone();
-        for object in &touched {
-            self.judge(object, cluster_domain);
+        // They come in sorted runs, so that this is a merge.
+        touched.sort();
+        touched.dedup();
+        let touched = Touched::all(touched);
+        for touched in &touched {
+            self.judge(touched, cluster_domain);
         }
         touched
     }
@@ -117,7 +120,7 @@ impl Services {
     }
 
     /// Touches the services that have an endpoint where the last such Pod went or the first came.
-    fn count_pod(&mut self, address: Option<IpAddr>, by: isize, touched: &mut BTreeSet<ObjectKey>) {
+    fn count_pod(&mut self, address: Option<IpAddr>, by: isize, touched: &mut Vec<ObjectKey>) {
         let Some(address) = address else { return };
         let count = self.mutual_tls.entry(address).or_default();
         *count = count.saturating_add_signed(by);
@@ -128,10 +131,7 @@ impl Services {
         touched.extend(there.map(|key| ObjectKey::new(key.namespace.as_str(), key.name.as_str())));
     }
 
-    fn judge(&mut self, object: &ObjectKey, cluster_domain: &str) {
-        let Ok(key) = ServiceKey::parse(&object.namespace, &object.name) else {
-            return;
-        };
+    fn judge(&mut self, Touched { object, key }: &Touched, cluster_domain: &str) {
         let is_member = self.members.contains(&object.namespace);
         let service = self.resources.services.get(object).filter(|_| is_member);
         let made = service.and_then(|service| {
@@ -146,13 +146,13 @@ impl Services {
                 health: health(slices),
             })
         });
-        let old = self.all.get(&key);
+        let old = self.all.get(key);
         if old.map(AsRef::as_ref) == made.as_ref() {
             return;
         }
         for address in old.into_iter().flat_map(|old| old.addresses()) {
             if let Some(there) = self.by_address.get_mut(&address) {
-                there.retain(|other| *other != key);
+                there.retain(|other| other != key);
                 if there.is_empty() {
                     self.by_address.remove(&address);
                 }
@@ -166,10 +166,10 @@ impl Services {
                         .or_default()
                         .push(key.clone());
                 }
-                self.all.insert(key, Arc::new(made));
+                self.all.insert(key.clone(), Arc::new(made));
             }
             None => {
-                self.all.remove(&key);
+                self.all.remove(key);
             }
         }
     }
@@ -186,6 +186,33 @@ pub(crate) fn service(
     let mut services = Services::default();
     services.follow(resources, &home, cluster_domain);
     services.all.get(key).cloned()
+}
+
+/// A Service that may be another than before.
+#[derive(Debug)]
+pub(super) struct Touched {
+    pub object: ObjectKey,
+    pub key: ServiceKey,
+}
+
+impl Touched {
+    /// Without those whose names are no labels. Neighbours share their namespace.
+    fn all(objects: Vec<ObjectKey>) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::with_capacity(objects.len());
+        for object in objects {
+            let namespace = match all.last() {
+                Some(last) if last.object.namespace == object.namespace => {
+                    Ok(last.key.namespace.clone())
+                }
+                _ => object.namespace.parse(),
+            };
+            if let (Ok(namespace), Ok(name)) = (namespace, object.name.parse()) {
+                let key = ServiceKey { namespace, name };
+                all.push(Self { object, key });
+            }
+        }
+        all
+    }
 }
 
 impl LocalService {
@@ -243,6 +270,7 @@ fn ports(
                     name: outbound_cluster(number, host),
                     localities: localities(&name, slices, mutual_tls),
                 }),
+                sni: sni(number, host),
                 number,
                 name,
                 app_protocol: port.app_protocol.clone(),

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use meshfed_api::{ExportedServiceSet, ImportedServiceSet};
+
 use super::configs::{Decisions, Proxies};
 use super::exports::{self, Candidates, Exporter, PeerExports};
 use super::imports::{self, Imports};
@@ -23,7 +25,7 @@ use crate::discovery::remote::RemoteServices;
 use crate::discovery::server::Exports;
 use crate::names::{DomainSuffix, PeerName};
 use crate::rules::{ExportRules, ImportRules};
-use crate::world::{ObjectKey, World};
+use crate::world::{ObjectKey, Shared, World};
 
 /// Plans again and again, at a cost that is proportional to what changed.
 ///
@@ -33,6 +35,8 @@ use crate::world::{ObjectKey, World};
 pub struct Planner {
     services: Services,
     candidates: Candidates,
+    export_rules: Parsed<ExportedServiceSet, ExportRules>,
+    import_rules: Parsed<ImportedServiceSet, ImportRules>,
     exporters: BTreeMap<PeerName, Exporter>,
     imports: Imports,
     workloads: Workloads,
@@ -134,13 +138,17 @@ impl Planner {
     }
 
     fn export(&mut self, world: &World, peers: &Peers<'_>, changed: &[exports::Changed]) {
+        self.export_rules.retain(&world.resources.exports);
         let mut before = std::mem::take(&mut self.exporters);
         for (key, peer) in trusted(peers) {
             let Ok(ingress) = &peer.ingress else { continue };
             let set = world.resources.exports.get(key);
             let terms = exports::Terms {
                 peer: peer.name.clone(),
-                rules: set.map_or_else(ExportRules::default, |set| ExportRules::parse(&set.spec)),
+                rules: set.map_or_else(Arc::default, |set| {
+                    let parse = || ExportRules::parse(&set.spec);
+                    self.export_rules.of(key, set, parse)
+                }),
                 ingress: ingress.id.clone(),
             };
             let exporter = before
@@ -159,6 +167,7 @@ impl Planner {
 
     fn import(&mut self, world: &World, peers: &Peers<'_>, membership: &Membership) {
         let local_suffix = DomainSuffix::of_cluster(&world.mesh.cluster_domain);
+        self.import_rules.retain(&world.resources.imports);
         let mut wanted: BTreeMap<PeerName, (imports::Terms, Arc<RemoteServices>)> = BTreeMap::new();
         for (key, peer) in trusted(peers).filter(|(_, peer)| !peer.going) {
             let Some(set) = world.resources.imports.get(key) else {
@@ -168,7 +177,8 @@ impl Planner {
             let Some(state) = world.observed.peers.get(&key.name) else {
                 continue;
             };
-            let rules = ImportRules::parse(&set.spec, &peer.name, &local_suffix);
+            let parse = || ImportRules::parse(&set.spec, &peer.name, &local_suffix);
+            let rules = self.import_rules.of(key, set, parse);
             let created = peer.object.metadata.creation_timestamp.as_ref();
             let terms = imports::Terms {
                 created: created.map(|time| time.0),
@@ -183,6 +193,34 @@ impl Planner {
             wanted.insert(peer.name.clone(), (terms, services));
         }
         self.imports.follow(wanted);
+    }
+}
+
+/// The rules of sets, parsed once for each version of a set. They depend on the set and its name alone.
+#[derive(Debug)]
+struct Parsed<S, R>(BTreeMap<ObjectKey, (Arc<S>, Arc<R>)>);
+
+impl<S, R> Default for Parsed<S, R> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<S, R> Parsed<S, R> {
+    fn of(&mut self, key: &ObjectKey, set: &Arc<S>, parse: impl FnOnce() -> R) -> Arc<R> {
+        match self.0.get(key) {
+            Some((of, rules)) if Arc::ptr_eq(of, set) => rules.clone(),
+            _ => {
+                let rules = Arc::new(parse());
+                self.0.insert(key.clone(), (set.clone(), rules.clone()));
+                rules
+            }
+        }
+    }
+
+    /// Forgets the sets that are gone.
+    fn retain(&mut self, sets: &Shared<ObjectKey, S>) {
+        self.0.retain(|key, _| sets.contains_key(key));
     }
 }
 

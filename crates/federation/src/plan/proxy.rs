@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
-    Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, Endpoints, ServerIds, TrustBundle,
-    UpstreamProtocol, UpstreamTls, sni,
+    Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, ServerIds, TrustBundle, UpstreamProtocol,
+    UpstreamTls,
 };
 
 use crate::names::PeerName;
@@ -24,6 +24,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub struct Mesh<'a> {
     pub trust_domain: &'a TrustDomain,
+    /// [`MESH_TRUST`], shared.
+    pub trust_name: &'a Arc<str>,
     /// PEM certificates that vouch for it.
     pub roots: &'a Arc<str>,
     pub system_namespace: &'a str,
@@ -53,19 +55,18 @@ impl Mesh<'_> {
     pub fn workload_cluster(
         &self,
         name: Arc<str>,
-        host: &str,
-        port: u16,
-        endpoints: &Endpoints,
+        sni: Arc<str>,
+        endpoints: Arc<str>,
         servers: ServerIds,
     ) -> Cluster {
         Cluster {
             name,
-            discovery: Discovery::Eds(endpoints.name.clone()),
+            discovery: Discovery::Eds(endpoints),
             connect_timeout: CONNECT_TIMEOUT,
             tls: Some(UpstreamTls {
-                trust: MESH_TRUST.into(),
+                trust: self.trust_name.clone(),
                 server: servers,
-                sni: Some(sni(port, host)),
+                sni: Some(sni),
                 alpn: Vec::new(),
             }),
             protocol: UpstreamProtocol::Http1,

@@ -11,7 +11,7 @@ use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
     Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Http, HttpRoutes, Listener,
     LocalityEndpoints, Network, Parts, PathMatch, ProxyConfig, Route, RouteAction, RouteTable,
-    ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster,
+    ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster, sni,
 };
 
 use super::balance::{Way, add_ways};
@@ -293,9 +293,8 @@ impl Outbound {
             drain: joint.drain,
             ..mesh.workload_cluster(
                 name.clone(),
-                &destination.host,
-                destination.port,
-                &endpoints,
+                sni(destination.port, &destination.host),
+                name.clone(),
                 joint.servers,
             )
         };

@@ -4,7 +4,8 @@ use meshfed_api::ExportedServiceSetSpec;
 use meshfed_api::exported::ExportRule;
 use meshfed_api::selector::{LABEL_SELECTOR, NAME_SELECTOR};
 
-use super::pattern::{ByLabels, ByName, Labels};
+use super::index::Index;
+use super::pattern::{ByLabels, ByName, Labels, Pattern};
 use super::{Explained, Miss, RuleError, RuleFault, Tried};
 use crate::names::{ServiceKey, clip};
 
@@ -12,6 +13,7 @@ use crate::names::{ServiceKey, clip};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExportRules {
     rules: Vec<Selector>,
+    index: Index,
     broken: Option<RuleError>,
 }
 
@@ -35,20 +37,21 @@ pub enum ExportDecision {
 impl ExportRules {
     pub fn parse(spec: &ExportedServiceSetSpec) -> Self {
         let mut rules = Vec::with_capacity(spec.export_rules.len());
+        let mut broken = None;
         for (i, rule) in spec.export_rules.iter().enumerate() {
             match Selector::parse(rule, &format!("spec.exportRules[{i}]")) {
                 Ok(selector) => rules.push(selector),
                 Err(error) => {
-                    return Self {
-                        rules,
-                        broken: Some(error),
-                    };
+                    broken = Some(error);
+                    break;
                 }
             }
         }
+        let patterns: Vec<_> = rules.iter().map(Selector::patterns).collect();
         Self {
+            index: Index::new(&patterns),
             rules,
-            broken: None,
+            broken,
         }
     }
 
@@ -58,7 +61,29 @@ impl ExportRules {
     }
 
     pub fn decide(&self, key: &ServiceKey, labels: &Labels) -> ExportDecision {
-        self.decide_noting(key, labels, |_| {})
+        let mut candidates = self.index.rules_for(key).iter();
+        let found = candidates.find_map(|rule| {
+            let selector = self.rules.get(*rule)?;
+            selector.check(key, labels).ok()?;
+            Some((*rule, selector))
+        });
+        match found {
+            Some((rule, selector)) => ExportDecision::Exported {
+                rule,
+                exported: selector.rename(key),
+            },
+            None => self.none(),
+        }
+    }
+
+    /// When no rule matches.
+    fn none(&self) -> ExportDecision {
+        match self.broken {
+            Some(_) => ExportDecision::Broken {
+                rule: self.rules.len(),
+            },
+            None => ExportDecision::NoRule,
+        }
     }
 
     pub fn explain(&self, key: &ServiceKey, labels: &Labels) -> Explained<'_, ExportDecision> {
@@ -82,12 +107,7 @@ impl ExportRules {
                 Err(miss) => missed(Tried { rule, miss }),
             }
         }
-        match self.broken {
-            Some(_) => ExportDecision::Broken {
-                rule: self.rules.len(),
-            },
-            None => ExportDecision::NoRule,
-        }
+        self.none()
     }
 }
 
@@ -113,6 +133,14 @@ impl Selector {
                 };
                 Err(fault.at(format!("{path}.type")))
             }
+        }
+    }
+
+    /// For namespace and name.
+    fn patterns(&self) -> (&Pattern, &Pattern) {
+        match self {
+            Self::Name(by_name) => (&by_name.namespace, &by_name.name),
+            Self::Labels(by_labels) => (&by_labels.namespace, &Pattern::Any),
         }
     }
 

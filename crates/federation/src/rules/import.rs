@@ -5,14 +5,16 @@ use meshfed_api::imported::ImportRule;
 use meshfed_api::selector::NAME_SELECTOR;
 use meshfed_proxy_config::Locality;
 
+use super::index::Index;
 use super::pattern::ByName;
 use super::{Explained, RuleError, RuleFault, Tried};
 use crate::names::{DomainSuffix, ImportedHost, NameError, PeerName, ServiceKey, clip};
 
 /// The rules of one set, as far as they can be read.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImportRules {
     rules: Vec<Rule>,
+    index: Index,
     broken: Option<RuleError>,
     locality: Locality,
 }
@@ -66,6 +68,9 @@ impl ImportRules {
             Ok(())
         })();
         all.broken = parsed.err();
+        let patterns = all.rules.iter().map(|rule| &rule.selector);
+        let patterns: Vec<_> = patterns.map(|s| (&s.namespace, &s.name)).collect();
+        all.index = Index::new(&patterns);
         all
     }
 
@@ -86,7 +91,26 @@ impl ImportRules {
 
     /// `key` is the name that the peer exports.
     pub fn decide(&self, key: &ServiceKey) -> ImportDecision {
-        self.decide_noting(key, |_| {})
+        let mut candidates = self.index.rules_for(key).iter();
+        let found = candidates.find_map(|index| {
+            let rule = self.rules.get(*index)?;
+            rule.selector.check(key).ok()?;
+            Some((*index, rule))
+        });
+        match found {
+            Some((index, rule)) => rule.import(index, key),
+            None => self.none(),
+        }
+    }
+
+    /// When no rule matches.
+    fn none(&self) -> ImportDecision {
+        match self.broken {
+            Some(_) => ImportDecision::Broken {
+                rule: self.rules.len(),
+            },
+            None => ImportDecision::NoRule,
+        }
     }
 
     pub fn explain(&self, key: &ServiceKey) -> Explained<'_, ImportDecision> {
@@ -106,12 +130,7 @@ impl ImportRules {
                 Err(miss) => missed(Tried { rule: index, miss }),
             }
         }
-        match self.broken {
-            Some(_) => ImportDecision::Broken {
-                rule: self.rules.len(),
-            },
-            None => ImportDecision::NoRule,
-        }
+        self.none()
     }
 }
 

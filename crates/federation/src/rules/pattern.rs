@@ -20,6 +20,14 @@ pub(super) enum Pattern {
 }
 
 impl Pattern {
+    /// The only label that it matches.
+    pub(super) fn fixed(&self) -> Option<&Label> {
+        match self {
+            Self::Any => None,
+            Self::Exactly(label) => Some(label),
+        }
+    }
+
     pub(super) fn parse(text: Option<&str>, path: &str) -> Result<Self, RuleError> {
         Ok(match fixed(text, path)? {
             Some(label) => Self::Exactly(label),
@@ -112,7 +120,7 @@ impl ByName {
 /// A selector by labels, with the aliases of what it selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ByLabels {
-    namespace: Pattern,
+    pub namespace: Pattern,
     requirements: Vec<LabelRequirement>,
     aliases: Vec<ByName>,
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::names::{PeerName, ServiceKey};
+use crate::names::{DomainSuffix, PeerName, ServiceKey};
 
 fn key(namespace: &str, name: &str) -> ServiceKey {
     ServiceKey::parse(namespace, name).unwrap()
@@ -405,5 +405,41 @@ proptest! {
             Some(rule) => ExportDecision::Exported { rule, exported: key(&namespace, &name) },
             None => ExportDecision::NoRule,
         });
+    }
+}
+
+fn pattern() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["*", "a", "b"])
+}
+
+proptest! {
+    #[test]
+    fn the_rule_that_is_found_is_the_first_of_all_that_match(
+        rules in prop::collection::vec((pattern(), pattern(), any::<bool>()), 0..8),
+        namespace in prop::sample::select(vec!["a", "b", "c"]),
+        name in prop::sample::select(vec!["a", "b", "c"]),
+    ) {
+        let by_name = |(namespace, name, _): &(&str, &str, bool)| json!({
+            "type": "NameSelector",
+            "nameSelector": {"namespace": namespace, "name": name},
+        });
+        let exports: Vec<_> = rules.iter().map(|rule| if rule.2 { by_name(rule) } else {
+            json!({
+                "type": "LabelSelector",
+                "labelSelector": {"namespace": rule.0, "selector": {"matchLabels": {"l": rule.1}}},
+            })
+        }).collect();
+        let exports = serde_json::from_value(json!({"exportRules": exports}));
+        let exports = ExportRules::parse(&exports.unwrap());
+        let key = ServiceKey::parse(namespace, name).unwrap();
+        let labels = [("l".to_owned(), name.to_owned())].into();
+        let found = exports.decide(&key, &labels);
+        prop_assert_eq!(found, exports.explain(&key, &labels).decision);
+
+        let imports: Vec<_> = rules.iter().map(by_name).collect();
+        let imports = serde_json::from_value(json!({"importRules": imports}));
+        let suffix = DomainSuffix::of_cluster("cluster.local");
+        let imports = ImportRules::parse(&imports.unwrap(), &"p".parse().unwrap(), &suffix);
+        prop_assert_eq!(imports.decide(&key), imports.explain(&key).decision);
     }
 }
