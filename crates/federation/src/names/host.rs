@@ -4,6 +4,8 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
+use meshfed_proxy_config::text;
+
 use super::label::is_label;
 use super::{DomainSuffix, Label, MAX_SNI_HOST_LEN, NameError, PeerName, ServiceKey, clip};
 
@@ -17,7 +19,10 @@ pub struct ExportedHost(Arc<str>);
 impl ExportedHost {
     /// The name under which we export a service to `peer`.
     pub fn ours(key: &ServiceKey, peer: &PeerName) -> Self {
-        Self(format!("{}.{}.{}", key.name, key.namespace, Self::suffix_for(peer)).into())
+        let ServiceKey { namespace, name } = key;
+        Self(text(format_args!(
+            "{name}.{namespace}.svc.{peer}-exports.local"
+        )))
     }
 
     /// What all names exported to `peer` end with: `svc.<peer>-exports.local`.
@@ -45,6 +50,11 @@ impl ExportedHost {
                 namespace: key.namespace.clone(),
             }),
         }
+    }
+
+    /// The name as a shared text.
+    pub fn shared(&self) -> &Arc<str> {
+        &self.0
     }
 
     /// The label before `.local`: `<peer>-exports`. It is the same for all names of one list.

@@ -54,6 +54,20 @@ pub(super) struct Changed {
 pub(super) struct Candidates(BTreeMap<ServiceKey, Arc<Candidate>>);
 
 impl Candidates {
+    /// Shows all of them to new exporters: one candidate after the other, since it is the candidates
+    /// that are many.
+    pub fn show(&self, exporters: &mut [&mut Exporter]) {
+        let mut touched = vec![BTreeSet::new(); exporters.len()];
+        for candidate in self.0.values() {
+            for (exporter, touched) in exporters.iter_mut().zip(&mut touched) {
+                exporter.claim(candidate, touched);
+            }
+        }
+        for (exporter, touched) in exporters.iter_mut().zip(&touched) {
+            exporter.settle(touched);
+        }
+    }
+
     /// Looks anew at what may have changed.
     pub fn follow(
         &mut self,
@@ -165,19 +179,14 @@ pub(super) struct Exporter {
 type Claim = (usize, Arc<Candidate>);
 
 impl Exporter {
-    pub fn new(terms: Terms, candidates: &Candidates) -> Self {
-        let mut exporter = Self {
+    /// One that has not looked at any candidate.
+    pub fn new(terms: Terms) -> Self {
+        Self {
             account: terms.ingress.to_string(),
             terms,
             claims: BTreeMap::new(),
             given: PeerExports::default(),
-        };
-        let mut touched = BTreeSet::new();
-        for candidate in candidates.0.values() {
-            exporter.claim(candidate, &mut touched);
         }
-        exporter.settle(&touched);
-        exporter
     }
 
     pub fn terms(&self) -> &Terms {

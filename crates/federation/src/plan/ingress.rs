@@ -146,10 +146,15 @@ impl Ingress {
         let same_mesh = self.trust_domain.as_ref() == Some(mesh.trust_domain);
         for (peer, now) in &self.peers {
             let before = before.get(peer).unwrap_or(&nothing);
-            for (host, _, new) in changes(&before.exports, &now.exports) {
+            for (host, old, new) in changes(&before.exports, &now.exports) {
                 let Some(new) = new else { continue };
                 for (name, port) in names(host, new) {
-                    put(clusters, name.clone(), cluster(mesh, name, port, now.drain));
+                    let cluster = cluster(mesh, name.clone(), port, now.drain);
+                    if old.is_some() {
+                        put(clusters, name, cluster);
+                    } else {
+                        clusters.insert(name, Arc::new(cluster));
+                    }
                 }
                 for port in &new.local.ports {
                     let name = &port.endpoints.name;
@@ -187,7 +192,7 @@ fn names<'e>(
     let ports = exported.local.ports.iter();
     let by_port = ports.map(|port| (sni(port.number, host.as_str()), port));
     let first = exported.local.ports.first();
-    by_port.chain(first.map(|port| (host.as_str().into(), port)))
+    by_port.chain(first.map(|port| (host.shared().clone(), port)))
 }
 
 fn cluster(mesh: &Mesh<'_>, name: Arc<str>, port: &LocalPort, drain: Duration) -> Cluster {

@@ -8,7 +8,7 @@ use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use meshfed_proxy_config::{
-    Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster, sni,
+    Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster, sni, text,
 };
 
 use super::changes::changes;
@@ -70,6 +70,10 @@ impl Services {
         cluster_domain: &str,
     ) -> Vec<Touched> {
         let before = std::mem::replace(&mut self.resources, resources.clone());
+        if before.services.is_empty() {
+            self.slices.reserve(resources.endpoint_slices.len());
+            self.by_address.reserve(resources.services.len());
+        }
         let services = changes(&before.services, &resources.services);
         let mut touched: Vec<ObjectKey> = services.map(|(key, ..)| key.clone()).collect();
         for (key, old, new) in changes(&before.endpoint_slices, &resources.endpoint_slices) {
@@ -135,10 +139,10 @@ impl Services {
         let is_member = self.members.contains(&object.namespace);
         let service = self.resources.services.get(object).filter(|_| is_member);
         let made = service.and_then(|service| {
-            let host = format!("{}.{}.svc.{cluster_domain}", key.name, key.namespace);
+            let ServiceKey { namespace, name } = key;
+            let host = text(format_args!("{name}.{namespace}.svc.{cluster_domain}"));
             let slices = self.slices.get(object).map_or(&[][..], Vec::as_slice);
             let ports = ports(service, &host, slices, &self.mutual_tls);
-            let host = host.into();
             (!ports.is_empty()).then(|| LocalService {
                 key: key.clone(),
                 host,
@@ -217,10 +221,13 @@ impl Touched {
 
 impl LocalService {
     /// Where its endpoints are, each once.
-    fn addresses(&self) -> BTreeSet<IpAddr> {
+    fn addresses(&self) -> Vec<IpAddr> {
         let localities = self.ports.iter().flat_map(|p| &p.endpoints.localities);
         let endpoints = localities.flat_map(|l| &l.endpoints);
-        endpoints.map(|e| e.address.ip()).collect()
+        let mut all: Vec<IpAddr> = endpoints.map(|e| e.address.ip()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 }
 
@@ -281,8 +288,7 @@ fn ports(
 
 /// Endpoints are counted by address, whatever their ports.
 fn health(slices: &[Arc<EndpointSlice>]) -> Health {
-    let mut all = BTreeSet::new();
-    let mut ready = BTreeSet::new();
+    let (mut all, mut ready) = (Vec::new(), Vec::new());
     let mut staying = false;
     for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
         let conditions = endpoint.conditions.as_ref();
@@ -294,11 +300,15 @@ fn health(slices: &[Arc<EndpointSlice>]) -> Health {
         all.extend(addresses);
         staying |= conditions.and_then(|c| c.terminating) != Some(true);
     }
-    let count = |addresses: &BTreeSet<&str>| u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    let count = |mut addresses: Vec<&str>| {
+        addresses.sort_unstable();
+        addresses.dedup();
+        u32::try_from(addresses.len()).unwrap_or(u32::MAX)
+    };
     Health {
-        ready_endpoints: count(&ready),
-        capacity: count(&all),
         draining: !all.is_empty() && !staying,
+        ready_endpoints: count(ready),
+        capacity: count(all),
     }
 }
 
@@ -308,7 +318,7 @@ fn localities(
     slices: &[Arc<EndpointSlice>],
     mutual_tls: &HashMap<IpAddr, usize>,
 ) -> Vec<LocalityEndpoints> {
-    let mut addresses = BTreeSet::new();
+    let mut addresses = Vec::new();
     for slice in slices {
         let number = slice
             .ports
@@ -331,6 +341,8 @@ fn localities(
     if addresses.is_empty() {
         return Vec::new();
     }
+    addresses.sort_unstable();
+    addresses.dedup();
     vec![LocalityEndpoints {
         locality: Locality::default(),
         priority: 0,

@@ -140,6 +140,7 @@ impl Planner {
     fn export(&mut self, world: &World, peers: &Peers<'_>, changed: &[exports::Changed]) {
         self.export_rules.retain(&world.resources.exports);
         let mut before = std::mem::take(&mut self.exporters);
+        let mut new = Vec::new();
         for (key, peer) in trusted(peers) {
             let Ok(ingress) = &peer.ingress else { continue };
             let set = world.resources.exports.get(key);
@@ -154,15 +155,16 @@ impl Planner {
             let exporter = before
                 .remove(&peer.name)
                 .filter(|old| *old.terms() == terms);
-            let exporter = match exporter {
-                Some(mut exporter) => {
-                    exporter.follow(changed);
-                    exporter
-                }
-                None => Exporter::new(terms, &self.candidates),
-            };
-            self.exporters.insert(peer.name.clone(), exporter);
+            if let Some(mut exporter) = exporter {
+                exporter.follow(changed);
+                self.exporters.insert(peer.name.clone(), exporter);
+            } else {
+                new.push((peer.name.clone(), Exporter::new(terms)));
+            }
         }
+        let mut exporters: Vec<&mut Exporter> = new.iter_mut().map(|(_, e)| e).collect();
+        self.candidates.show(&mut exporters);
+        self.exporters.extend(new);
     }
 
     fn import(&mut self, world: &World, peers: &Peers<'_>, membership: &Membership) {
