@@ -190,3 +190,24 @@ fn entries_of_instances_that_were_long_away_go_and_their_number_is_bounded() {
     let all: Vec<&str> = status.inactive.iter().map(|p| p.pod.as_str()).collect();
     assert!(all.contains(&"istiod-green-mesh-old-0"));
 }
+
+#[test]
+fn an_instance_whose_control_plane_is_gone_still_is_the_one_that_it_was() {
+    let (_, green) = red_and_green();
+    let mut world = green.world;
+    let statuses = plan(&world).statuses;
+    store(&mut world, &statuses);
+    world.resources.control_planes.clear();
+    let statuses = plan(&world).statuses;
+    store(&mut world, &statuses);
+    let peers = &world.resources.peers;
+    let peer = &peers[&ObjectKey::new("green-mesh-system", "red-mesh")];
+    let status = peer.status.as_ref().unwrap();
+    assert_eq!(
+        status.conditions[0].reason.as_deref(),
+        Some("NoControlPlane")
+    );
+    let DiscoveryStatus { active, inactive } = &status.discovery_status;
+    let pods: Vec<&str> = active.iter().chain(inactive).map(|e| &*e.pod).collect();
+    assert_eq!(pods, ["istiod-b65457658-9wq5j"]);
+}

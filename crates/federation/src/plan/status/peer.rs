@@ -67,7 +67,7 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
     let now = decided.world.now;
     // What another instance is connected to is connected.
     let present = peer.object.status.as_ref().map(|s| &s.discovery_status);
-    let others = replicas::others(present, &decided.ruling.instance, now);
+    let others = replicas::others(present, &decided.world.mesh.instance_suffix, now);
     let watched_by_us = others.iter().any(|entry| entry.watch.connected);
     let their_watches = others.iter().flat_map(|entry| &entry.remotes);
     let watchers: Vec<SourceStatus> = their_watches
@@ -256,7 +256,12 @@ fn discovery_status(
         remotes,
         watch,
     };
-    replicas::merged(present, instance, decided.world.now)
+    replicas::merged(
+        present,
+        instance,
+        &decided.world.mesh.instance_suffix,
+        decided.world.now,
+    )
 }
 
 fn report(report: &Report) -> ImportReport {

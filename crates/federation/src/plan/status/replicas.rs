@@ -24,9 +24,10 @@ const MAX_OTHERS: usize = 15;
 pub(super) fn merged(
     present: Option<&DiscoveryStatus>,
     ours: PodDiscoveryStatus,
+    suffix: &str,
     now: Timestamp,
 ) -> DiscoveryStatus {
-    let mut others = others(present, &ours.pod, now);
+    let mut others = others(present, suffix, now);
     let is_idle = |entry: &PodDiscoveryStatus| {
         last_contact(entry).is_some_and(|at| !is_within(at, now, KEPT))
     };
@@ -46,16 +47,22 @@ pub(super) fn merged(
 
 /// Entries of other instances. One that says that it is connected and has heard nothing for long
 /// is of an instance that is gone.
+///
+/// `suffix` is the end of our own name. What stands before it follows the ServiceMeshControlPlane,
+/// and an entry under an earlier name is ours as well.
 pub(super) fn others(
     present: Option<&DiscoveryStatus>,
-    ours: &str,
+    suffix: &str,
     now: Timestamp,
 ) -> Vec<PodDiscoveryStatus> {
     let entries = present
         .into_iter()
         .flat_map(|s| s.active.iter().chain(&s.inactive));
     entries
-        .filter(|entry| entry.pod != ours)
+        .filter(|entry| {
+            let name = entry.pod.strip_suffix(suffix);
+            !name.is_some_and(|name| name.ends_with('-'))
+        })
         .filter(|entry| {
             !is_connected(entry) || last_contact(entry).is_some_and(|at| is_within(at, now, FRESH))
         })
