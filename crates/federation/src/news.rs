@@ -152,13 +152,15 @@ fn gateways(all: &mut Vec<News>, before: Outcome<'_>, after: Outcome<'_>) {
             message: format!("the gateway {name} {message}"),
         });
     }
+    // One that is going only waits for its peers to hear of it.
+    let is_wanted = |plan: &Plan, name| plan.gateways.get(name).is_some_and(|g| !g.going);
     for name in before.1.gateways.keys() {
-        if !after.1.gateways.contains_key(name) {
+        if is_wanted(before.1, name) && !is_wanted(after.1, name) {
             all.push(News {
                 about: about.clone(),
                 warning: false,
                 reason: "GatewayRemoved".to_owned(),
-                message: format!("the gateway {name} is gone"),
+                message: format!("the gateway {name} is taken away"),
             });
         }
     }
