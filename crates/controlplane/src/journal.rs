@@ -22,7 +22,7 @@ use crate::apply::Outcomes;
 use crate::hub::Outcome;
 
 /// Outcomes that come within this time are looked at together.
-const MOMENT: Duration = Duration::from_millis(250);
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// Writes Events and the audit log until nobody plans any more.
 pub async fn keep(

@@ -54,7 +54,8 @@ impl<'a> Import<'a> {
         self.has_its_name(remote, &host)?;
         answer.shared = true;
         self.path(answer, &egress, remote, &host, as_local);
-        self.carries(&egress)
+        self.carries(&egress)?;
+        self.has_endpoints(remote)
     }
 
     /// What the rules say, whether the peer exports such a service or not.
@@ -302,6 +303,23 @@ impl<'a> Import<'a> {
             format!("a workload of {peer}"),
             vec!["which one, and what it is called there, is not known here".to_owned()],
         );
+    }
+
+    /// Whether somebody in the other mesh takes requests, if it tells.
+    fn has_endpoints(&self, remote: &RemoteService) -> Result<(), Obstacle> {
+        let peer = self.facts.peer;
+        match remote.health {
+            Some(health) if health.ready_endpoints == 0 => Err(Obstacle::new(
+                "NoReadyEndpoint",
+                format!(
+                    "{peer} says that none of its {} endpoints of {} is ready; until one is, only \
+                     endpoints of other meshes are called",
+                    health.capacity, remote.host
+                ),
+                format!("ask the administrator of {peer} to see after its workloads"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// What is in the way of a request although the service is imported.

@@ -1,6 +1,7 @@
 //! Why a service is shared, or the first thing in the way.
 
 use meshfed_federation::difference::Sharing;
+use meshfed_federation::discovery::extension::Health;
 use meshfed_federation::explain::{Explanation, explain_export, explain_import};
 use meshfed_federation::names::ServiceKey;
 use meshfed_federation::world::ObjectKey;
@@ -366,6 +367,28 @@ fn what_is_imported_from_a_peer_that_is_away_may_fail() {
     let begin =
         "NotConnected (imported): red-mesh is not connected, so what it last exported is used";
     assert!(said.starts_with(begin), "{said}");
+}
+
+#[test]
+fn a_service_without_a_ready_endpoint_in_the_other_mesh_is_in_nobodys_reach() {
+    let (red, mut green) = red_and_green();
+    let mut list = red.exports_to("green-mesh");
+    for service in &mut list.services {
+        service.health = Some(Health {
+            ready_endpoints: 0,
+            capacity: 3,
+            draining: false,
+        });
+    }
+    green.hears("red-mesh", &list);
+    let said = import(&green, "red-ratings", "bookinfo");
+    assert!(said.shared, "{said}");
+    let obstacle = said.obstacle.unwrap();
+    assert_eq!(obstacle.reason, "NoReadyEndpoint");
+    assert!(
+        obstacle.message.contains("none of its 3 endpoints"),
+        "{obstacle:?}"
+    );
 }
 
 proptest! {
