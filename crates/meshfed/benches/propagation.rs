@@ -13,10 +13,9 @@ mod support {
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use support::federation::{Federation, Gateways, apply};
 use support::process::memory;
-use support::propagation::{EXPORT, IMPORT, Rounds, percentiles, until};
+use support::propagation::{EXPORT, IMPORT, Rounds, bench, percentiles, until};
 use support::workload::{Workload, serve, write_endpoint};
 
 /// The whole run ends within this, whatever happens.
@@ -26,28 +25,12 @@ const DEFAULT_ROUNDS: usize = 50;
 const TARGET: Duration = Duration::from_millis(500);
 
 fn main() -> anyhow::Result<ExitCode> {
-    // Under `cargo test` there is nothing to measure.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rounds = match std::env::var("MESHFED_BENCH_PROPAGATION_ROUNDS") {
-        Ok(text) => text
-            .parse()
-            .context("the number of rounds makes no sense")?,
-        Err(_) => DEFAULT_ROUNDS,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let mut stop = meshfed_runtime::shutdown_signal()?;
-        tokio::select! {
-            done = tokio::time::timeout(LIMIT, run(rounds)) => {
-                done.context("the benchmark did not end in time")?.map(|()| ExitCode::SUCCESS)
-            }
-            _ = stop.recv() => Ok(ExitCode::FAILURE),
-        }
-    })
+    bench(
+        "MESHFED_BENCH_PROPAGATION_ROUNDS",
+        DEFAULT_ROUNDS,
+        LIMIT,
+        run,
+    )
 }
 
 async fn run(rounds: usize) -> anyhow::Result<()> {

@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
@@ -23,7 +22,7 @@ use kube::runtime::wait::{await_condition, conditions};
 use meshfed_api::ServiceMeshPeer;
 use support::federation::{Federation, Gateways, NAMESPACE, apply, within};
 use support::process::memory;
-use support::propagation::{EXPORT, IMPORT, Rounds, percentiles, service, until};
+use support::propagation::{EXPORT, IMPORT, Rounds, bench, percentiles, service, until};
 use support::workload::{Workload, serve, write_endpoint};
 
 /// The whole run ends within this, whatever happens.
@@ -36,28 +35,7 @@ const SYNCS: usize = 5;
 const WRITERS: usize = 16;
 
 fn main() -> anyhow::Result<ExitCode> {
-    // Under `cargo test` there is nothing to measure.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let services = match std::env::var("MESHFED_BENCH_SCALE_SERVICES") {
-        Ok(text) => text
-            .parse()
-            .context("the number of services makes no sense")?,
-        Err(_) => DEFAULT_SERVICES,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let mut stop = meshfed_runtime::shutdown_signal()?;
-        tokio::select! {
-            done = tokio::time::timeout(LIMIT, run(services)) => {
-                done.context("the benchmark did not end in time")?.map(|()| ExitCode::SUCCESS)
-            }
-            _ = stop.recv() => Ok(ExitCode::FAILURE),
-        }
-    })
+    bench("MESHFED_BENCH_SCALE_SERVICES", DEFAULT_SERVICES, LIMIT, run)
 }
 
 async fn run(count: usize) -> anyhow::Result<()> {

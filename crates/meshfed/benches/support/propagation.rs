@@ -1,9 +1,11 @@
 //! How long a change of one mesh takes until a caller in the other one notices.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
@@ -39,6 +41,41 @@ spec:
     importAsLocal: false
     nameSelector: {namespace: red-mesh-bookinfo, name: "*"}
 "#;
+
+/// A benchmark with one number that the environment may set, ended by `limit` or a signal.
+///
+/// # Errors
+///
+/// The number cannot be read, or the benchmark failed or was late.
+pub fn bench(
+    variable: &str,
+    default: usize,
+    limit: Duration,
+    run: impl AsyncFnOnce(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    // Under `cargo test` there is nothing to measure.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let number = match std::env::var(variable) {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{variable} is no number"))?,
+        Err(_) => default,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut stop = meshfed_runtime::shutdown_signal()?;
+        tokio::select! {
+            done = tokio::time::timeout(limit, run(number)) => {
+                done.context("the benchmark did not end in time")?.map(|()| ExitCode::SUCCESS)
+            }
+            _ = stop.recv() => Ok(ExitCode::FAILURE),
+        }
+    })
+}
 
 /// Services that come and go, one after the other.
 pub struct Rounds {
