@@ -256,16 +256,10 @@ impl Api {
                 .cloned()
                 .collect()
         };
-        let mut events: Vec<(Option<jiff::Timestamp>, Arc<Stored>)> = events
+        let events = events
             .into_iter()
-            .map(|event| (last_seen(&event.to_value()), event))
-            .collect();
-        events.sort_by_key(|(time, _)| *time);
-        let beyond = events.len().saturating_sub(MOST_EVENTS);
-        let is_old = |time: Option<jiff::Timestamp>| time.is_some_and(|time| time < oldest);
-        let gone = events.iter().enumerate();
-        let gone = gone.filter(|(n, (time, _))| *n < beyond || is_old(*time));
-        for (_, (_, event)) in gone {
+            .map(|event| (last_seen(&event.to_value()), event));
+        for event in forgotten(events.collect(), oldest) {
             if let Err(error) = self.remove(self.registry.events, &event.key) {
                 tracing::warn!(%error, "an old event cannot be removed");
                 return;
@@ -342,6 +336,19 @@ impl Api {
     }
 }
 
+/// Of events with the time of each, those that are too old, and the oldest of those that are too many.
+fn forgotten<T>(
+    mut events: Vec<(Option<jiff::Timestamp>, T)>,
+    oldest: jiff::Timestamp,
+) -> impl Iterator<Item = T> {
+    events.sort_by_key(|(time, _)| *time);
+    let beyond = events.len().saturating_sub(MOST_EVENTS);
+    let is_old = move |time: Option<jiff::Timestamp>| time.is_some_and(|time| time < oldest);
+    let all = events.into_iter().enumerate();
+    all.filter(move |(n, (time, _))| *n < beyond || is_old(*time))
+        .map(|(_, (_, event))| event)
+}
+
 fn last_seen(event: &Value) -> Option<jiff::Timestamp> {
     let times = [
         &["series", "lastObservedTime"][..],
@@ -367,5 +374,35 @@ fn disown(value: &mut Value, owner: Uid) {
     let list = metadata.and_then(|metadata| metadata.get_mut("ownerReferences")?.as_array_mut());
     if let Some(list) = list {
         list.retain(|reference| crate::store::parse_uid(json::text(reference, &["uid"])) != owner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Option<jiff::Timestamp> {
+        jiff::Timestamp::from_second(second).ok()
+    }
+
+    fn gone(events: impl Iterator<Item = i64>) -> Vec<i64> {
+        // The newest first, as no order is promised.
+        let mut events: Vec<_> = events.map(|n| (at(n), n)).collect();
+        events.reverse();
+        forgotten(events, at(1000).unwrap()).collect()
+    }
+
+    #[test]
+    fn events_that_are_too_old_are_forgotten_and_no_others() {
+        assert_eq!(gone([998, 999, 1000, 1001].into_iter()), [998, 999]);
+        let timeless = forgotten(vec![(None, "timeless")], at(1000).unwrap());
+        assert_eq!(timeless.count(), 0);
+    }
+
+    #[test]
+    fn of_more_than_five_thousand_events_the_oldest_are_forgotten() {
+        assert_eq!(gone(2000..7000), [0; 0]);
+        assert_eq!(gone(2000..7003), [2000, 2001, 2002]);
+        assert_eq!(gone(999..6003), [999, 1000, 1001, 1002]);
     }
 }

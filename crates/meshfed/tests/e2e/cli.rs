@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use meshfed_testkit::{LoopbackNet, temp_dir};
 
@@ -72,7 +72,7 @@ fn an_option_that_does_not_exist_in_the_file_is_named() {
 }
 
 #[test]
-fn definitions_and_completions_are_printed() {
+fn definitions_are_printed() {
     let output = run(meshfed().arg("crds"));
     assert!(output.status.success());
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -81,11 +81,70 @@ fn definitions_and_completions_are_printed() {
         shown, kept,
         "write it anew: meshfed crds > deploy/crds.yaml"
     );
-    for shell in ["bash", "zsh", "fish"] {
-        let output = run(meshfed().args(["completions", shell]));
-        assert!(output.status.success());
-        assert!(String::from_utf8_lossy(&output.stdout).contains("meshfed"));
+}
+
+/// The script that teaches a shell what to offer.
+fn completions(shell: &str) -> String {
+    let output = run(meshfed().args(["completions", shell]));
+    assert!(output.status.success(), "{}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_bash_that_reads_the_completions_offers_the_tools_and_their_options() {
+    let dir = temp_dir();
+    let script = dir.path().join("meshfed.bash");
+    std::fs::write(&script, completions("bash")).unwrap();
+    for (typed, offered) in [
+        ("", &["status", "explain", "diff", "peer", "up", "demo"][..]),
+        ("peer", &["bundle"]),
+        ("peer bundle", &["--for", "--context"]),
+        ("explain", &["export", "import"]),
+        ("explain export", &["--peer", "--kubeconfig", "--output"]),
+        ("explain import", &["--peer"]),
+        ("diff", &["--filename", "--delete", "--output"]),
+        ("status", &["--output", "--namespace"]),
+    ] {
+        let ask = format!(
+            "source {}; COMP_WORDS=(meshfed {typed} ''); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _meshfed meshfed '' \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo \"${{COMPREPLY[@]}}\"",
+            script.display()
+        );
+        let output = run(Command::new("bash").args(["--norc", "-c", &ask]));
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        let answer: Vec<&str> = answer.split_whitespace().collect();
+        for word in offered {
+            assert!(answer.contains(word), "{typed:?}: {}", text(&output));
+        }
     }
+}
+
+#[test]
+fn completions_for_zsh_and_fish_know_the_tools() {
+    let zsh = completions("zsh");
+    let fish = completions("fish");
+    for (above, command) in [
+        ("", "status"),
+        ("", "explain"),
+        ("", "diff"),
+        ("peer", "bundle"),
+        ("explain", "export"),
+        ("explain", "import"),
+    ] {
+        let below = match above {
+            "" => String::new(),
+            above => format!("subcmd__{above}__"),
+        };
+        let described = format!("_meshfed__{below}subcmd__{command}_commands() {{");
+        assert!(zsh.contains(&described), "{described}");
+        let mut offers = fish.lines().filter(|line| match above {
+            "" => line.contains("__fish_meshfed_needs_command"),
+            above => line.contains(&format!("__fish_meshfed_using_subcommand {above};")),
+        });
+        let offer = format!("-a \"{command}\"");
+        assert!(offers.any(|line| line.contains(&offer)), "{command}");
+    }
+    assert!(zsh.contains("'*--filename=["), "{zsh}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! reaches anything behind it, and each is told of once. First our proxy, then a stock Envoy in its
 //! place.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
@@ -10,7 +10,7 @@ use meshfed_testkit::eventually;
 use meshfed_testkit::forge::{self, Forge, Forged};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 
 use crate::envoy::EnvoyGateway;
@@ -20,6 +20,10 @@ use crate::program::PATIENCE;
 const INGRESS: &str = "ingress-green-mesh";
 /// Last byte of the address at which the ingress serves the peer, as in `examples/`.
 const AT: u8 = 10;
+/// Last bytes of the addresses, in green-mesh's network, from which others call: each has its own, and
+/// the peer's own.
+const FIRST_CALLER: u8 = 100;
+const PEER: u8 = 99;
 const SERVICES: u16 = 15443;
 const DISCOVERY: u16 = 8188;
 const EXPORTED: &str = "outbound_.9080_._.red-ratings.bookinfo.svc.green-mesh-exports.local";
@@ -61,13 +65,13 @@ async fn nobody_but_the_peers_egress_gets_a_byte_through_our_ingress() {
     let scene = Scene::new(&federation).await;
     let log = || federation.red.log_of(INGRESS);
     let mut seen = Vec::new();
-    for caller in scene.callers() {
+    for (place, caller) in (FIRST_CALLER..).zip(scene.callers()) {
         let labels = format!("reason=\"{}\"", caller.reason);
         let listener = format!("{}_{}", federation.red.net.address(AT), caller.port);
         let count =
             async || metric(admin, "meshfed_proxy_refused_total", &[&labels, &listener]).await;
         let before = count().await;
-        let from = scene.is_refused(&caller).await;
+        let from = scene.is_refused(&caller, place).await;
         let line = logged(&caller, from, log).await;
         assert!(line.contains(caller.reason), "{}: {line}", caller.what);
         assert!(line.contains(" upstream=- "), "{}: {line}", caller.what);
@@ -88,8 +92,8 @@ async fn nobody_but_the_peers_egress_gets_a_byte_through_a_stock_envoy() {
     let scene = Scene::new(&federation).await;
     let log = || envoy.access_log();
     let mut seen = Vec::new();
-    for caller in scene.callers() {
-        let from = scene.is_refused(&caller).await;
+    for (place, caller) in (FIRST_CALLER..).zip(scene.callers()) {
+        let from = scene.is_refused(&caller, place).await;
         let line = logged(&caller, from, log).await;
         let reason = match caller.reason {
             "no_cluster" => "flags=NC",
@@ -106,20 +110,26 @@ async fn nobody_but_the_peers_egress_gets_a_byte_through_a_stock_envoy() {
 }
 
 /// The line about a caller, who is known by its address.
-async fn logged(caller: &Caller, from: SocketAddr, log: impl Fn() -> String) -> String {
-    let mark = format!(" client={from} ");
+async fn logged(caller: &Caller, from: IpAddr, log: impl Fn() -> String) -> String {
+    let mark = mark(from);
     eventually(PATIENCE, async || {
         let text = log();
         let line = text.lines().find(|line| line.contains(&mark));
         line.map(str::to_owned)
-            .ok_or_else(|| format!("{}: no line with{mark}", caller.what))
+            .ok_or_else(|| format!("{}: no line with{mark}\n{text}", caller.what))
     })
     .await
 }
 
-fn assert_logged_once(seen: &[(&str, SocketAddr)], log: &str) {
+/// In every line about a caller. A port may have been used by somebody else before, so it does not tell who
+/// called; the address does.
+fn mark(from: IpAddr) -> String {
+    format!(" client={from}:")
+}
+
+fn assert_logged_once(seen: &[(&str, IpAddr)], log: &str) {
     for (what, from) in seen {
-        let mark = format!(" client={from} ");
+        let mark = mark(*from);
         let of_caller = log.lines().filter(|line| line.contains(&mark));
         // An Envoy tells of each request, and of the connection that it came by.
         let lines: Vec<&str> = of_caller.filter(|l| !l.contains("kind=request")).collect();
@@ -240,9 +250,12 @@ impl<'a> Scene<'a> {
     }
 
     /// Tries to get a request through; at most a TLS alert, or 403 on 8188, comes back, and
-    /// nothing arrives behind. Returns the address of the caller.
-    async fn is_refused(&self, caller: &Caller) -> SocketAddr {
-        let (from, answer) = self.call(caller.what, caller.port, &caller.speaks).await;
+    /// nothing arrives behind. `place` is the last byte of the caller's address, which is returned.
+    async fn is_refused(&self, caller: &Caller, place: u8) -> IpAddr {
+        let from = self.federation.green.address(place, 0).ip();
+        let answer = self
+            .call(caller.what, from, caller.port, &caller.speaks)
+            .await;
         let shown = String::from_utf8_lossy(&answer);
         match &caller.speaks {
             // The content type of an alert, and its whole length.
@@ -274,7 +287,8 @@ impl<'a> Scene<'a> {
                 sni: Some(sni),
                 certificate: Some(self.peer()),
             };
-            let (_, answer) = self.call("the peer", port, &speaks).await;
+            let from = self.federation.green.address(PEER, 0).ip();
+            let answer = self.call("the peer", from, port, &speaks).await;
             let answer = String::from_utf8_lossy(&answer);
             assert!(answer.starts_with(expected), "{port}: {answer:?}");
         }
@@ -291,10 +305,11 @@ impl<'a> Scene<'a> {
     }
 
     /// What came back until the other end was done.
-    async fn call(&self, what: &str, port: u16, speaks: &Speaks) -> (SocketAddr, Vec<u8>) {
+    async fn call(&self, what: &str, from: IpAddr, port: u16, speaks: &Speaks) -> Vec<u8> {
         let to = self.federation.red.address(AT, port);
-        let mut stream = TcpStream::connect(to).await.unwrap();
-        let from = stream.local_addr().unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let mut stream = socket.connect(to).await.unwrap();
         let exchange = async {
             match speaks {
                 Speaks::Bytes(bytes) => ask(&mut stream, bytes).await,
@@ -313,8 +328,7 @@ impl<'a> Scene<'a> {
             }
         };
         let answer = tokio::time::timeout(PATIENCE, exchange).await;
-        let answer = answer.unwrap_or_else(|_| panic!("{what} on {port}: no end in time"));
-        (from, answer)
+        answer.unwrap_or_else(|_| panic!("{what} on {port}: no end in time"))
     }
 }
 
