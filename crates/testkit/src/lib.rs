@@ -1,5 +1,5 @@
-//! What tests share: tools that are not Rust, a running Envoy, addresses of their own, patience,
-//! and forged certificates.
+//! What tests share: tools that are not Rust, a running Envoy, addresses of their own, names,
+//! patience, and forged certificates.
 //!
 //! For tests only. A failure here is a failure of the test that asked, so these functions panic
 //! with what was attempted and why it did not work.
@@ -14,6 +14,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
+pub mod dns;
 mod envoy;
 mod eventually;
 pub mod forge;

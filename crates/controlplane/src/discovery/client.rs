@@ -13,6 +13,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use meshfed_federation::discovery::client::{
     Action, Client, ClientSettings, Failure, RemoteState, RequestId,
 };
@@ -104,11 +105,17 @@ pub async fn follow(
                 stays
             });
             for (name, target) in wanted {
+                let observed = outcome.world.observed.peers.get(name.as_str());
+                let watchers = observed.iter().flat_map(|state| &state.watchers);
+                let way = Way {
+                    target: target.clone(),
+                    called: watchers.filter_map(|w| w.last_connected).max(),
+                };
                 if let Some(task) = running.get_mut(name) {
-                    task.go_by(target);
+                    task.go_by(way);
                     continue;
                 }
-                let (targets, mut receiver) = watch::channel(target.clone());
+                let (ways, mut receiver) = watch::channel(way);
                 receiver.mark_changed();
                 let driver = Driver::new(
                     name.clone(),
@@ -120,7 +127,7 @@ pub async fn follow(
                 );
                 let mut tasks = JoinSet::new();
                 tasks.spawn(driver.run());
-                running.insert(name.clone(), Running { targets, tasks });
+                running.insert(name.clone(), Running { ways, tasks });
             }
         }
         if outcomes.changed().await.is_err() {
@@ -129,18 +136,26 @@ pub async fn follow(
     }
 }
 
+/// How a peer is reached, and whether it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    target: Arc<DiscoveryTarget>,
+    /// When it last began to watch us.
+    called: Option<Timestamp>,
+}
+
 /// The task of one peer; it ends with this value.
 struct Running {
-    targets: watch::Sender<Arc<DiscoveryTarget>>,
+    ways: watch::Sender<Way>,
     tasks: JoinSet<()>,
 }
 
 impl Running {
     /// Tells the task the way to its peer; it keeps what it knows.
-    fn go_by(&mut self, target: &Arc<DiscoveryTarget>) {
-        self.targets.send_if_modified(|present| {
-            let changed = present != target;
-            *present = target.clone();
+    fn go_by(&mut self, way: Way) {
+        self.ways.send_if_modified(|present| {
+            let changed = *present != way;
+            *present = way;
             changed
         });
     }
@@ -168,8 +183,9 @@ enum Kind {
 
 struct Driver {
     name: PeerName,
-    targets: watch::Receiver<Arc<DiscoveryTarget>>,
+    ways: watch::Receiver<Way>,
     target: Arc<DiscoveryTarget>,
+    called: Option<Timestamp>,
     identity: Arc<OwnIdentity>,
     /// Made for the way to the peer, and anew when that or our own root is another one.
     tls: Option<(Arc<CertificateAuthority>, Arc<ClientConfig>)>,
@@ -193,7 +209,7 @@ struct Asked {
 impl Driver {
     fn new(
         name: PeerName,
-        targets: watch::Receiver<Arc<DiscoveryTarget>>,
+        ways: watch::Receiver<Way>,
         identity: Arc<OwnIdentity>,
         seen: Seen,
         cache: PeerCache,
@@ -201,13 +217,14 @@ impl Driver {
     ) -> Self {
         let (progress_in, progress) = mpsc::channel(BACKLOG);
         let seed = RandomState::new().hash_one(name.as_str());
-        let target = targets.borrow().clone();
+        let Way { target, called } = ways.borrow().clone();
         Self {
             machine: Client::new(ClientSettings::of_peer(&target.settings), seed, kept),
             publishing: Publishing::new(name.clone(), seen, cache),
             name,
-            targets,
+            ways,
             target,
+            called,
             identity,
             tls: None,
             clock: Clock::default(),
@@ -226,11 +243,11 @@ impl Driver {
             let wake_in = self.machine.wake_at().saturating_sub(now.elapsed);
             let actions = tokio::select! {
                 Some((id, progress)) = self.progress.recv() => self.take(id, progress),
-                changed = self.targets.changed() => {
+                changed = self.ways.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    self.go_by_target()
+                    self.go_by_way()
                 }
                 Some(_) = self.tasks.join_next() => Vec::new(),
                 () = self.publishing.due() => Vec::new(),
@@ -242,9 +259,10 @@ impl Driver {
     }
 
     /// Only another way to the peer needs new connections.
-    fn go_by_target(&mut self) -> Vec<Action> {
+    fn go_by_way(&mut self) -> Vec<Action> {
         let now = self.clock.now();
-        let before = std::mem::replace(&mut self.target, self.targets.borrow().clone());
+        let Way { target, called } = self.ways.borrow().clone();
+        let before = std::mem::replace(&mut self.target, target);
         let mut actions = Vec::new();
         if !self.target.same_way(&before) {
             self.tls = None;
@@ -253,6 +271,10 @@ impl Driver {
         let settings = ClientSettings::of_peer(&self.target.settings);
         actions.extend(self.machine.set_settings(settings, now));
         actions.extend(self.machine.set_imported(&self.target.imported, now));
+        if called > self.called {
+            self.called = called;
+            actions.extend(self.machine.peer_called(now));
+        }
         actions
     }
 

@@ -14,6 +14,9 @@
 //! What a watch or a list takes is bounded: bytes, entries, events, and time where the protocol has an
 //! end. What goes beyond is told in the state, and asked for again a resync period later.
 //!
+//! A way that fell silent tells nobody, so the lists are also what shows that it is there: when one
+//! is not answered, and the watch has nothing to say either, the watch is opened anew.
+//!
 //! The last good list stays when the peer is away or sends nonsense. It goes when the peer says so:
 //! by events, by a list, or by answering `services` with 400 for some time, which is how a peer
 //! that no longer knows us answers.
@@ -30,7 +33,7 @@ pub use state::{FaultKind, RemoteError, RemoteState, WatchState};
 
 use self::allowance::Allowance;
 use self::backoff::Backoff;
-use self::sync::{ListEnd, Sync};
+use self::sync::{Ended, ListEnd, Sync};
 use super::extension::{ANNOUNCE_HEADER, ANNOUNCED, REPORT_HEADER, Report};
 use super::message::{Action as EventAction, DecodeError, EventDecoder, Limits, WatchEvent};
 use super::remote::{RemoteFault, RemoteService, RemoteServices};
@@ -64,7 +67,7 @@ impl Default for ClientSettings {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
-            resync: Duration::from_secs(60),
+            resync: PeerSettings::default().resync_period,
             list_retry: Duration::from_secs(1),
             list_timeout: Duration::from_secs(60),
             list_idle: Duration::from_secs(15),
@@ -86,6 +89,7 @@ impl ClientSettings {
                 ..default.limits
             },
             hold_empty: settings.hold_empty_list,
+            resync: settings.resync_period,
             ..default
         }
     }
@@ -93,6 +97,8 @@ impl ClientSettings {
 
 /// A watch that lasted less than this is not reopened without a delay.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
+/// A peer that calls us is called back, but not before this after the last attempt.
+const CALL_BACK: Duration = Duration::from_secs(1);
 
 /// What is imported of a peer's services, to be reported to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -144,6 +150,14 @@ impl Failure {
         }
     }
 
+    /// Whether it tells of the way to the peer rather than of the peer.
+    fn is_of_the_way(&self) -> bool {
+        match self {
+            Self::Status(code, _) => (502..=504).contains(code),
+            Self::Gateway { .. } | Self::Transport(_) => true,
+        }
+    }
+
     fn says(&self) -> Option<String> {
         match self {
             Self::Gateway { says, .. } if !says.is_empty() => Some(clip(says)),
@@ -172,6 +186,8 @@ pub struct Client {
 enum Watch {
     Closed {
         retry_at: Duration,
+        /// Not before this, even if the peer calls; `MAX` for what the peer did wrong itself.
+        call_back_at: Duration,
     },
     Opening {
         id: RequestId,
@@ -180,6 +196,10 @@ enum Watch {
     Open {
         id: RequestId,
         since: Duration,
+        /// When the last bytes came.
+        heard_at: Duration,
+        /// A list was answered since it was opened, so the way was good.
+        proven: bool,
         decoder: EventDecoder,
     },
 }
@@ -195,6 +215,7 @@ impl Client {
             state: Arc::new(kept),
             watch: Watch::Closed {
                 retry_at: Duration::ZERO,
+                call_back_at: Duration::ZERO,
             },
             backoff: Backoff::new(seed),
             sync: Sync::default(),
@@ -216,7 +237,7 @@ impl Client {
             if let Watch::Open { decoder, .. } = &mut self.watch {
                 decoder.set_limits(settings.limits);
             }
-            self.sync.hold_changed(&settings);
+            self.sync.times_changed(&settings);
             if self.state.error.is_some() {
                 self.sync.want_soon(now, &settings);
             }
@@ -270,7 +291,7 @@ impl Client {
     /// When [`tick`](Self::tick) has something to do, on the monotonic clock.
     pub fn wake_at(&self) -> Duration {
         let watch = match &self.watch {
-            Watch::Closed { retry_at } => *retry_at,
+            Watch::Closed { retry_at, .. } => *retry_at,
             Watch::Opening { deadline, .. } => *deadline,
             Watch::Open { .. } => Duration::MAX,
         };
@@ -280,7 +301,7 @@ impl Client {
     /// Does what is due.
     pub fn tick(&mut self, now: Moment) -> Vec<Action> {
         match &self.watch {
-            Watch::Closed { retry_at } if *retry_at <= now.elapsed => {
+            Watch::Closed { retry_at, .. } if *retry_at <= now.elapsed => {
                 let id = self.request_id();
                 self.watch = Watch::Opening {
                     id,
@@ -296,11 +317,13 @@ impl Client {
             }
             _ => {}
         }
-        if let Some(id) = self.sync.timed_out(now) {
-            self.actions.push(Action::Cancel(id));
+        if let Some(ended) = self.sync.timed_out(now) {
+            self.actions.push(Action::Cancel(ended.id));
             let late = "it did not arrive in time, or too slowly".to_owned();
-            self.fail(RemoteError::NoList(late.clone()));
-            self.list_failed(&Failure::Transport(late), now);
+            if !self.doubt_watch(ended, now) {
+                self.fail(RemoteError::NoList(late.clone()));
+            }
+            self.list_failed(&Failure::Transport(late), ended, now);
         }
         if self.sync.is_due(now) {
             let id = self.request_id();
@@ -320,6 +343,8 @@ impl Client {
             self.watch = Watch::Open {
                 id,
                 since: now.elapsed,
+                heard_at: now.elapsed,
+                proven: false,
                 decoder: EventDecoder::new(self.settings.limits),
             };
             self.backoff.reset();
@@ -338,6 +363,7 @@ impl Client {
         let Watch::Open {
             id: current,
             decoder,
+            heard_at,
             ..
         } = &mut self.watch
         else {
@@ -346,6 +372,7 @@ impl Client {
         if *current != id {
             return self.tick(now);
         }
+        *heard_at = now.elapsed;
         let mut events = Vec::new();
         let result = decoder.push(chunk, &mut events);
         let limits = &self.settings.limits;
@@ -370,6 +397,9 @@ impl Client {
             self.actions.push(Action::Cancel(id));
             let resync = self.settings.resync;
             self.watch_ended(&clip(&error.to_string()), resync, now);
+            if let Watch::Closed { call_back_at, .. } = &mut self.watch {
+                *call_back_at = Duration::MAX;
+            }
             self.watch_error_until = now.elapsed + 2 * resync;
             self.change(false, |state| state.watch.error = Some(error));
         }
@@ -411,7 +441,8 @@ impl Client {
 
     /// `services` was answered with 200. `extended`: the answer announces the extension.
     pub fn list_opened(&mut self, id: RequestId, extended: bool, now: Moment) -> Vec<Action> {
-        if self.sync.is_running(id) {
+        if self.sync.opened(id) {
+            self.way_is_good();
             self.set_extended(extended);
         }
         self.tick(now)
@@ -441,14 +472,15 @@ impl Client {
                 .finish(id, self.state.extended, now, &self.settings),
             // Nobody but a peer that we asked "is it still this list?" says so.
             Some(Failure::Status(304, _)) if self.state.extended => {
-                if self.sync.abandon(id) {
+                if self.sync.abandon(id).is_some() {
+                    self.way_is_good();
                     self.list_unchanged(now);
                 }
                 return self.tick(now);
             }
             Some(failure) => {
-                if self.sync.abandon(id) {
-                    self.list_failed(failure, now);
+                if let Some(ended) = self.sync.abandon(id) {
+                    self.list_failed(failure, ended, now);
                 }
                 return self.tick(now);
             }
@@ -475,8 +507,46 @@ impl Client {
         self.backoff.reset();
         self.watch = Watch::Closed {
             retry_at: now.elapsed,
+            call_back_at: now.elapsed,
         };
         self.tick(now)
+    }
+
+    /// The peer has called us, so it is there, and there is nothing to wait for.
+    pub fn peer_called(&mut self, now: Moment) -> Vec<Action> {
+        if let Watch::Closed {
+            retry_at,
+            call_back_at,
+        } = &mut self.watch
+        {
+            *retry_at = (*retry_at).min((*call_back_at).max(now.elapsed));
+        }
+        self.tick(now)
+    }
+
+    fn way_is_good(&mut self) {
+        if let Watch::Open { proven, .. } = &mut self.watch {
+            *proven = true;
+        }
+    }
+
+    /// A list was not answered. If the watch was silent since it was asked for, although the way
+    /// was good once, it is opened anew; true then.
+    fn doubt_watch(&mut self, ended: Ended, now: Moment) -> bool {
+        match &self.watch {
+            Watch::Open {
+                id,
+                heard_at,
+                proven: true,
+                ..
+            } if !ended.answered && *heard_at < ended.begun => {
+                self.actions.push(Action::Cancel(*id));
+                let silent = "the way to the peer is silent: its list was not answered";
+                self.watch_failed(&Failure::Transport(silent.to_owned()), now);
+                true
+            }
+            _ => false,
+        }
     }
 
     fn request_id(&mut self) -> RequestId {
@@ -498,6 +568,7 @@ impl Client {
     fn watch_ended(&mut self, status: &str, delay: Duration, now: Moment) {
         self.watch = Watch::Closed {
             retry_at: now.elapsed + delay,
+            call_back_at: now.elapsed + CALL_BACK,
         };
         self.sync.want_at(now.elapsed + self.settings.resync);
         self.change(false, |state| {
@@ -510,9 +581,12 @@ impl Client {
         });
     }
 
-    fn list_failed(&mut self, failure: &Failure, now: Moment) {
+    fn list_failed(&mut self, failure: &Failure, ended: Ended, now: Moment) {
         let connected = self.state.watch.connected;
         let failed = self.sync.failed(failure, connected, now, &self.settings);
+        if failed.lasting && failure.is_of_the_way() && self.doubt_watch(ended, now) {
+            return;
+        }
         if failed.withdrawn && !self.state.withdrawn {
             self.change(true, |state| {
                 state.services = Arc::default();

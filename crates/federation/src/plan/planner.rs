@@ -120,7 +120,7 @@ impl Planner {
             statuses: LazyStatuses::new(world.clone(), judged),
             wake_at: [
                 peers::next_change(&peers),
-                status::next_change(world),
+                status::next_change(world, &peers),
                 staleness::next_change(world, &peers),
                 withdrawal.next_change,
             ]

@@ -27,6 +27,9 @@ pub struct PeerSettings {
     /// `meshfed.io/imports-outlive-contact`: imports end this long after the last contact; `None`:
     /// never. 0s to 8760h.
     pub imports_outlive_contact: Option<Duration>,
+    /// `meshfed.io/resync-period`: the peer's whole list is asked for this often, which also shows whether
+    /// the way to it is there. 5s to 5m.
+    pub resync_period: Duration,
     /// `meshfed.io/max-services`: services in a list of the peer. 1 to 100,000.
     pub max_services: usize,
     /// `meshfed.io/max-list-bytes`: bytes of a list of the peer. 64Ki to 1Gi.
@@ -39,6 +42,7 @@ impl Default for PeerSettings {
             drain_period: Duration::from_secs(5),
             hold_empty_list: Duration::from_secs(30),
             imports_outlive_contact: None,
+            resync_period: Duration::from_secs(60),
             max_services: 10_000,
             max_list_bytes: 64 << 20,
         }
@@ -99,6 +103,12 @@ impl PeerSettings {
                     )
                 })?;
                 self.imports_outlive_contact = Some(given);
+            }
+            "resync-period" => {
+                let shortest = Duration::from_secs(5);
+                self.resync_period = up_to(HOUR / 12)
+                    .filter(|given| *given >= shortest)
+                    .ok_or_else(|| wrong("resync-period", "a duration of 5s to 5m, such as 60s"))?;
             }
             "max-services" => {
                 let number = value.parse().ok().filter(|n| (1..=100_000).contains(n));
@@ -168,6 +178,7 @@ mod tests {
             ("meshfed.io/drain-period", "1m30s"),
             ("meshfed.io/hold-empty-list", "0"),
             ("meshfed.io/imports-outlive-contact", "12h"),
+            ("meshfed.io/resync-period", "5s"),
             ("meshfed.io/max-services", "20000"),
             ("meshfed.io/max-list-bytes", "128Mi"),
             ("example.com/drain-period", "of somebody else"),
@@ -177,6 +188,7 @@ mod tests {
             drain_period: Duration::from_secs(90),
             hold_empty_list: Duration::ZERO,
             imports_outlive_contact: Some(12 * HOUR),
+            resync_period: Duration::from_secs(5),
             max_services: 20_000,
             max_list_bytes: 128 << 20,
         };
@@ -198,6 +210,8 @@ mod tests {
             ("drain-period", "18446744073709551615h"),
             ("hold-empty-list", "25h"),
             ("imports-outlive-contact", "never"),
+            ("resync-period", "4s"),
+            ("resync-period", "6m"),
             ("max-services", "0"),
             ("max-services", "100001"),
             ("max-list-bytes", "1Ki"),

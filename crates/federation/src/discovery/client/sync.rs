@@ -43,7 +43,28 @@ struct Running {
     deadline: Duration,
     /// When it is given up unless something comes.
     idle_deadline: Duration,
+    /// It was answered with 200.
+    answered: bool,
     body: Vec<u8>,
+}
+
+/// A request that is over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub id: RequestId,
+    pub begun: Duration,
+    /// It was answered with 200.
+    pub answered: bool,
+}
+
+impl From<Running> for Ended {
+    fn from(running: Running) -> Self {
+        Self {
+            id: running.id,
+            begun: running.begun,
+            answered: running.answered,
+        }
+    }
 }
 
 /// What follows from a request that failed.
@@ -91,8 +112,10 @@ impl Sync {
         self.running.is_none() && self.next_at <= now.elapsed
     }
 
-    pub fn is_running(&self, id: RequestId) -> bool {
-        self.running.as_ref().is_some_and(|r| r.id == id)
+    /// The request was answered with 200. False if it is not the running one.
+    pub fn opened(&mut self, id: RequestId) -> bool {
+        let running = self.running.as_mut().filter(|r| r.id == id);
+        running.map(|r| r.answered = true).is_some()
     }
 
     pub fn begin(&mut self, id: RequestId, now: Moment, settings: &ClientSettings) {
@@ -103,6 +126,7 @@ impl Sync {
             begun: now.elapsed,
             deadline: now.elapsed + settings.list_timeout,
             idle_deadline: now.elapsed + settings.list_idle,
+            answered: false,
             body: Vec::new(),
         });
     }
@@ -130,8 +154,11 @@ impl Sync {
         self.want_at((since + settings.list_retry).max(now.elapsed));
     }
 
-    /// The time for which an empty list is held may be another one.
-    pub fn hold_changed(&mut self, settings: &ClientSettings) {
+    /// The time for which an empty list is held, or from one list to the next, may be another one.
+    pub fn times_changed(&mut self, settings: &ClientSettings) {
+        if self.running.is_none() && self.next_at != Duration::MAX {
+            self.want_at(self.last_end + settings.resync);
+        }
         if let Some(since) = self.empty_since {
             self.want_at(since + settings.hold_empty);
         }
@@ -142,11 +169,11 @@ impl Sync {
     }
 
     /// Gives up a request that takes too long.
-    pub fn timed_out(&mut self, now: Moment) -> Option<RequestId> {
+    pub fn timed_out(&mut self, now: Moment) -> Option<Ended> {
         let late = |r: &mut Running| r.deadline.min(r.idle_deadline) <= now.elapsed;
         let running = self.running.take_if(late)?;
         self.last_took = now.elapsed.saturating_sub(running.begun);
-        Some(running.id)
+        Some(running.into())
     }
 
     /// Forgets what is on its way. Returns the request to cancel.
@@ -173,13 +200,14 @@ impl Sync {
             return false;
         }
         running.idle_deadline = now.elapsed + settings.list_idle;
+        running.answered = true;
         running.body.extend_from_slice(chunk);
         true
     }
 
-    /// Whether this was the running request; it is no more.
-    pub fn abandon(&mut self, id: RequestId) -> bool {
-        self.running.take_if(|r| r.id == id).is_some()
+    /// If this was the running request, it is no more.
+    pub fn abandon(&mut self, id: RequestId) -> Option<Ended> {
+        self.running.take_if(|r| r.id == id).map(Ended::from)
     }
 
     /// `extended`: the peer announces the extension, so that what it says of health counts.

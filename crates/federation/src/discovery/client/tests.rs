@@ -555,13 +555,123 @@ fn a_list_that_drips_is_given_up_and_said_to_be_slow() {
 }
 
 #[test]
+fn a_way_that_fell_silent_is_noticed_by_the_next_list_and_tried_anew() {
+    let mut driver = Driver::connected_with(&["x"]);
+    assert_eq!(driver.after(60_000), [LIST]);
+    assert_eq!(driver.after(14_999), [""; 0]);
+    assert!(driver.client.state().watch.connected);
+    // The list and the watch.
+    assert_eq!(driver.after(1), ["cancel", "cancel"]);
+    let watch = &driver.client.state().watch;
+    assert!(!watch.connected);
+    let status = watch.last_disconnect_status.as_deref().unwrap();
+    assert!(status.contains("silent"), "{status}");
+    assert_eq!(driver.error(), None);
+    assert_eq!(driver.names(), ["x"]);
+    let (waited, asked) = driver.until_asked();
+    assert_eq!(asked, [OPEN]);
+    assert!(waited <= 751, "{waited}");
+    assert_eq!(driver.opened(), [LIST]);
+    driver.listed(&list(&["x"]).encode());
+
+    // Whoever says something on the watch is there.
+    assert_eq!(driver.after(60_000), [LIST]);
+    driver.after(10_000);
+    driver.event(&event(EventAction::Add, "y", &["x", "y"]));
+    assert_eq!(driver.after(5_000), ["cancel"]);
+    assert!(driver.client.state().watch.connected);
+    assert!(matches!(driver.error(), Some(RemoteError::NoList(_))));
+}
+
+#[test]
+fn a_gateway_that_reaches_nobody_for_long_is_believed() {
+    let mut driver = Driver::connected_with(&["x"]);
+    assert_eq!(driver.after(60_000), [LIST]);
+    let start = driver.millis;
+    loop {
+        let asked = driver.list_fails(&unavailable());
+        assert_eq!(driver.names(), ["x"]);
+        if asked == ["cancel"] {
+            break;
+        }
+        assert!(driver.client.state().watch.connected);
+        assert_eq!(driver.until_asked().1, [LIST]);
+    }
+    assert!(!driver.client.state().watch.connected);
+    assert!((10_000..12_000).contains(&(driver.millis - start)));
+}
+
+#[test]
+fn the_watch_of_a_peer_that_never_gives_a_list_stays_open_and_it_is_said() {
+    let mut driver = Driver::new();
+    driver.after(0);
+    assert_eq!(driver.opened(), [LIST]);
+    for _ in 0..4 {
+        assert_eq!(driver.after(15_000), ["cancel"]);
+        assert!(driver.client.state().watch.connected);
+        assert!(matches!(driver.error(), Some(RemoteError::NoList(_))));
+        assert_eq!(driver.after(1_000), [LIST]);
+    }
+}
+
+#[test]
+fn a_peer_that_calls_is_called_back_at_once_but_not_in_a_loop() {
+    let mut driver = Driver::connected_with(&["x"]);
+    let called = |driver: &mut Driver| {
+        let actions = driver.client.peer_called(driver.now());
+        driver.note(actions)
+    };
+    // It was away for so long that the next attempt is far off.
+    for _ in 0..20 {
+        driver.watch_ends(Some(&refused()));
+        driver.until_asked();
+    }
+    driver.watch_ends(Some(&refused()));
+    driver.after(1_000);
+    assert_eq!(called(&mut driver), [OPEN]);
+    driver.watch_ends(Some(&refused()));
+    for _ in 0..10 {
+        assert_eq!(called(&mut driver), [""; 0]);
+    }
+    assert_eq!(driver.until_asked(), (1_001, vec![OPEN]));
+    assert_eq!(driver.opened(), [LIST]);
+    driver.listed(&list(&["x"]).encode());
+    assert_eq!(called(&mut driver), [""; 0]);
+
+    // Not one whose watch was cut for what came through it.
+    driver.bytes(b"]]]");
+    driver.after(5_000);
+    assert_eq!(called(&mut driver), [""; 0]);
+    let (waited, asked) = driver.until_asked();
+    assert!(
+        waited > 50_000 && asked.contains(&OPEN),
+        "{waited} {asked:?}"
+    );
+}
+
+#[test]
+fn another_resync_period_counts_without_a_restart() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(10_000);
+    let shorter = ClientSettings {
+        resync: Duration::from_secs(5),
+        ..ClientSettings::default()
+    };
+    let actions = driver.client.set_settings(shorter, driver.now());
+    assert_eq!(driver.note(actions), [LIST]);
+    driver.listed(&list(&["x"]).encode());
+    assert_eq!(driver.until_asked(), (5_001, vec![LIST]));
+}
+
+#[test]
 fn a_list_that_fails_for_long_is_said_and_asked_for_less_often() {
     let mut driver = Driver::connected_with(&["x"]);
     driver.after(60_000);
     let start = driver.millis;
     let mut asked = 0;
+    let broken = Failure::Status(500, "Internal Server Error".into());
     while driver.millis - start < 600_000 {
-        driver.list_fails(&unavailable());
+        driver.list_fails(&broken);
         assert_eq!(driver.error().is_some(), driver.millis - start >= 10_000);
         driver.until_asked();
         asked += 1;

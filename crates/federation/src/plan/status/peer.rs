@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meshfed_api::ServiceMeshPeer;
 use meshfed_api::peer::{
@@ -18,13 +17,13 @@ use super::{connection, replicas, time};
 use crate::discovery::client::RemoteState;
 use crate::discovery::extension::Report;
 use crate::discovery::server::SourceStatus;
-use crate::plan::peers::{PeerProblem, Trusted};
+use crate::plan::peers::{PeerProblem, Peers, Trusted};
 use crate::plan::staleness;
-use crate::plan::{PeerSettings, Step};
+use crate::plan::{PeerSettings, SettingProblem, Step};
 use crate::world::{ObjectKey, PeerState, World};
 
-/// A watch counts as connected as long as something came from the peer within two resync periods.
-const CONTACT: Duration = Duration::from_secs(120);
+/// A watch counts as connected as long as something came from the peer within this many resync periods.
+const CONTACT: u32 = 2;
 
 pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, ServiceMeshPeerStatus> {
     let world = decided.world;
@@ -134,7 +133,7 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
         );
         return Verdict::fails(READY, fault.kind().reason(), message);
     }
-    if !is_connected(remote, now) && !watched_by_us {
+    if !is_connected(&peer.settings, remote, now) && !watched_by_us {
         return connection::not_watching(peer, &remote.watch, &watchers);
     }
     connection::watching(peer, &watchers)
@@ -188,10 +187,14 @@ fn withdrawn(
     Some(Verdict::fails(TYPE, reason, message))
 }
 
+fn settings_of(object: &ServiceMeshPeer) -> (PeerSettings, Vec<SettingProblem>) {
+    PeerSettings::parse(object.metadata.annotations.as_ref())
+}
+
 /// Whether the peer's annotations have the effect that was meant.
 fn settings(object: &ServiceMeshPeer) -> Verdict {
     const TYPE: &str = "SettingsUsable";
-    let (_, problems) = PeerSettings::parse(object.metadata.annotations.as_ref());
+    let (_, problems) = settings_of(object);
     if problems.is_empty() {
         return Verdict::holds(TYPE, "SettingsUsed", "every setting has its effect");
     }
@@ -201,25 +204,23 @@ fn settings(object: &ServiceMeshPeer) -> Verdict {
 }
 
 /// Never without an event or an answer to `services` in the last two resync periods.
-fn is_connected(remote: &RemoteState, now: Timestamp) -> bool {
-    let recent = |contact: Timestamp| now.duration_since(contact) < contact_time();
-    remote.watch.connected && remote.last_contact.is_some_and(recent)
+fn is_connected(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
+    remote.watch.connected && counts_until(settings, remote).is_some_and(|until| now < until)
 }
 
-fn contact_time() -> jiff::SignedDuration {
-    jiff::SignedDuration::try_from(CONTACT).unwrap_or(jiff::SignedDuration::MAX)
+fn counts_until(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+    let time = SignedDuration::try_from(settings.resync_period * CONTACT).ok()?;
+    remote.last_contact?.checked_add(time).ok()
 }
 
 /// When a watch stops to count as connected although nothing was heard.
-pub(in crate::plan) fn next_change(world: &World) -> Option<Timestamp> {
-    let states = world.observed.peers.values();
-    states
-        .filter(|state| is_connected(&state.remote, world.now))
-        .filter_map(|state| {
-            let contact = state.remote.last_contact?;
-            contact.checked_add(contact_time()).ok()
-        })
-        .min()
+pub(in crate::plan) fn next_change(world: &World, peers: &Peers<'_>) -> Option<Timestamp> {
+    let trusted = peers.iter().filter_map(|(key, peer)| {
+        let settings = &peer.as_ref().ok()?.settings;
+        let remote = &state_of(world, key).remote;
+        counts_until(settings, remote).filter(|_| is_connected(settings, remote, world.now))
+    });
+    trusted.min()
 }
 
 fn discovery_status(
@@ -243,7 +244,7 @@ fn discovery_status(
         .collect();
     remotes.sort_by(|a, b| a.source.cmp(&b.source));
     let watch = WatchStatus {
-        connected: is_connected(remote, decided.world.now),
+        connected: is_connected(&settings_of(object).0, remote, decided.world.now),
         last_connected: remote.watch.last_connected.map(time),
         last_disconnect: remote.watch.last_disconnect.map(time),
         last_disconnect_status: remote.watch.last_disconnect_status.clone(),
@@ -284,7 +285,9 @@ pub(super) enum Contact {
 
 pub(super) fn contact(decided: &Decided<'_, '_>, key: &ObjectKey) -> Contact {
     let remote = &state_of(decided.world, key).remote;
-    if is_connected(remote, decided.world.now) {
+    let object = decided.world.resources.peers.get(key);
+    let settings = object.map(|object| settings_of(object).0);
+    if is_connected(&settings.unwrap_or_default(), remote, decided.world.now) {
         Contact::Now
     } else if remote.last_full_sync.is_some() || !remote.services.is_empty() {
         Contact::Before
