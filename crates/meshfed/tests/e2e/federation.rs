@@ -80,14 +80,14 @@ pub struct Mesh {
     pub dir: PathBuf,
     pub client: Client,
     up: Process,
-    external: Vec<String>,
+    /// More arguments of `meshfed up`.
+    more: Vec<String>,
 }
 
 impl Mesh {
-    async fn start(name: &'static str, net: LoopbackNet, dir: PathBuf, external: &[&str]) -> Self {
+    async fn start(name: &'static str, net: LoopbackNet, dir: PathBuf, more: Vec<String>) -> Self {
         fs::create_dir_all(&dir).unwrap();
-        let external: Vec<String> = external.iter().map(|g| (*g).to_owned()).collect();
-        let mut up = spawn_up(name, &net, &dir, &external);
+        let mut up = spawn_up(name, &net, &dir, &more);
         let client = administrator(&dir, &mut up).await;
         Self {
             name,
@@ -95,7 +95,7 @@ impl Mesh {
             dir,
             client,
             up,
-            external,
+            more,
         }
     }
 
@@ -106,7 +106,7 @@ impl Mesh {
 
     /// The same command with the same data directory.
     pub async fn start_again(&mut self) {
-        self.up = spawn_up(self.name, &self.net, &self.dir, &self.external);
+        self.up = spawn_up(self.name, &self.net, &self.dir, &self.more);
         self.client = administrator(&self.dir, &mut self.up).await;
     }
 
@@ -125,7 +125,7 @@ impl Mesh {
     }
 
     /// Applies a manifest whose addresses are those of this federation.
-    async fn apply(&self, manifest: &str) {
+    pub async fn apply(&self, manifest: &str) {
         let objects: Vec<DynamicObject> = serde_saphyr::from_multiple(manifest).unwrap();
         for object in objects {
             let gvk = GroupVersionKind::try_from(object.types.as_ref().unwrap()).unwrap();
@@ -155,7 +155,7 @@ impl Mesh {
         .await
     }
 
-    async fn keep_root_of(&self, peer: &str, root: String) {
+    pub async fn keep_root_of(&self, peer: &str, root: String) {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.system());
         let mut map = ConfigMap {
             data: Some([(ROOT_CERT_KEY.to_owned(), root)].into()),
@@ -262,14 +262,12 @@ impl Mesh {
     }
 }
 
-fn spawn_up(name: &str, net: &LoopbackNet, dir: &Path, external: &[String]) -> Process {
+fn spawn_up(name: &str, net: &LoopbackNet, dir: &Path, more: &[String]) -> Process {
     let mut command = meshfed();
     command
         .args(["up", "--name", name, "--subnet", &net.cidr(), "--data-dir"])
-        .arg(dir);
-    if !external.is_empty() {
-        command.args(["--external-gateways", &external.join(",")]);
-    }
+        .arg(dir)
+        .args(more);
     Process::start(&mut command, dir.join("up.stderr"))
 }
 
@@ -301,7 +299,7 @@ pub struct App {
 }
 
 impl App {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let received = Arc::new(AtomicUsize::new(0));
@@ -358,6 +356,15 @@ impl Federation {
     /// Starts and configures everything except the gateways that are named here: those run
     /// elsewhere.
     pub async fn start(red_external: &[&str], green_external: &[&str]) -> Self {
+        let external = |gateways: &[&str]| match gateways {
+            [] => Vec::new(),
+            _ => vec!["--external-gateways".to_owned(), gateways.join(",")],
+        };
+        Self::start_with(external(red_external), external(green_external)).await
+    }
+
+    /// The same, with these arguments of `meshfed up`.
+    pub async fn start_with(red_more: Vec<String>, green_more: Vec<String>) -> Self {
         let dir = temp_dir();
         let (red_net, green_net) = (LoopbackNet::lock(), LoopbackNet::lock());
         let own = |text: &str| {
@@ -386,16 +393,16 @@ impl Federation {
             "31-import-from-red-mesh",
         ]
         .map(|file| manifest(&format!("green-mesh/{file}")));
-        let start = async |name, net, external, files: [String; 6]| {
-            let mesh = Mesh::start(name, net, dir.path().join(name), external).await;
+        let start = async |name, net, more, files: [String; 6]| {
+            let mesh = Mesh::start(name, net, dir.path().join(name), more).await;
             for file in files {
                 mesh.apply(&file).await;
             }
             mesh
         };
         let (red, green) = tokio::join!(
-            start("red-mesh", red_net, red_external, red_files),
-            start("green-mesh", green_net, green_external, green_files),
+            start("red-mesh", red_net, red_more, red_files),
+            start("green-mesh", green_net, green_more, green_files),
         );
         red.keep_root_of("green-mesh", green.root().await).await;
         green.keep_root_of("red-mesh", red.root().await).await;

@@ -8,11 +8,15 @@
 
 mod bad_input;
 mod cli;
+mod contact;
 mod control_plane;
 mod demo;
+mod dns;
 mod drain;
 mod envoy;
 mod federation;
+mod forwarder;
+mod health;
 mod hostile;
 mod mesh;
 mod names;

@@ -68,7 +68,7 @@ where
 }
 
 /// Waits until green-mesh says that red-mesh offers this many services, and calls agree.
-async fn green_has(federation: &Federation, offered: usize) {
+pub async fn green_has(federation: &Federation, offered: usize) {
     let sets: Api<ImportedServiceSet> = api(&federation.green);
     eventually(PATIENCE, async || {
         let status = sets.get_status("red-mesh").await.unwrap().status;

@@ -1,0 +1,121 @@
+//! How soon a mesh notices that its peer is away, and that it is back.
+
+use std::time::{Duration, Instant};
+
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use meshfed_api::peer::WatchStatus;
+use meshfed_api::{ImportedServiceSet, ServiceMeshPeer};
+use meshfed_testkit::{LoopbackNet, eventually};
+use serde_json::json;
+
+use crate::federation::{Federation, Mesh};
+use crate::forwarder::Forwarder;
+use crate::program::PATIENCE;
+use crate::removal::api;
+
+/// What TCP tells is noticed within this on a busy machine too. Without word, the next list would be asked
+/// for after 60 s, and a dead path be probed after 20 s.
+const TOLD: Duration = Duration::from_secs(10);
+
+/// What green-mesh says of its watch of red-mesh.
+async fn watch(green: &Mesh) -> Option<WatchStatus> {
+    let peers: Api<ServiceMeshPeer> = api(green);
+    let status = peers.get_status("red-mesh").await.unwrap().status?;
+    let discovery = status.discovery_status;
+    let mut pods = discovery.active.into_iter().chain(discovery.inactive);
+    pods.next().map(|pod| pod.watch)
+}
+
+/// Waits until the status says so; returns how long it took.
+async fn says_connected(green: &Mesh, connected: bool, since: Instant) -> Duration {
+    eventually(PATIENCE, async || match watch(green).await {
+        Some(watch) if watch.connected == connected => Ok(since.elapsed()),
+        other => Err(other),
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_goes_and_comes_back_is_noticed_at_once() {
+    let ingress = "ingress-green-mesh";
+    let mut federation = Federation::start(&[ingress], &[]).await;
+    let admin = federation.red.address(240, 15014);
+    let mut gateway = federation.red.gateway(ingress, admin).await;
+    federation.works().await;
+    let report = |what: &str, took: Duration| {
+        println!("{what}: {took:.0?}");
+        assert!(took < TOLD, "{what}: {took:?}");
+    };
+
+    let began = Instant::now();
+    federation.red.kill();
+    let took = says_connected(&federation.green, false, began).await;
+    report("the peer's control plane was killed", took);
+    // What it exported goes on without it.
+    federation.call().await.unwrap();
+    federation.red.start_again().await;
+    let began = Instant::now();
+    let took = says_connected(&federation.green, true, began).await;
+    report("the peer's control plane is back", took);
+
+    let began = Instant::now();
+    gateway.kill();
+    let took = says_connected(&federation.green, false, began).await;
+    report("the peer's gateway was killed", took);
+    let _gateway = federation.red.gateway(ingress, admin).await;
+    eventually(PATIENCE, async || federation.call().await).await;
+    let began = Instant::now();
+    let took = says_connected(&federation.green, true, began).await;
+    report("the peer's gateway is back", took);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_falls_silent_is_noticed_by_the_next_list_and_its_exports_stay() {
+    let federation = Federation::start(&[], &[]).await;
+    let (red, green) = (&federation.red, &federation.green);
+    let between = LoopbackNet::lock();
+    let way = Forwarder::start(between.address(10), red.address(10, 0).ip()).await;
+    let peers: Api<ServiceMeshPeer> = api(green);
+    let patch = json!({
+        "metadata": {"annotations": {"meshfed.io/resync-period": "5s"}},
+        "spec": {"remote": {"addresses": [between.address(10)]}},
+    });
+    let params = PatchParams::default();
+    peers
+        .patch("red-mesh", &params, &Patch::Merge(patch))
+        .await
+        .unwrap();
+    federation.works().await;
+    eventually(PATIENCE, async || match way.accepted() {
+        0 => Err("nobody came this way"),
+        _ => Ok(()),
+    })
+    .await;
+    says_connected(green, true, Instant::now()).await;
+
+    way.be_silent(true);
+    let took = says_connected(green, false, Instant::now()).await;
+    println!("nothing came from the peer: {took:.0?}");
+    // By the default there would not even be another list yet.
+    assert!(took < Duration::from_secs(50), "{took:?}");
+    // 15 s after a list was asked for, the watch is given up too, and the reason is told.
+    eventually(PATIENCE, async || {
+        let status = peers.get_status("red-mesh").await.unwrap().status.unwrap();
+        let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+        let ready = ready.map(|c| (c.reason.as_deref(), c.message.as_deref()));
+        match ready {
+            Some((Some("NotConnected"), Some(message))) if message.contains("is silent") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let sets: Api<ImportedServiceSet> = api(green);
+    let set = sets.get_status("red-mesh").await.unwrap();
+    assert_eq!(set.status.unwrap().imported_services.len(), 2);
+
+    way.be_silent(false);
+    let took = says_connected(green, true, Instant::now()).await;
+    println!("the peer is heard again: {took:.0?}");
+    federation.works().await;
+}
