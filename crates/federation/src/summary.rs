@@ -2,11 +2,13 @@
 
 mod certificates;
 mod conditions;
+mod reports;
 mod show;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use meshfed_api::peer::ImportReport;
 use serde::Serialize;
 
 pub use self::certificates::Certificate;
@@ -54,6 +56,9 @@ pub struct Peer {
     pub watchers: Vec<Watcher>,
     /// Services that the peer may call.
     pub exports: usize,
+    /// What it says that it made of them, if it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<ImportReport>,
     /// Services of the peer that are called here.
     pub imports: usize,
     /// Services that the peer exports to us.
@@ -106,6 +111,7 @@ pub fn summary(world: &World, plan: &Plan, seen: &Seen) -> Summary {
     let certificates = certificates::all(world, seen);
     let mut problems = conditions::problems(world, plan);
     problems.extend(certificates.iter().filter_map(|c| c.problem(world.now)));
+    problems.extend(reports::problems(world));
     problems.sort();
     let sharing = Sharing::of(world, plan);
     let mut imports: BTreeMap<String, usize> = BTreeMap::new();
@@ -174,6 +180,7 @@ fn peer(world: &World, plan: &Plan, key: &ObjectKey, imports: usize) -> Peer {
             .exports
             .get(key.name.as_str())
             .map_or(0, |list| list.len()),
+        report: state.report().map(ImportReport::from),
         imports,
         offered: remote.services.len(),
     }

@@ -17,6 +17,7 @@ use meshfed_api::{
 use meshfed_pki::TrustDomain;
 
 use crate::discovery::client::RemoteState;
+use crate::discovery::extension::Report;
 use crate::discovery::server::SourceStatus;
 
 /// Label on the Service and the Pod of a gateway: the gateway's name.
@@ -147,6 +148,16 @@ pub struct PeerState {
     /// The peer's connections to us.
     pub watchers: Vec<SourceStatus>,
     pub farewell: Farewell,
+}
+
+impl PeerState {
+    /// What the peer says that it made of our exports. Where several of its replicas say so, the one
+    /// that took a list last.
+    pub fn report(&self) -> Option<&Report> {
+        let connected = self.watchers.iter().filter(|watcher| watcher.connected);
+        let reports = connected.filter_map(|watcher| watcher.report.as_ref());
+        reports.max_by_key(|report| report.last_sync)
+    }
 }
 
 /// What is seen of the removal of a peer, or of its ingress gateway.

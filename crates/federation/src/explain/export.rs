@@ -14,7 +14,7 @@ use crate::names::{ExportedHost, PeerName, ServiceKey};
 use crate::plan::local::{self, LocalService};
 use crate::plan::{GatewayKind, Plan, is_visible};
 use crate::rules::{ExportDecision, ExportRules};
-use crate::world::{ObjectKey, World};
+use crate::world::{ObjectKey, PeerState, World};
 
 /// Why `service` is exported to `peer`, or what stands in the way.
 pub fn explain_export(
@@ -65,7 +65,8 @@ impl<'a> Export<'a> {
             ),
         );
         self.path(answer, &ingress, &host, local);
-        self.carries(&ingress, local)
+        self.carries(&ingress, local)?;
+        self.is_taken(&exported)
     }
 
     fn object(&self) -> Option<&'a Service> {
@@ -361,6 +362,33 @@ impl<'a> Export<'a> {
             .command(format!(
                 "kubectl -n {namespace} get endpointslices -l kubernetes.io/service-name={name}"
             )));
+        }
+        Ok(())
+    }
+
+    /// Whether the peer imports it, as far as it says so.
+    fn is_taken(&self, exported: &ServiceKey) -> Result<(), Obstacle> {
+        let peer = self.facts.peer;
+        let Some(said) = self.facts.state().and_then(PeerState::report) else {
+            return Ok(());
+        };
+        if said.services.contains(exported) {
+            return Ok(());
+        }
+        if let Some(error) = &said.error {
+            let message = format!("{peer} says of what this mesh sends it: {error}");
+            let remedy = "mend what it names; it goes on with the last good list until then";
+            return Err(Obstacle::new("PeerReportsError", message, remedy));
+        }
+        // A report has room for some names only.
+        if said.services.len() == said.imported as usize {
+            let message =
+                format!("{peer} takes the list and says that it does not import {exported}");
+            let remedy = format!(
+                "its administrator asks there: meshfed explain import {}.{} --peer <its name for this mesh>",
+                exported.name, exported.namespace
+            );
+            return Err(Obstacle::new("NotImportedThere", message, remedy));
         }
         Ok(())
     }

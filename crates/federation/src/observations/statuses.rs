@@ -4,16 +4,18 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use meshfed_api::peer::{PodDiscoveryStatus, ServiceMeshPeerStatus};
+use meshfed_api::peer::{ImportReport, PodDiscoveryStatus, ServiceMeshPeerStatus};
 use meshfed_api::{OWN_ROOT_CONFIG_MAP, ROOT_CERT_KEY};
 use meshfed_pki::TrustDomain;
 
 use super::Seen;
 use crate::discovery::checksum::ListHash;
 use crate::discovery::client::{RemoteState, WatchState};
+use crate::discovery::extension::Report;
 use crate::discovery::message::{Limits, ReceivedList, Service, ServiceList, ServicePort};
 use crate::discovery::remote::RemoteServices;
 use crate::discovery::server::SourceStatus;
+use crate::names::ServiceKey;
 use crate::world::{
     Farewell, GatewayState, MeshSettings, ObjectKey, Observed, PeerState, Resources,
 };
@@ -122,8 +124,21 @@ fn watchers(pod: &PodDiscoveryStatus) -> impl Iterator<Item = SourceStatus> {
         last_disconnect: remote.last_disconnect.as_ref().map(|time| time.0),
         last_event: remote.last_event.as_ref().map(|time| time.0),
         last_full_sync: remote.last_full_sync.as_ref().map(|time| time.0),
-        report: None,
+        report: remote.report.as_ref().map(report),
     })
+}
+
+fn report(said: &ImportReport) -> Report {
+    let keys = said.services.iter().filter_map(|key| {
+        let (namespace, name) = key.split_once('/')?;
+        ServiceKey::parse(namespace, name).ok()
+    });
+    Report {
+        imported: said.imported,
+        services: keys.collect(),
+        last_sync: said.last_sync.as_ref().map(|time| time.0),
+        error: said.error.clone(),
+    }
 }
 
 /// Services of these exported names; those that are none of the protocol are left out.

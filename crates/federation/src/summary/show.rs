@@ -92,7 +92,10 @@ impl Summary {
             ago(self.now, peer.watch.last_full_sync),
             state(connected > 0, watching),
             ago(self.now, asked),
-            peer.exports.to_string(),
+            match &peer.report {
+                Some(report) => format!("{}, {} imported", peer.exports, report.imported),
+                None => peer.exports.to_string(),
+            },
             format!("{} of {}", peer.imports, peer.offered),
         ]
     }

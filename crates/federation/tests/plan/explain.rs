@@ -1,7 +1,7 @@
 //! Why a service is shared, or the first thing in the way.
 
 use meshfed_federation::difference::Sharing;
-use meshfed_federation::discovery::extension::Health;
+use meshfed_federation::discovery::extension::{Health, Report};
 use meshfed_federation::explain::{Explanation, explain_export, explain_import};
 use meshfed_federation::names::ServiceKey;
 use meshfed_federation::world::ObjectKey;
@@ -389,6 +389,31 @@ fn a_service_without_a_ready_endpoint_in_the_other_mesh_is_in_nobodys_reach() {
         obstacle.message.contains("none of its 3 endpoints"),
         "{obstacle:?}"
     );
+}
+
+#[test]
+fn what_the_peer_says_of_an_export_is_said() {
+    let (mut red, _) = red_and_green();
+    let mut reason = |services: &[&str], imported: u32, error: Option<&str>| {
+        let mut state = (*red.world.observed.peers["green-mesh"]).clone();
+        let keys = services.iter();
+        state.watchers[0].report = Some(Report {
+            imported,
+            services: (keys.map(|name| ServiceKey::parse("bookinfo", name).unwrap())).collect(),
+            last_sync: None,
+            error: error.map(str::to_owned),
+        });
+        red.world.observed.insert_peer("green-mesh", state);
+        let said = export(&red, HOME, "ratings");
+        assert!(said.shared, "{said}");
+        said.obstacle.map(|o| o.reason)
+    };
+    assert_eq!(reason(&["red-ratings"], 1, None), None);
+    assert_eq!(reason(&["red-ratings"], 1, Some("it is too long")), None);
+    assert_eq!(reason(&["other"], 2, None), None, "it names only some");
+    assert_eq!(reason(&["other"], 1, None).unwrap(), "NotImportedThere");
+    let wrong = reason(&[], 0, Some("it is too long"));
+    assert_eq!(wrong.unwrap(), "PeerReportsError");
 }
 
 proptest! {

@@ -4,7 +4,10 @@ use jiff::{SignedDuration, Timestamp};
 use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::extension::{Health, Report};
 use meshfed_federation::names::ServiceKey;
+use meshfed_federation::observations::{Observations, Seen};
 use meshfed_federation::plan::Plan;
+use meshfed_federation::summary::summary;
+use meshfed_federation::world::ObjectKey;
 use meshfed_proxy_config::outbound_cluster;
 use serde_json::json;
 
@@ -100,6 +103,26 @@ fn what_the_other_end_imported_is_shown_with_its_connection() {
         "error": "the peer's list is suddenly empty",
     });
     assert_eq!(shown["report"], report);
+
+    let observed = Observations::of(&red.world, None);
+    let seen = Observations::decode(&observed.encode().unwrap()).unwrap();
+    let mut resources = red.world.resources.clone();
+    let peer = ObjectKey::new(red.system(), "green-mesh");
+    let mut object = (*resources.peers[&peer]).clone();
+    object.status = Some(status.clone());
+    resources.peers.insert(peer, object.into());
+    // By what the control plane tells, and by the status alone.
+    for seen in [seen, Seen::from_statuses(&resources, &red.system(), now())] {
+        let world = seen.world(resources.clone(), now());
+        let all = summary(&world, &plan, &seen);
+        assert_eq!(
+            serde_json::to_value(&all).unwrap()["peers"][0]["report"],
+            report
+        );
+        let screen = all.to_string();
+        assert!(screen.contains("2, 2 imported"), "{screen}");
+        assert!(screen.contains("PeerReportsError"), "{screen}");
+    }
 }
 
 #[test]

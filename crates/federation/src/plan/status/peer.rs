@@ -239,7 +239,7 @@ fn discovery_status(
             last_event: watcher.last_event.map(time),
             last_full_sync: watcher.last_full_sync.map(time),
             source: watcher.source.clone(),
-            report: watcher.report.as_ref().map(report),
+            report: watcher.report.as_ref().map(ImportReport::from),
         })
         .collect();
     remotes.sort_by(|a, b| a.source.cmp(&b.source));
@@ -265,12 +265,14 @@ fn discovery_status(
     )
 }
 
-fn report(report: &Report) -> ImportReport {
-    ImportReport {
-        imported: report.imported,
-        services: report.services.iter().map(ToString::to_string).collect(),
-        last_sync: report.last_sync.map(time),
-        error: report.error.clone(),
+impl From<&Report> for ImportReport {
+    fn from(report: &Report) -> Self {
+        Self {
+            imported: report.imported,
+            services: report.services.iter().map(ToString::to_string).collect(),
+            last_sync: report.last_sync.map(time),
+            error: report.error.clone(),
+        }
     }
 }
 

@@ -1,0 +1,26 @@
+//! What peers say of what we send them.
+
+use super::conditions::{Problem, Weight};
+use crate::world::World;
+
+/// Peers that cannot take what we send: their administrators see it, and ours has to mend it.
+pub(super) fn problems(world: &World) -> Vec<Problem> {
+    let system = &world.mesh.system_namespace;
+    let ours = |name: &str| {
+        let mut peers = world.resources.peers.keys();
+        peers.any(|key| key.namespace == *system && key.name == *name)
+    };
+    let peers = world.observed.peers.iter();
+    peers
+        .filter(|(name, _)| ours(name))
+        .filter_map(|(name, state)| {
+            let error = state.report()?.error.as_ref()?;
+            Some(Problem {
+                weight: Weight::Warning,
+                about: format!("servicemeshpeer/{name}"),
+                reason: "PeerReportsError".to_owned(),
+                message: format!("{name} says of what this mesh sends it: {error}"),
+            })
+        })
+        .collect()
+}
