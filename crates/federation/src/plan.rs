@@ -133,6 +133,9 @@ pub struct GatewayPlan {
     pub service: Service,
     /// Nobody asks for it any more: its Service is to be deleted, and it runs until that is gone.
     pub going: bool,
+    /// What is asked for now makes no gateway. The one that runs stays as it is, as a slip of the pen
+    /// is no removal.
+    pub kept: Option<gateways::GatewayProblem>,
 }
 
 /// Where the control plane asks for a peer's exports: our own egress gateway.

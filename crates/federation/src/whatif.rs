@@ -12,9 +12,10 @@ use serde_json::Value;
 
 use crate::difference::{Difference, Sharing};
 use crate::discovery::server::SourceStatus;
+use crate::plan::gateways::is_ours;
 use crate::plan::{Plan, plan};
 use crate::summary::{Problem, problems};
-use crate::world::{GATEWAY_LABEL, GatewayState, ObjectKey, PeerState, Shared, World};
+use crate::world::{GatewayState, ObjectKey, PeerState, Shared, World};
 
 /// What a change of objects would do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -177,9 +178,7 @@ fn settle(world: &mut World) -> Plan {
     let system = world.mesh.system_namespace.clone();
     let services = &mut world.resources.services;
     let is_left = |key: &ObjectKey, service: &Service| {
-        let labels = service.metadata.labels.as_ref();
-        let gateway = labels.and_then(|labels| labels.get(GATEWAY_LABEL));
-        key.namespace != system || gateway.is_none_or(stays)
+        key.namespace != system || !is_ours(service) || stays(&key.name)
     };
     *services = std::mem::take(services)
         .into_iter()

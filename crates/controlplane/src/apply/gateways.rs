@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use meshfed_federation::plan::GatewayPlan;
-use meshfed_federation::plan::gateways::service_account;
-use meshfed_federation::world::{GATEWAY_LABEL, ObjectKey, in_namespace};
+use meshfed_federation::plan::gateways::{is_ours, service_account};
+use meshfed_federation::world::{ObjectKey, in_namespace};
 use tracing::warn;
 
 use super::{Done, delete, failed, part_of_time, put};
@@ -51,9 +51,12 @@ pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) ->
             }
             continue;
         }
+        if gateway.kept.is_some() {
+            continue;
+        }
         done = done.and(ensure_account(client, namespace, gateway).await);
         let present = resources.services.get(&key).map(AsRef::as_ref);
-        if present.is_some_and(|service| !is_gateway(service)) {
+        if present.is_some_and(|service| !is_ours(service)) {
             warn!(service = %key, "a Service with the name of a gateway is there already");
             continue;
         }
@@ -64,7 +67,7 @@ pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) ->
         done = done.and(ensure_service(client, subnet, &mut taken, gateway, present).await);
     }
     for (key, service) in in_namespace(&resources.services, namespace) {
-        if is_gateway(service) && !outcome.plan.gateways.contains_key(&key.name) {
+        if is_ours(service) && !outcome.plan.gateways.contains_key(&key.name) {
             done = done.and(remove(client, namespace, &key.name).await);
         }
     }
@@ -78,11 +81,6 @@ async fn remove(client: &Client, namespace: &str, name: &str) -> Done {
         Done::Yes => delete::<Service>(client, namespace, name).await,
         Done::TryAgain => Done::TryAgain,
     }
-}
-
-fn is_gateway(service: &Service) -> bool {
-    let labels = service.metadata.labels.as_ref();
-    labels.is_some_and(|l| l.contains_key(GATEWAY_LABEL))
 }
 
 fn taken_addresses(outcome: &Outcome) -> BTreeSet<Ipv4Addr> {
@@ -117,14 +115,20 @@ fn balancer_ips(service: &Service) -> Vec<String> {
 
 async fn ensure_account(client: &Client, namespace: &str, gateway: &GatewayPlan) -> Done {
     let api: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let owners = gateway.service.metadata.owner_references.clone();
     match api.get_opt(&gateway.service_account).await {
+        // What is owned by a ServiceMeshControlPlane goes with it, also when another one has taken over.
+        Ok(Some(mut account)) if account.metadata.owner_references != owners => {
+            account.metadata.owner_references = owners;
+            put(client, namespace, &account, true).await
+        }
         Ok(Some(_)) => Done::Yes,
         Ok(None) => {
             let account = ServiceAccount {
                 metadata: ObjectMeta {
                     name: Some(gateway.service_account.clone()),
                     namespace: Some(namespace.to_owned()),
-                    owner_references: gateway.service.metadata.owner_references.clone(),
+                    owner_references: owners,
                     ..ObjectMeta::default()
                 },
                 ..ServiceAccount::default()

@@ -8,7 +8,7 @@ use meshfed_pki::{IdError, SpiffeId, TrustDomain};
 use super::gateways::{self, GatewayAddress, GatewayProblem};
 use super::withdrawal::is_held;
 use super::{GatewayKind, GatewayPlan};
-use crate::world::{GATEWAY_LABEL, ObjectKey, World, in_namespace};
+use crate::world::{ObjectKey, World, in_namespace};
 
 /// What the control plane is called while no ServiceMeshControlPlane gives it a name.
 const UNNAMED: &str = "istiod";
@@ -59,6 +59,14 @@ impl GatewayView {
     pub fn kind(&self) -> Option<GatewayKind> {
         self.plan.as_ref().ok().map(|plan| plan.kind)
     }
+
+    /// Why it is not as it is asked for.
+    pub fn problem(&self) -> Option<&GatewayProblem> {
+        match &self.plan {
+            Ok(plan) => plan.kept.as_ref(),
+            Err(problem) => Some(problem),
+        }
+    }
 }
 
 pub(super) fn ruling(world: &World) -> Ruling<'_> {
@@ -97,8 +105,8 @@ pub(super) fn ruling(world: &World) -> Ruling<'_> {
     }
 }
 
-/// The oldest one of the system namespace. One that is being deleted goes on to rule until its
-/// gateways are gone.
+/// The oldest one of the system namespace that stays. One that is being deleted goes on to rule until
+/// its gateways are gone, if there is no other.
 fn oldest<'w>(
     world: &'w World,
     problems: &mut BTreeMap<ObjectKey, ControlPlaneProblem>,
@@ -123,7 +131,8 @@ fn oldest<'w>(
         let time = smcp.metadata.creation_timestamp.as_ref();
         time.map(|time| time.0)
     };
-    candidates.sort_by_key(|(key, smcp)| (created(smcp), &key.name));
+    let is_going = |smcp: &ServiceMeshControlPlane| smcp.metadata.deletion_timestamp.is_some();
+    candidates.sort_by_key(|(key, smcp)| (is_going(smcp), created(smcp), &key.name));
     let (first, others) = candidates.split_first()?;
     for (key, _) in others {
         let problem = ControlPlaneProblem::NotTheOldest(first.0.clone());
@@ -151,17 +160,15 @@ fn gateway_views(
     } else {
         gateways::desired(smcp)
     };
-    let going = going(world, &asked);
-    asked
-        .into_iter()
-        .chain(going)
+    let there = there(world, &asked);
+    let mut all = asked;
+    all.extend(there);
+    all.into_iter()
         .map(|(name, plan)| {
             let key = ObjectKey::new(namespace.clone(), name.clone());
             // A Service of the same name that is not ours lends no address.
-            let service = world.resources.services.get(&key).filter(|service| {
-                let labels = service.metadata.labels.as_ref();
-                labels.and_then(|l| l.get(GATEWAY_LABEL)) == Some(&name)
-            });
+            let service = world.resources.services.get(&key);
+            let service = service.filter(|service| gateways::is_ours(service));
             let state = world.observed.gateways.get(&name);
             let view = GatewayView {
                 addresses: service.map_or_else(Vec::new, |service| {
@@ -180,26 +187,36 @@ fn gateway_views(
         .collect()
 }
 
-/// Ingress gateways that nobody asks for any more and that our finalizer holds.
-fn going(
+/// Gateways that are there and that nobody asks for, or not in a form that can be made.
+fn there(
     world: &World,
     asked: &BTreeMap<String, Result<GatewayPlan, GatewayProblem>>,
-) -> BTreeMap<String, Result<GatewayPlan, GatewayProblem>> {
+) -> Vec<(String, Result<GatewayPlan, GatewayProblem>)> {
     in_namespace(&world.resources.services, &world.mesh.system_namespace)
-        .filter(|(key, service)| {
-            let labels = service.metadata.labels.as_ref();
-            labels.and_then(|l| l.get(GATEWAY_LABEL)) == Some(&key.name)
-                && is_held(&service.metadata)
-                && !asked.contains_key(&key.name)
-        })
-        .map(|(key, service)| {
+        .filter(|(_, service)| gateways::is_ours(service))
+        .filter_map(|(key, service)| {
+            let metadata = &service.metadata;
+            let kept = match asked.get(&key.name) {
+                Some(Ok(_)) => return None,
+                Some(Err(problem)) if metadata.deletion_timestamp.is_none() => {
+                    Some(problem.clone())
+                }
+                // An egress gateway has nobody to tell that it goes.
+                _ if !is_held(metadata) => return None,
+                _ => None,
+            };
             let plan = GatewayPlan {
-                kind: GatewayKind::Ingress,
+                kind: if is_held(metadata) {
+                    GatewayKind::Ingress
+                } else {
+                    GatewayKind::Egress
+                },
                 service_account: gateways::service_account(&key.name),
                 service: (**service).clone(),
-                going: true,
+                going: kept.is_none(),
+                kept,
             };
-            (key.name.clone(), Ok(plan))
+            Some((key.name.clone(), Ok(plan)))
         })
         .collect()
 }

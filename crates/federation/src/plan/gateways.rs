@@ -21,6 +21,8 @@ const ACCOUNT_SUFFIX: &str = "-service-account";
 const APP_LABEL: &str = "app";
 const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 const OWNER_LABEL: &str = "maistra.io/owner";
+const OWNER_API_VERSION: &str = "maistra.io/v2";
+const OWNER_KIND: &str = "ServiceMeshControlPlane";
 
 /// Why a gateway is not made. Stored before a rule of the schema existed, or beyond what a schema
 /// can say.
@@ -77,6 +79,21 @@ pub fn service_account(gateway: &str) -> String {
 /// The gateway that a service account is named after; the inverse of [`service_account`].
 pub fn gateway_of(service_account: &str) -> Option<&str> {
     service_account.strip_suffix(ACCOUNT_SUFFIX)
+}
+
+/// Whether a Service was made for a gateway. It bears our label, or else its owner shows it: somebody
+/// may have taken the label away.
+pub fn is_ours(service: &Service) -> bool {
+    let metadata = &service.metadata;
+    let labels = metadata.labels.as_ref();
+    let label = labels.and_then(|labels| labels.get(GATEWAY_LABEL));
+    let mut owners = metadata.owner_references.iter().flatten();
+    label.is_some() && label == metadata.name.as_ref()
+        || owners.any(|owner| {
+            owner.controller == Some(true)
+                && owner.kind == OWNER_KIND
+                && owner.api_version == OWNER_API_VERSION
+        })
 }
 
 /// Where a gateway listens: one of its addresses, with the ports that are bound there.
@@ -183,8 +200,8 @@ fn gateway_plan(
                     GatewayKind::Egress => None,
                 },
                 owner_references: Some(vec![OwnerReference {
-                    api_version: "maistra.io/v2".to_owned(),
-                    kind: "ServiceMeshControlPlane".to_owned(),
+                    api_version: OWNER_API_VERSION.to_owned(),
+                    kind: OWNER_KIND.to_owned(),
                     name: owner,
                     uid: control_plane.metadata.uid.clone().unwrap_or_default(),
                     controller: Some(true),
@@ -208,6 +225,7 @@ fn gateway_plan(
             status: None,
         },
         going: false,
+        kept: None,
     })
 }
 

@@ -116,7 +116,8 @@ impl Services {
 
     fn forget_slice(&mut self, service: &ObjectKey, slice: &Arc<EndpointSlice>) {
         if let Some(slices) = self.slices.get_mut(service) {
-            slices.retain(|there| !Arc::ptr_eq(there, slice));
+            // By name: a list made again has equal objects that are others.
+            slices.retain(|there| there.metadata.name != slice.metadata.name);
             if slices.is_empty() {
                 self.slices.remove(service);
             }

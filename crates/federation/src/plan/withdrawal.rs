@@ -17,12 +17,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use meshfed_api::ServiceMeshControlPlane;
 
 use super::GatewayKind;
 use super::control_plane::Ruling;
+use super::gateways;
 use super::peers::{Peers, Trusted};
 use crate::names::PeerName;
-use crate::world::{GATEWAY_LABEL, ObjectKey, World, in_namespace};
+use crate::world::{ObjectKey, World, in_namespace};
 
 /// Our finalizer on ServiceMeshPeers, on the Services of ingress gateways and on the
 /// ServiceMeshControlPlane that rules.
@@ -166,11 +168,12 @@ impl Withdrawal {
         let system = &world.mesh.system_namespace;
         for (key, service) in in_namespace(&world.resources.services, system) {
             let metadata = &service.metadata;
-            let labels = metadata.labels.as_ref();
-            if labels.and_then(|l| l.get(GATEWAY_LABEL)) != Some(&key.name) {
+            let is_ours = gateways::is_ours(service);
+            // Ours is the finalizer too, and nobody else would take it away.
+            if !is_ours && !is_held(metadata) {
                 continue;
             }
-            let view = ruling.gateways.get(&key.name);
+            let view = ruling.gateways.get(&key.name).filter(|_| is_ours);
             let view = view.filter(|view| view.kind() == Some(GatewayKind::Ingress));
             let held = match view {
                 None => false,
@@ -185,15 +188,31 @@ impl Withdrawal {
         }
     }
 
-    /// The one that rules goes after its gateways.
+    /// One goes after its gateways, or when another one has them: what it owns goes with it.
     fn control_planes(&mut self, world: &World, ruling: &Ruling<'_>) {
         let ours = ruling.object.map(|(key, _)| key);
         for (key, object) in world.resources.control_planes.iter() {
             let stays = object.metadata.deletion_timestamp.is_none();
-            let held = ours == Some(key) && (stays || !ruling.gateways.is_empty());
+            let rules = ours == Some(key);
+            let held = if stays {
+                rules
+            } else {
+                rules && !ruling.gateways.is_empty() || owns_gateways(world, object)
+            };
             self.finalizers.control_planes.insert(key.clone(), held);
         }
     }
+}
+
+fn owns_gateways(world: &World, object: &ServiceMeshControlPlane) -> bool {
+    let Some(uid) = &object.metadata.uid else {
+        return false;
+    };
+    let mut services = in_namespace(&world.resources.services, &world.mesh.system_namespace);
+    services.any(|(_, service)| {
+        let mut owners = service.metadata.owner_references.iter().flatten();
+        owners.any(|owner| owner.uid == *uid)
+    })
 }
 
 fn served_by<'p>(peers: &'p Peers<'_>, gateway: &str) -> impl Iterator<Item = &'p str> {

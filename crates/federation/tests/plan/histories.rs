@@ -164,8 +164,10 @@ fn edit(lab: &mut Lab, dice: &mut Dice<'_>) {
         15 => control_plane(lab, dice),
         16 => gateway(lab, dice),
         17 | 18 => heard(lab, dice),
-        _ => match dice.roll(4) {
+        _ => match dice.roll(5) {
             0 => lab.keep_statuses(),
+            // A watch that begins again brings the same objects anew.
+            4 => lab.world = copied(&lab.world),
             1 => lab.world.observed.own_roots = root_of(dice.of(&["red", "green"])).into(),
             _ => {
                 let later = SignedDuration::from_secs(dice.of(&[1, 2, 60, 200_000_000]));
@@ -323,7 +325,16 @@ fn one_field_of_a_peer(lab: &mut Lab, dice: &mut Dice<'_>) {
     };
     let peer = Arc::make_mut(peer);
     let spec = &mut peer.spec;
-    match dice.roll(6) {
+    match dice.roll(9) {
+        6 => {
+            let domain = dice.of(&["one.local", "green-mesh.local", "red-mesh.local"]);
+            spec.security.trust_domain = Some(domain.to_owned());
+        }
+        7 => {
+            let client = dice.maybe(&["green-mesh.local/ns/e/sa/e", "one.local/ns/e/sa/e", "?"]);
+            spec.security.client_id = client.map(str::to_owned);
+        }
+        8 => spec.remote.discovery_port = dice.maybe(&[8188, 30002]),
         0 => {
             let drain = dice.of(&["2s", "9s"]).to_owned();
             let annotation = ("meshfed.io/drain-period".to_owned(), drain);
@@ -393,6 +404,10 @@ fn control_plane(lab: &mut Lab, dice: &mut Dice<'_>) {
     for (gateway, list) in GATEWAYS {
         if !dice.one_in(6) {
             gateways[list][gateway] = json!({"enabled": !dice.one_in(8)});
+            if dice.one_in(8) {
+                // One that cannot be made.
+                gateways[list][gateway]["service"] = json!({"ports": [{"port": 15443}]});
+            }
         }
     }
     let domain = dice.of(&[

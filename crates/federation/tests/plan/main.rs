@@ -11,6 +11,7 @@ mod data_plane;
 mod difference;
 mod documents;
 mod explain;
+mod gateways;
 mod histories;
 mod lab;
 mod meshes;

@@ -85,7 +85,7 @@ fn components(decided: &Decided<'_, '_>) -> Components {
     authority.push(CERTIFICATE_AUTHORITY.to_owned());
     all.ready.push(ISTIOD.to_owned());
     for (name, view) in &decided.ruling.gateways {
-        let state = if view.plan.is_err() || view.refused.is_some() {
+        let state = if view.problem().is_some() || view.refused.is_some() {
             &mut all.unready
         } else if view.ready && !view.addresses.is_empty() {
             &mut all.ready
@@ -112,8 +112,11 @@ fn ready_verdict(
         };
         return Verdict::fails(READY, reason, problem.to_string());
     }
-    let why = |(name, view): (&String, &GatewayView)| match (&view.plan, &view.refused) {
-        (Err(problem), _) => Some(format!("the gateway {name} cannot be made: {problem}")),
+    let why = |(name, view): (&String, &GatewayView)| match (view.problem(), &view.refused) {
+        (Some(problem), _) if view.plan.is_ok() => Some(format!(
+            "the gateway {name} stays as it was, as it cannot be made so: {problem}"
+        )),
+        (Some(problem), _) => Some(format!("the gateway {name} cannot be made: {problem}")),
         (_, Some(refused)) => Some(format!(
             "the gateway {name} refuses its configuration: {refused}"
         )),
