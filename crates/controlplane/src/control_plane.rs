@@ -205,12 +205,7 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
 
         let server = DiscoveryServer::new(seen.clone(), self.access_log);
         tasks.spawn(server.clone().follow(outcomes.clone()));
-        tasks.spawn(server.serve(
-            self.discovery,
-            self.identity.clone(),
-            outcomes.clone(),
-            self.drain.clone(),
-        ));
+        tasks.spawn(server.serve(self.discovery, self.identity.clone(), self.drain.clone()));
         tasks.spawn(discovery::follow_peers(
             self.identity.clone(),
             seen,

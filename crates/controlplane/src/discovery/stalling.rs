@@ -1,4 +1,4 @@
-//! A stream that gives up a peer which does not read.
+//! A stream that gives up an end which does not read, or has nothing to say.
 
 use std::io;
 use std::pin::Pin;
@@ -8,12 +8,21 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Fails when nothing can be written for a time although something waits to be.
+/// Fails when nothing can be written for a time although something waits to be, and when the first bytes
+/// do not come in time.
 pub(super) struct Stalling<S> {
     inner: S,
     patience: Duration,
     /// Runs while a write waits.
     timer: Option<Pin<Box<Sleep>>>,
+    greeting: Option<Greeting>,
+}
+
+/// What the other end begins with.
+struct Greeting {
+    /// Bytes that have not come yet.
+    missing: usize,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl<S> Stalling<S> {
@@ -22,6 +31,19 @@ impl<S> Stalling<S> {
             inner,
             patience,
             timer: None,
+            greeting: None,
+        }
+    }
+
+    /// The other end is to send this many bytes within this time from now on.
+    pub fn greeted(self, bytes: usize, within: Duration) -> Self {
+        let greeting = Greeting {
+            missing: bytes,
+            timer: Box::pin(tokio::time::sleep(within)),
+        };
+        Self {
+            greeting: Some(greeting),
+            ..self
         }
     }
 
@@ -54,7 +76,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stalling<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        let Some(greeting) = &mut self.greeting else {
+            return read;
+        };
+        greeting.missing = (greeting.missing).saturating_sub(buffer.filled().len() - before);
+        if greeting.missing == 0 {
+            self.greeting = None;
+        } else if greeting.timer.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the other end says nothing",
+            )));
+        }
+        read
     }
 }
 
@@ -102,5 +138,34 @@ mod tests {
         let error = ours.write_all(&[7; 80]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(start.elapsed(), Duration::from_secs(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_greet_in_time_is_given_up_and_who_does_may_be_silent() {
+        let within = Duration::from_secs(10);
+        let streams = || {
+            let (ours, theirs) = tokio::io::duplex(64);
+            (
+                Stalling::new(ours, Duration::MAX).greeted(8, within),
+                theirs,
+            )
+        };
+        let mut got = [0; 8];
+        let (mut ours, mut theirs) = streams();
+        theirs.write_all(b"shor").await.unwrap();
+        let start = Instant::now();
+        let error = ours.read_exact(&mut got).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed(), within);
+
+        let (mut ours, mut theirs) = streams();
+        theirs.write_all(b"long enough").await.unwrap();
+        ours.read_exact(&mut got).await.unwrap();
+        let later = async {
+            tokio::time::sleep(within * 10).await;
+            theirs.write_all(b"later").await.unwrap();
+        };
+        let (read, ()) = tokio::join!(ours.read_exact(&mut got), later);
+        read.unwrap();
     }
 }

@@ -1,6 +1,8 @@
 //! Peers that mean no good, on both ends of discovery: what they do to themselves, and that nobody
 //! else notices.
 
+mod callers;
+mod exporter;
 mod hostile_clients;
 mod hostile_servers;
 
@@ -71,12 +73,12 @@ impl Bench {
         self.outcomes_in.send_replace(Some(Arc::new(outcome)));
     }
 
-    /// The certificate of a gateway of this mesh.
-    fn gateway(&self, name: &str) -> Arc<IdentityCell> {
+    /// A certificate of this mesh.
+    fn certificate(&self, id: &SpiffeId) -> Arc<IdentityCell> {
         let authority = self.identity.authority.load();
         let names = ["localhost".to_owned()];
         let ttl = Duration::from_secs(3600);
-        let identity = authority.issue_server(&names, &[], Some(&id(name)), ttl, SystemTime::now());
+        let identity = authority.issue_server(&names, &[], Some(id), ttl, SystemTime::now());
         Arc::new(IdentityCell::new(Some(identity.unwrap())))
     }
 }

@@ -9,6 +9,7 @@ mod sources;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use document::Document;
 use imbl::OrdMap;
@@ -34,6 +35,8 @@ pub struct ServerSettings {
     pub queue_bytes: usize,
     /// Watches of one peer; the oldest is cut off for a new one beyond it. Default 32.
     pub watches: usize,
+    /// How long an address without a watch is shown in [`Server::sources`]. Default 5 min.
+    pub kept: Duration,
 }
 
 impl Default for ServerSettings {
@@ -41,6 +44,7 @@ impl Default for ServerSettings {
         Self {
             queue_bytes: 8 << 20,
             watches: 32,
+            kept: Duration::from_secs(5 * 60),
         }
     }
 }
@@ -117,7 +121,7 @@ impl Server {
             document: None,
             watches: BTreeMap::new(),
             next_watch: 0,
-            sources: Sources::default(),
+            sources: Sources::new(settings.kept),
         }
     }
 
@@ -285,6 +289,12 @@ impl Server {
     /// Who watches or has lately watched, in the order of their addresses.
     pub fn sources(&mut self, now: Moment) -> Vec<SourceStatus> {
         self.sources.statuses(now)
+    }
+
+    /// After this time of the monotonic clock [`sources`](Self::sources) has an entry less, unless
+    /// its address is heard of again.
+    pub fn next_forgotten(&self) -> Option<Duration> {
+        self.sources.next_forgotten()
     }
 
     /// Names the current list.

@@ -49,7 +49,7 @@ impl Peer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tls = server_config(ServerTls {
-            identity: bench.gateway("egress"),
+            identity: bench.certificate(&id("egress")),
             trust: bench.identity.trust(id("egress").trust_domain()).unwrap(),
             client_ids: Vec::new(),
             alpn: vec!["http/1.1".into()],

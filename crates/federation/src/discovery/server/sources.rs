@@ -9,8 +9,6 @@ use jiff::Timestamp;
 use crate::discovery::extension::Report;
 use crate::moment::Moment;
 
-/// How long an entry without a watch is shown.
-const KEPT: Duration = Duration::from_secs(5 * 60);
 /// Entries for one peer. Addresses beyond it are not shown; a peer names them as it likes.
 const MAX_SOURCES: usize = 32;
 
@@ -37,8 +35,12 @@ pub struct SourceStatus {
     pub report: Option<Report>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Sources(BTreeMap<String, Entry>);
+#[derive(Debug)]
+pub(super) struct Sources {
+    entries: BTreeMap<String, Entry>,
+    /// How long an entry without a watch is shown.
+    kept: Duration,
+}
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -53,6 +55,13 @@ struct Entry {
 }
 
 impl Sources {
+    pub fn new(kept: Duration) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            kept,
+        }
+    }
+
     pub fn connected(&mut self, source: &str, now: Moment) {
         if let Some(entry) = self.entry(source, now) {
             entry.watches += 1;
@@ -61,7 +70,7 @@ impl Sources {
     }
 
     pub fn disconnected(&mut self, source: &str, now: Moment) {
-        if let Some(entry) = self.0.get_mut(source) {
+        if let Some(entry) = self.entries.get_mut(source) {
             entry.watches = entry.watches.saturating_sub(1);
             entry.last_seen = now.elapsed;
             entry.last_disconnect = Some(now.wall);
@@ -69,7 +78,7 @@ impl Sources {
     }
 
     pub fn event(&mut self, source: &str, now: Moment) {
-        if let Some(entry) = self.0.get_mut(source) {
+        if let Some(entry) = self.entries.get_mut(source) {
             entry.last_event = Some(now.wall);
         }
     }
@@ -88,7 +97,7 @@ impl Sources {
 
     pub fn statuses(&mut self, now: Moment) -> Vec<SourceStatus> {
         self.drop_old(now);
-        let entries = self.0.iter();
+        let entries = self.entries.iter();
         entries
             .map(|(source, entry)| SourceStatus {
                 source: source.clone(),
@@ -102,21 +111,28 @@ impl Sources {
             .collect()
     }
 
+    /// After this time of the monotonic clock an entry is shown no more; `None` while all have watches.
+    pub fn next_forgotten(&self) -> Option<Duration> {
+        let idle = self.entries.values().filter(|e| e.watches == 0);
+        idle.map(|e| e.last_seen + self.kept).min()
+    }
+
     fn drop_old(&mut self, now: Moment) {
-        self.0
-            .retain(|_, e| e.watches > 0 || now.elapsed.saturating_sub(e.last_seen) <= KEPT);
+        let kept = self.kept;
+        self.entries
+            .retain(|_, e| e.watches > 0 || now.elapsed.saturating_sub(e.last_seen) <= kept);
     }
 
     fn entry(&mut self, source: &str, now: Moment) -> Option<&mut Entry> {
-        if !self.0.contains_key(source) && self.0.len() >= MAX_SOURCES {
+        if !self.entries.contains_key(source) && self.entries.len() >= MAX_SOURCES {
             self.drop_old(now);
-            if self.0.len() >= MAX_SOURCES {
-                let idle = self.0.iter().filter(|(_, e)| e.watches == 0);
+            if self.entries.len() >= MAX_SOURCES {
+                let idle = self.entries.iter().filter(|(_, e)| e.watches == 0);
                 let longest_idle = idle.min_by_key(|(_, e)| e.last_seen)?.0.clone();
-                self.0.remove(&longest_idle);
+                self.entries.remove(&longest_idle);
             }
         }
-        let entry = self.0.entry(source.to_owned()).or_default();
+        let entry = self.entries.entry(source.to_owned()).or_default();
         entry.last_seen = now.elapsed;
         Some(entry)
     }

@@ -274,8 +274,10 @@ fn a_source_is_shown_until_it_has_been_away_for_five_minutes() {
     assert_eq!(status.source, "10.128.2.149");
     assert_eq!(status.last_connected, Some(at(0).wall));
     assert_eq!(status.last_full_sync, Some(at(1).wall));
+    assert_eq!(server.next_forgotten(), None);
     server.close_watch(watch, now);
     assert_eq!(server.sources(now)[0].last_disconnect, Some(now.wall));
+    assert_eq!(server.next_forgotten(), Some(Duration::from_secs(1300)));
     assert!(!server.sources(at(1300))[0].connected);
     assert!(server.sources(at(1301)).is_empty());
 }
