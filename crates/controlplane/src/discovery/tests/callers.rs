@@ -150,6 +150,7 @@ async fn a_peer_that_goes_between_connection_and_request_is_unknown_and_gets_no_
         service_account: ingress_of("evil").service_account().to_owned(),
         service: GatewayService::default(),
         going: false,
+        kept: None,
     };
     let name = "ingress-evil".to_owned();
     plan.gateways.insert(name.clone(), Arc::new(gateway));
