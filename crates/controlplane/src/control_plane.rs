@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use jiff::Timestamp;
@@ -11,7 +12,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
 use meshfed_pki::{IdError, TrustDomain, TrustStore};
-use meshfed_runtime::{AccessLog, DrainWatch, Metrics};
+use meshfed_runtime::{AccessLog, Drain, DrainWatch, Metrics};
 use meshfed_xds::ca::server::IstioCertificateServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -22,7 +23,7 @@ use tracing::error;
 use crate::ads::{AdsMetrics, AdsService, Nodes};
 use crate::apply::{self, Outcomes};
 use crate::ca_service::{CaMetrics, CaService, MAX_MESSAGE, Membership, TokenAuthenticator};
-use crate::discovery::{self, DiscoveryServer, PeerCache};
+use crate::discovery::{DiscoveryClient, DiscoveryServer, PeerCache};
 use crate::grpc::{GrpcMetrics, GrpcServer, serve_grpc};
 use crate::hub::{Ends, Hub};
 use crate::identity::{OwnIdentity, OwnIdentityError};
@@ -34,6 +35,8 @@ use crate::subnet::Subnet;
 
 /// The domain of the mesh's own services.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// For what peers said last to reach the disk at the end.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the control plane of one mesh is given.
 pub struct ControlPlane<A> {
@@ -81,12 +84,19 @@ pub enum StartError {
 pub struct Running {
     pub outcomes: Outcomes,
     tasks: JoinSet<()>,
+    /// The tasks that ask peers.
+    peers: Drain,
 }
 
 impl Running {
     /// Resolves when a task ends, which none should before the drain.
     pub async fn ended(&mut self) {
         self.tasks.join_next().await;
+    }
+
+    /// Ends it, once what peers said last is on disk.
+    pub async fn stop(self) {
+        self.peers.drain(STORE_PATIENCE).await;
     }
 }
 
@@ -206,14 +216,14 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         let server = DiscoveryServer::new(seen.clone(), self.access_log);
         tasks.spawn(server.clone().follow(outcomes.clone()));
         tasks.spawn(server.serve(self.discovery, self.identity.clone(), self.drain.clone()));
-        tasks.spawn(discovery::follow_peers(
-            self.identity.clone(),
-            seen,
-            self.peer_lists,
-            kept,
-            outcomes.clone(),
-        ));
-        Ok(Running { outcomes, tasks })
+        let client = DiscoveryClient::new(self.identity, seen, self.peer_lists);
+        let (peers, stopping) = Drain::new();
+        tasks.spawn(client.follow(kept, outcomes.clone(), stopping));
+        Ok(Running {
+            outcomes,
+            tasks,
+            peers,
+        })
     }
 }
 

@@ -6,9 +6,10 @@ mod clock;
 mod publishing;
 mod server;
 mod stalling;
+mod storing;
 
 pub use cache::PeerCache;
-pub use client::follow as follow_peers;
+pub use client::DiscoveryClient;
 pub use clock::Clock;
 pub use server::{DiscoveryServer, ServeError};
 

@@ -170,7 +170,7 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
     };
     info!(mesh = up.name, "stopping");
     // Registrations stay as they are, or every workload would be taken out of its services.
-    drop(control_plane);
+    control_plane.stop().await;
     api.end_watches();
     drain.drain(DRAIN).await;
     tasks.shutdown().await;

@@ -3,6 +3,8 @@
 //! had sent it. A file's time of change is when its peer was last heard.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -22,7 +24,7 @@ pub struct PeerCache(PathBuf);
 
 impl PeerCache {
     /// Makes the directory if it is not there.
-    pub fn open(dir: PathBuf) -> std::io::Result<Self> {
+    pub fn open(dir: PathBuf) -> io::Result<Self> {
         meshfed_runtime::create_private_dir(&dir)?;
         Ok(Self(dir))
     }
@@ -55,30 +57,23 @@ impl PeerCache {
         lists
     }
 
-    /// Keeps a list. Blocks for the time of a write to disk.
-    pub fn store(&self, peer: &PeerName, services: &RemoteServices) {
-        let path = self.path(peer);
+    /// Keeps a list. Blocks for the time of a write to disk. Returns its bytes.
+    pub fn store(&self, peer: &PeerName, services: &RemoteServices) -> io::Result<usize> {
         let document = services.to_lasting_list().encode();
-        if let Err(error) = meshfed_runtime::write_private(&path, &document) {
-            warn!(%peer, %error, "cannot keep the list of this peer");
-        }
+        meshfed_runtime::write_private(&self.path(peer), &document)?;
+        Ok(document.len())
     }
 
     /// Notes that the peer was heard and still exports what is kept. Blocks for a short time.
-    pub fn touch(&self, peer: &PeerName, at: Timestamp) {
-        let file = std::fs::File::options().write(true).open(self.path(peer));
-        match file.and_then(|file| file.set_modified(SystemTime::from(at))) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                warn!(%peer, %error, "cannot note when this peer was heard");
-            }
-            _ => {}
-        }
+    pub fn touch(&self, peer: &PeerName, at: Timestamp) -> io::Result<()> {
+        let file = File::options().write(true).open(self.path(peer))?;
+        file.set_modified(SystemTime::from(at))
     }
 
     /// Drops the list of what is no peer any more.
     pub fn remove(&self, peer: &PeerName) {
         match std::fs::remove_file(self.path(peer)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 warn!(%peer, %error, "cannot remove the list of this peer");
             }
             _ => {}
@@ -115,14 +110,14 @@ mod tests {
         let limits = Limits::default();
         let services = RemoteServices::check(decode_list(LIST, &limits).unwrap(), &limits).unwrap();
         let red: PeerName = "red-mesh".parse().unwrap();
-        cache.store(&red, &services);
+        cache.store(&red, &services).unwrap();
         std::fs::write(cache.path(&"blue-mesh".parse().unwrap()), "{").unwrap();
         let loaded = cache.load();
         assert_eq!(loaded.len(), 1);
         assert_eq!(*loaded[&red].services, services);
         assert!(loaded[&red].last_contact.is_some());
         let heard: Timestamp = "2021-10-05T13:00:00Z".parse().unwrap();
-        cache.touch(&red, heard);
+        cache.touch(&red, heard).unwrap();
         assert_eq!(cache.load()[&red].last_contact, Some(heard));
         cache.remove(&red);
         assert!(cache.load().is_empty());

@@ -6,13 +6,13 @@ mod exporter;
 mod hostile_clients;
 mod hostile_servers;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use meshfed_federation::discovery::message::{Action, Service, ServiceList, WatchEvent};
-use meshfed_federation::plan::{Plan, plan};
+use meshfed_federation::plan::{DiscoveryTarget, PeerSettings, Plan, plan};
 use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
 use meshfed_pki::{CertificateAuthority, IdentityCell, SpiffeId};
 use tokio::sync::watch;
@@ -24,9 +24,9 @@ use crate::identity::OwnIdentity;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A mesh without a hub: what is planned is set, what is seen is looked at.
-struct Bench {
-    identity: Arc<OwnIdentity>,
-    seen: Seen,
+pub(super) struct Bench {
+    pub(super) identity: Arc<OwnIdentity>,
+    pub(super) seen: Seen,
     world: World,
     plan: Plan,
     outcomes_in: watch::Sender<Option<Arc<Outcome>>>,
@@ -36,7 +36,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let authority = CertificateAuthority::self_signed("bench", SystemTime::now()).unwrap();
         let identity = OwnIdentity::new(authority, vec!["localhost".into()], Vec::new()).unwrap();
         identity.issue(Some(&id("istiod"))).unwrap();
@@ -71,6 +71,18 @@ impl Bench {
         let (world, plan) = (self.world.clone(), self.plan.clone());
         let outcome = Outcome { world, plan };
         self.outcomes_in.send_replace(Some(Arc::new(outcome)));
+    }
+
+    /// A peer whose egress gateway of ours is there.
+    pub(super) fn target(&self, address: SocketAddr) -> DiscoveryTarget {
+        DiscoveryTarget {
+            address,
+            server_id: id("egress"),
+            authority: "localhost:8188".into(),
+            headers: Vec::new(),
+            settings: PeerSettings::default(),
+            imported: Arc::default(),
+        }
     }
 
     /// A certificate of this mesh.

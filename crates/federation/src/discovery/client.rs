@@ -80,17 +80,17 @@ impl Default for ClientSettings {
 
 impl ClientSettings {
     /// With what is set for one peer.
-    pub fn of_peer(settings: &PeerSettings) -> Self {
-        let default = Self::default();
+    #[must_use]
+    pub fn with_peer(self, settings: &PeerSettings) -> Self {
         Self {
             limits: Limits {
                 services: settings.max_services,
                 list_bytes: settings.max_list_bytes,
-                ..default.limits
+                ..self.limits
             },
             hold_empty: settings.hold_empty_list,
             resync: settings.resync_period,
-            ..default
+            ..self
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use meshfed_pki::SpiffeId;
 
 use super::checksum::{ListHash, Variant, service_hash};
@@ -263,6 +264,21 @@ impl RemoteServices {
             ..service.wire.clone()
         };
         ServiceList::new(self.iter().map(plain).collect())
+    }
+
+    /// Whether [`to_lasting_list`](Self::to_lasting_list) is the same of both. Costs as much as differs
+    /// between a list and what was made of it.
+    pub fn lasts_as(&self, other: &Self) -> bool {
+        let mut differing = self.services.diff(&other.services);
+        differing.all(|item| match item {
+            DiffItem::Update { old, new } => {
+                let (old, new) = (&old.1.wire, &new.1.wire);
+                // Not by their hashes: some lists of accounts that differ have the same.
+                (&old.hostname, &old.ports, &old.accounts)
+                    == (&new.hostname, &new.ports, &new.accounts)
+            }
+            DiffItem::Add(..) | DiffItem::Remove(..) => false,
+        })
     }
 }
 

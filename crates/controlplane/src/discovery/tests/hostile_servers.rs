@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use meshfed_federation::discovery::client::{FaultKind, RemoteState};
 use meshfed_federation::names::PeerName;
-use meshfed_federation::plan::{DiscoveryTarget, PeerSettings};
 use meshfed_pki::{ServerTls, server_config};
+use meshfed_runtime::Drain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::*;
-use crate::discovery::{PeerCache, follow_peers};
+use crate::discovery::{DiscoveryClient, PeerCache};
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n";
 /// Asks for the whole list.
@@ -217,18 +217,9 @@ async fn a_hostile_control_plane_keeps_its_last_good_exports_is_named_and_distur
     let good = [("good", Deed::Good, FaultKind::NoList)];
     for (name, deed, fault) in deeds().into_iter().chain(good) {
         let (peer, address) = Peer::start(&bench, deed).await;
-        let target = DiscoveryTarget {
-            address,
-            server_id: id("egress"),
-            authority: "localhost:8188".into(),
-            headers: Vec::new(),
-            settings: PeerSettings {
-                max_services: 50,
-                max_list_bytes: 1 << 20,
-                ..PeerSettings::default()
-            },
-            imported: Arc::default(),
-        };
+        let mut target = bench.target(address);
+        target.settings.max_services = 50;
+        target.settings.max_list_bytes = 1 << 20;
         let name: PeerName = name.parse().unwrap();
         bench.plan.discovery.insert(name.clone(), Arc::new(target));
         peers.insert(name, (peer, fault));
@@ -237,13 +228,9 @@ async fn a_hostile_control_plane_keeps_its_last_good_exports_is_named_and_distur
     let dir = tempfile::tempdir().unwrap();
     let cache = PeerCache::open(dir.path().join("peers")).unwrap();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(follow_peers(
-        bench.identity.clone(),
-        bench.seen.clone(),
-        cache,
-        BTreeMap::new(),
-        bench.outcomes.clone(),
-    ));
+    let (_drain, watch) = Drain::new();
+    let client = DiscoveryClient::new(bench.identity.clone(), bench.seen.clone(), cache);
+    tasks.spawn(client.follow(BTreeMap::new(), bench.outcomes.clone(), watch));
     let state = |name: &PeerName| -> Arc<RemoteState> {
         let seen = bench.seen.observed();
         let state = seen.peers.get(name.as_str());
