@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::condition::Condition;
+use crate::peer::{DEFAULT_DISCOVERY_PORT, DEFAULT_SERVICE_PORT};
 
 /// Fields that no type here names.
 pub type Extra = BTreeMap<String, Value>;
@@ -30,6 +31,9 @@ pub const DEFAULT_VERSION: &str = "v2.6";
 pub const DEFAULT_PROFILE: &str = "default";
 /// The only router mode of a federation gateway.
 pub const SNI_DNAT: &str = "sni-dnat";
+
+/// The ports of a federation gateway: services, and discovery.
+const GATEWAY_PORTS: [i32; 2] = [DEFAULT_SERVICE_PORT as i32, DEFAULT_DISCOVERY_PORT as i32];
 
 /// One mesh: its trust domain, its network and its federation gateways.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
@@ -140,6 +144,7 @@ impl Gateway {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = [
     crate::rule("!has(self.ports) || self.ports.all(p, has(p.nodePort)) || self.ports.all(p, !has(p.nodePort))", "nodePort must be set on both ports, for TLS and for service discovery, or on neither", ".ports"),
+    crate::rule("!has(self.ports) || self.ports.size() == 0 || [15443, 8188].all(port, self.ports.exists_one(p, p.port == port))", "15443 and 8188 are both required, each of them once", ".ports"),
 ]))]
 pub struct GatewayService {
     /// ClusterIP unless set.
@@ -153,7 +158,10 @@ pub struct GatewayService {
     pub ports: Option<Vec<GatewayPort>>,
     /// The address that a LoadBalancer gateway asks for.
     #[serde(rename = "loadBalancerIP", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 45), regex(pattern = r"^[0-9a-fA-F.:]*$"))]
+    #[schemars(
+        length(max = 45),
+        regex(pattern = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*)?$")
+    )]
     pub load_balancer_ip: Option<String>,
     #[serde(flatten)]
     pub extra: Extra,
@@ -210,7 +218,7 @@ pub struct Trust {
 impl ServiceMeshControlPlaneSpec {
     /// Paths of the fields that are set and that meshfed keeps without acting on them, sorted.
     pub fn not_acted_on(&self) -> Vec<String> {
-        let mut paths = Vec::new();
+        let (mut paths, mut without_effect) = (Vec::new(), Vec::new());
         let mut note = |prefix: &str, extra: &Extra| {
             paths.extend(extra.keys().map(|key| format!("{prefix}.{key}")));
         };
@@ -234,19 +242,33 @@ impl ServiceMeshControlPlaneSpec {
                 for (name, gateway) in named {
                     let at = format!("spec.gateways.{side}.{name}");
                     note(&at, &gateway.extra);
+                    if side == "additionalIngress" && gateway.requested_network_view.is_some() {
+                        without_effect.push(format!("{at}.requestedNetworkView"));
+                    }
                     let Some(service) = &gateway.service else {
                         continue;
                     };
+                    let type_ = service.type_.as_deref().unwrap_or("ClusterIP");
+                    if service.load_balancer_ip.is_some() && type_ != "LoadBalancer" {
+                        without_effect.push(format!("{at}.service.loadBalancerIP"));
+                    }
                     note(&format!("{at}.service"), &service.extra);
                     if let Some(metadata) = &service.metadata {
                         note(&format!("{at}.service.metadata"), &metadata.extra);
                     }
                     for (i, port) in service.ports.iter().flatten().enumerate() {
-                        note(&format!("{at}.service.ports[{i}]"), &port.extra);
+                        let at = format!("{at}.service.ports[{i}]");
+                        note(&at, &port.extra);
+                        if !GATEWAY_PORTS.contains(&port.port) {
+                            without_effect.push(at);
+                        } else if port.node_port.is_some() && type_ == "ClusterIP" {
+                            without_effect.push(format!("{at}.nodePort"));
+                        }
                     }
                 }
             }
         }
+        paths.append(&mut without_effect);
         paths.sort();
         paths
     }
@@ -347,6 +369,29 @@ mod tests {
         assert_eq!(
             again["runtime"]["defaults"]["container"]["imagePullPolicy"],
             "Always"
+        );
+    }
+
+    #[test]
+    fn fields_that_have_no_effect_beside_others_are_named_too() {
+        let spec: ServiceMeshControlPlaneSpec = serde_json::from_value(serde_json::json!({
+            "gateways": {"additionalIngress": {"in": {
+                "requestedNetworkView": ["n"],
+                "service": {
+                    "loadBalancerIP": "192.0.2.1",
+                    "ports": [{"port": 15443, "nodePort": 30001}, {"port": 80}],
+                },
+            }}},
+        }))
+        .unwrap();
+        assert_eq!(
+            spec.not_acted_on(),
+            [
+                "spec.gateways.additionalIngress.in.requestedNetworkView",
+                "spec.gateways.additionalIngress.in.service.loadBalancerIP",
+                "spec.gateways.additionalIngress.in.service.ports[0].nodePort",
+                "spec.gateways.additionalIngress.in.service.ports[1]",
+            ]
         );
     }
 }

@@ -351,6 +351,30 @@ async fn what_the_documents_do_not_allow_is_refused_with_its_field() {
             "spec.gateways.additionalIngress.g.service.ports".to_owned(),
         ),
         (
+            planes,
+            gateway(
+                "additionalEgress",
+                json!({"service": {"ports": [{"port": 15443}]}}),
+            ),
+            "spec.gateways.additionalEgress.g.service.ports".to_owned(),
+        ),
+        (
+            planes,
+            gateway(
+                "additionalIngress",
+                json!({"service": {"ports": [{"port": 15443}, {"port": 8188}, {"port": 8188}]}}),
+            ),
+            "spec.gateways.additionalIngress.g.service.ports".to_owned(),
+        ),
+        (
+            planes,
+            gateway(
+                "additionalIngress",
+                json!({"service": {"loadBalancerIP": "1.2"}}),
+            ),
+            "spec.gateways.additionalIngress.g.service.loadBalancerIP".to_owned(),
+        ),
+        (
             "servicemeshmemberrolls",
             json!({"members": ["Bad"]}),
             "spec.members[0]".to_owned(),

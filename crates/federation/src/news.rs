@@ -107,7 +107,7 @@ fn turned(
         let message = condition.message.clone().unwrap_or_default();
         all.push(News {
             about,
-            warning: !holds && condition.type_ != PROGRESS,
+            warning: condition.status == "False" && condition.type_ != PROGRESS,
             reason: reason.to_owned(),
             message: bounded(message),
         });

@@ -8,13 +8,13 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    LoadBalancerIngress, LoadBalancerStatus, Service, ServiceAccount, ServiceStatus,
+    LoadBalancerIngress, LoadBalancerStatus, Service, ServiceAccount, ServiceSpec, ServiceStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use meshfed_federation::plan::GatewayPlan;
-use meshfed_federation::plan::gateways::{is_ours, service_account};
+use meshfed_federation::plan::gateways::{NODE_PORTS, is_ours, service_account};
 use meshfed_federation::world::{ObjectKey, in_namespace};
 use tracing::warn;
 
@@ -41,7 +41,10 @@ pub(super) fn inputs(outcome: &Outcome) -> impl PartialEq + use<> {
 pub(super) async fn apply(client: &Client, subnet: Subnet, outcome: &Outcome) -> Done {
     let resources = &outcome.world.resources;
     let namespace = &outcome.world.mesh.system_namespace;
-    let mut taken = taken_addresses(outcome);
+    let mut taken = Taken {
+        addresses: taken_addresses(outcome),
+        node_ports: taken_node_ports(outcome),
+    };
     let mut done = Done::Yes;
     for (name, gateway) in &outcome.plan.gateways {
         let key = ObjectKey::new(namespace.clone(), name.clone());
@@ -80,6 +83,32 @@ async fn remove(client: &Client, namespace: &str, name: &str) -> Done {
     match delete::<ServiceAccount>(client, namespace, &account).await {
         Done::Yes => delete::<Service>(client, namespace, name).await,
         Done::TryAgain => Done::TryAgain,
+    }
+}
+
+/// What Services have, so that no two of them get the same.
+#[derive(Debug)]
+struct Taken {
+    addresses: BTreeSet<Ipv4Addr>,
+    node_ports: BTreeSet<i32>,
+}
+
+fn taken_node_ports(outcome: &Outcome) -> BTreeSet<i32> {
+    let asked = outcome.plan.gateways.values().map(|g| &g.service);
+    let there = outcome.world.resources.services.values();
+    let specs = asked
+        .chain(there.map(AsRef::as_ref))
+        .filter_map(|s| s.spec.as_ref());
+    let ports = specs.flat_map(|spec| spec.ports.iter().flatten());
+    ports.filter_map(|port| port.node_port).collect()
+}
+
+/// As the cluster would: ports that ask for none get the first that nobody has.
+fn give_node_ports(spec: &mut ServiceSpec, taken: &mut BTreeSet<i32>) {
+    let without = spec.ports.iter_mut().flatten();
+    for port in without.filter(|port| port.node_port.is_none()) {
+        port.node_port = NODE_PORTS.into_iter().find(|port| !taken.contains(port));
+        taken.extend(port.node_port);
     }
 }
 
@@ -142,7 +171,7 @@ async fn ensure_account(client: &Client, namespace: &str, gateway: &GatewayPlan)
 async fn ensure_service(
     client: &Client,
     subnet: Subnet,
-    taken: &mut BTreeSet<Ipv4Addr>,
+    taken: &mut Taken,
     gateway: &GatewayPlan,
     present: Option<&Service>,
 ) -> Done {
@@ -151,10 +180,18 @@ async fn ensure_service(
     let Some(spec) = wanted.spec.as_mut() else {
         return Done::Yes;
     };
+    let addresses = &mut taken.addresses;
     let balanced = spec.type_.as_deref() == Some("LoadBalancer");
     if !balanced && spec.cluster_ip.is_none() {
-        spec.cluster_ip = allocate(subnet.free_cluster_ip(taken), taken, &wanted.metadata);
+        spec.cluster_ip = allocate(
+            subnet.free_cluster_ip(addresses),
+            addresses,
+            &wanted.metadata,
+        );
         spec.cluster_ips = spec.cluster_ip.clone().map(|ip| vec![ip]);
+    }
+    if spec.type_.as_deref() == Some("NodePort") {
+        give_node_ports(spec, &mut taken.node_ports);
     }
     let differs = present.is_none_or(|p| {
         p.spec != wanted.spec
@@ -167,20 +204,24 @@ async fn ensure_service(
         // Its address is given when it comes back through the watch.
         return done;
     }
-    let addresses = present.map(balancer_ips).unwrap_or_default();
+    let given = present.map(balancer_ips).unwrap_or_default();
     let asked = wanted
         .spec
         .as_ref()
         .and_then(|s| s.load_balancer_ip.clone());
-    let wanted_addresses = match (balanced, asked, addresses.first()) {
+    let wanted_addresses = match (balanced, asked, given.first()) {
         (false, _, _) => Vec::new(),
         (true, Some(asked), _) => vec![asked],
         (true, None, Some(kept)) => vec![kept.clone()],
-        (true, None, None) => allocate(subnet.free_load_balancer(taken), taken, &wanted.metadata)
-            .into_iter()
-            .collect(),
+        (true, None, None) => allocate(
+            subnet.free_load_balancer(addresses),
+            addresses,
+            &wanted.metadata,
+        )
+        .into_iter()
+        .collect(),
     };
-    if wanted_addresses == addresses {
+    if wanted_addresses == given {
         return Done::Yes;
     }
     wanted.status = Some(ServiceStatus {
@@ -255,6 +296,9 @@ fn merged(planned: &Service, present: Option<&Service>) -> Service {
         wanted.metadata.uid = present.metadata.uid.clone();
         wanted.status = present.status.clone();
         if let Some(old) = &present.spec {
+            if spec.type_.as_deref() == Some("NodePort") {
+                keep_node_ports(spec, old);
+            }
             spec.cluster_ip = old.cluster_ip.clone();
             spec.cluster_ips = old.cluster_ips.clone();
             // Set by the API server where we leave it open.
@@ -267,6 +311,16 @@ fn merged(planned: &Service, present: Option<&Service>) -> Service {
         }
     }
     wanted
+}
+
+/// A port that was given once stays.
+fn keep_node_ports(spec: &mut ServiceSpec, old: &ServiceSpec) {
+    let without = spec.ports.iter_mut().flatten();
+    for port in without.filter(|port| port.node_port.is_none()) {
+        let mut before = old.ports.iter().flatten();
+        let same = before.find(|old| old.port == port.port);
+        port.node_port = same.and_then(|old| old.node_port);
+    }
 }
 
 /// Planned entries, and present ones that we never set.
@@ -306,6 +360,24 @@ mod tests {
         let second = merged(&mk_service(json!({"a": "1"})), Some(&present));
         let keys: Vec<String> = second.metadata.labels.unwrap().into_keys().collect();
         assert_eq!(keys, ["a", "theirs"]);
+    }
+
+    #[test]
+    fn node_ports_that_are_not_asked_for_are_given_once_and_stay() {
+        let mut planned = mk_service(json!({}));
+        let spec = planned.spec.as_mut().unwrap();
+        spec.type_ = Some("NodePort".to_owned());
+        let mut taken = BTreeSet::from([30000]);
+        let mut first = merged(&planned, None);
+        give_node_ports(first.spec.as_mut().unwrap(), &mut taken);
+        let port = |service: &Service| {
+            let spec = service.spec.as_ref().unwrap();
+            spec.ports.as_ref().unwrap()[0].node_port
+        };
+        assert_eq!(port(&first), Some(30001));
+        let mut second = merged(&planned, Some(&first));
+        give_node_ports(second.spec.as_mut().unwrap(), &mut taken);
+        assert_eq!(second.spec, first.spec);
     }
 
     #[test]

@@ -18,7 +18,9 @@ const UNNAMED: &str = "istiod";
 pub enum ControlPlaneProblem {
     #[error("this mesh's control plane is in {0}; move the resource there")]
     OutsideSystemNamespace(String),
-    #[error("{0} is older and rules this mesh; a mesh has one ServiceMeshControlPlane")]
+    #[error(
+        "{0} rules this mesh, as the older one or the first by name; a mesh has one ServiceMeshControlPlane: delete one"
+    )]
     NotTheOldest(ObjectKey),
     #[error("it is being deleted")]
     Deleting,
@@ -44,6 +46,8 @@ pub(super) struct Ruling<'w> {
 #[derive(Debug)]
 pub(super) struct GatewayView {
     pub plan: Result<GatewayPlan, GatewayProblem>,
+    /// A Service that is not ours stands in its place.
+    pub occupied: bool,
     /// None before its Service has an address.
     pub addresses: Vec<GatewayAddress>,
     pub id: Option<SpiffeId>,
@@ -58,6 +62,17 @@ pub(super) struct GatewayView {
 impl GatewayView {
     pub fn kind(&self) -> Option<GatewayKind> {
         self.plan.as_ref().ok().map(|plan| plan.kind)
+    }
+
+    /// What is missing while it is not ready.
+    pub fn waits_for(&self) -> &'static str {
+        if self.occupied {
+            "a Service that is none of ours has its name; delete that, or call the gateway otherwise"
+        } else if self.addresses.is_empty() {
+            "its Service has no address yet"
+        } else {
+            "its proxy is not connected, or has not taken its configuration yet; see the proxy's log"
+        }
     }
 
     /// Why it is not as it is asked for.
@@ -167,10 +182,11 @@ fn gateway_views(
         .map(|(name, plan)| {
             let key = ObjectKey::new(namespace.clone(), name.clone());
             // A Service of the same name that is not ours lends no address.
-            let service = world.resources.services.get(&key);
-            let service = service.filter(|service| gateways::is_ours(service));
+            let present = world.resources.services.get(&key);
+            let service = present.filter(|service| gateways::is_ours(service));
             let state = world.observed.gateways.get(&name);
             let view = GatewayView {
+                occupied: present.is_some() && service.is_none(),
                 addresses: service.map_or_else(Vec::new, |service| {
                     gateways::addresses(service, world.mesh.node_address)
                 }),

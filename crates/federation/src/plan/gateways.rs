@@ -16,7 +16,7 @@ use crate::names::{Label, NameError};
 use crate::world::GATEWAY_LABEL;
 
 /// Node ports lie in this range (Kubernetes' default, table 2 of the documents).
-const NODE_PORTS: std::ops::RangeInclusive<i32> = 30000..=32767;
+pub const NODE_PORTS: std::ops::RangeInclusive<i32> = 30000..=32767;
 const ACCOUNT_SUFFIX: &str = "-service-account";
 const APP_LABEL: &str = "app";
 const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
@@ -118,29 +118,27 @@ pub fn addresses(service: &Service, node_address: IpAddr) -> Vec<GatewayAddress>
     };
     let cluster_ip = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok());
     let mut all: Vec<GatewayAddress> = cluster_ip.map(at).into_iter().collect();
-    match spec.type_.as_deref() {
-        Some("LoadBalancer") => all.extend(load_balancer_ips(service).map(at)),
-        Some("NodePort") => {
-            let node_port = |number: u16| {
-                let ports = spec.ports.iter().flatten();
-                let mut found = ports.filter(|p| p.port == i32::from(number));
-                found
-                    .next()
-                    .and_then(|p| p.node_port)
-                    .and_then(|p| u16::try_from(p).ok())
-            };
-            if let (Some(service_port), Some(discovery_port)) = (
-                node_port(DEFAULT_SERVICE_PORT),
-                node_port(DEFAULT_DISCOVERY_PORT),
-            ) {
-                all.push(GatewayAddress {
-                    ip: node_address,
-                    service_port,
-                    discovery_port,
-                });
-            }
-        }
-        _ => {}
+    let type_ = spec.type_.as_deref();
+    if type_ == Some("LoadBalancer") {
+        all.extend(load_balancer_ips(service).map(at));
+    }
+    let node_port = |number: u16| {
+        let mut ports = spec.ports.iter().flatten();
+        let port = ports.find(|p| p.port == i32::from(number))?.node_port?;
+        u16::try_from(port).ok()
+    };
+    // As in Kubernetes, the node ports of a load balancer are open too.
+    if matches!(type_, Some("NodePort" | "LoadBalancer"))
+        && let (Some(service_port), Some(discovery_port)) = (
+            node_port(DEFAULT_SERVICE_PORT),
+            node_port(DEFAULT_DISCOVERY_PORT),
+        )
+    {
+        all.push(GatewayAddress {
+            ip: node_address,
+            service_port,
+            discovery_port,
+        });
     }
     all
 }
@@ -215,7 +213,7 @@ fn gateway_plan(
                     (APP_LABEL.to_owned(), name.to_owned()),
                     (GATEWAY_LABEL.to_owned(), name.to_owned()),
                 ])),
-                ports: Some(ports(kind, service)?),
+                ports: Some(ports(kind, type_, service)?),
                 load_balancer_ip: service
                     .load_balancer_ip
                     .clone()
@@ -229,7 +227,11 @@ fn gateway_plan(
     })
 }
 
-fn ports(kind: GatewayKind, service: &GatewayService) -> Result<Vec<ServicePort>, GatewayProblem> {
+fn ports(
+    kind: GatewayKind,
+    type_: &str,
+    service: &GatewayService,
+) -> Result<Vec<ServicePort>, GatewayProblem> {
     let discovery_name = match kind {
         GatewayKind::Ingress => "https-discovery",
         GatewayKind::Egress => "http-discovery",
@@ -277,7 +279,7 @@ fn ports(kind: GatewayKind, service: &GatewayService) -> Result<Vec<ServicePort>
             port: port.port,
             target_port: Some(IntOrString::Int(port.port)),
             protocol: Some("TCP".to_owned()),
-            node_port: port.node_port,
+            node_port: port.node_port.filter(|_| type_ != "ClusterIP"),
             ..ServicePort::default()
         })
         .collect())

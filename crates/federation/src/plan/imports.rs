@@ -24,9 +24,12 @@ const NAMED_IN_REPORT: usize = 200;
 pub enum ImportProblem {
     #[error("its name here cannot be used: {0}")]
     Name(#[from] NameError),
-    #[error("none of its service accounts is in the peer's trust domain {0}")]
+    #[error(
+        "none of its service accounts is in the peer's trust domain {0}; the peer's administrator knows \
+         which of the two is wrong"
+    )]
     ForeignAccounts(TrustDomain),
-    #[error("it has no port that carries TCP")]
+    #[error("it has no port that carries TCP; the peer's Service needs one")]
     NoPort,
     #[error("{host} is already the name of {holder}; give one of them an alias")]
     NameTaken { host: ImportedHost, holder: String },

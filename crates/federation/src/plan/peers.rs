@@ -36,7 +36,8 @@ pub enum PeerProblem {
     )]
     TrustDomainOurs(TrustDomain),
     #[error(
-        "spec.security.trustDomain {domain} belongs to the ServiceMeshPeer {holder}, which is older"
+        "spec.security.trustDomain {domain} belongs to the ServiceMeshPeer {holder}, which is the older one \
+         or the first by name; each mesh needs its own: correct it, or delete one of the two"
     )]
     TrustDomainTaken { domain: TrustDomain, holder: String },
     #[error(

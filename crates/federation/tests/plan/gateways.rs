@@ -154,3 +154,64 @@ fn a_control_plane_that_another_one_takes_over_from_leaves_it_its_gateways() {
     owned_by(&mut red, "new");
     assert!(!red.plan().withdrawal.finalizers.control_planes[&at("red-mesh")]);
 }
+
+#[test]
+fn who_waits_for_a_gateway_is_told_what_for() {
+    let (mut red, _) = red_and_green();
+    let says = |red: &Lab| {
+        let plan = red.plan();
+        let peer = &plan.statuses.peers[&at("green-mesh")].conditions[0];
+        (said(&plan), peer.message.clone().unwrap())
+    };
+    red.world.observed.gateways.remove(INGRESS);
+    let (mesh, _) = says(&red);
+    assert!(
+        mesh.contains("ingress-green-mesh: its proxy is not connected"),
+        "{mesh}"
+    );
+    red.world.observed.peers.remove("green-mesh");
+    let (_, peer) = says(&red);
+    assert!(
+        peer.contains("ingress-green-mesh: its proxy is not connected"),
+        "{peer}"
+    );
+    let services = &mut red.world.resources.services;
+    let service = Arc::make_mut(services.get_mut(&at(INGRESS)).unwrap());
+    service.spec.as_mut().unwrap().cluster_ip = None;
+    service.status = None;
+    assert!(says(&red).0.contains("no address yet"));
+    red.apply_json(json!({"kind": "Service",
+        "metadata": {"name": INGRESS, "namespace": "red-mesh-system"}, "spec": {}}));
+    assert!(says(&red).0.contains("none of ours"));
+}
+
+#[test]
+fn a_network_that_only_the_peer_can_know_is_no_fault() {
+    let (mut red, _) = red_and_green();
+    let view = json!({"requestedNetworkView": ["green-network"]});
+    ask(&mut red, "egress", EGRESS, view);
+    let plan = red.plan();
+    let status = &plan.statuses.control_planes[&at("red-mesh")];
+    let networks = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "NetworksKnown");
+    let networks = networks.unwrap();
+    assert_eq!(networks.status, "Unknown");
+    assert!(networks.message.as_ref().unwrap().contains("green-network"));
+}
+
+#[test]
+fn a_roll_that_names_the_control_planes_own_namespace_says_so() {
+    let (mut red, _) = red_and_green();
+    red.apply_json(json!({
+        "kind": "ServiceMeshMemberRoll",
+        "metadata": {"name": "default", "namespace": "red-mesh-system"},
+        "spec": {"members": ["red-mesh-bookinfo", "red-mesh-system"]},
+    }));
+    let plan = red.plan();
+    let ready = &plan.statuses.member_rolls[&at("default")].conditions[0];
+    assert_eq!(ready.reason.as_deref(), Some("SystemNamespace"));
+    assert!(plan.members.contains("red-mesh-bookinfo"));
+    assert!(!plan.members.contains("red-mesh-system"));
+}

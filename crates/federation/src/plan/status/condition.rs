@@ -12,25 +12,34 @@ pub(super) const READY: &str = "Ready";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Verdict {
     type_: &'static str,
-    holds: bool,
+    status: &'static str,
     reason: &'static str,
     message: String,
 }
 
 impl Verdict {
     pub fn holds(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            type_,
-            holds: true,
-            reason,
-            message: message.into(),
-        }
+        Self::new(type_, "True", reason, message)
     }
 
     pub fn fails(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(type_, "False", reason, message)
+    }
+
+    /// What only somebody else can know.
+    pub fn unknown(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(type_, "Unknown", reason, message)
+    }
+
+    fn new(
+        type_: &'static str,
+        status: &'static str,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         Self {
             type_,
-            holds: false,
+            status,
             reason,
             message: message.into(),
         }
@@ -48,14 +57,13 @@ pub(super) fn conditions(
     let mut all: Vec<Condition> = verdicts
         .into_iter()
         .map(|verdict| {
-            let status = if verdict.holds { "True" } else { "False" };
             let before = present.iter().find(|c| c.type_ == verdict.type_);
             let turned = before
-                .filter(|before| before.status == status)
+                .filter(|before| before.status == verdict.status)
                 .and_then(|before| before.last_transition_time.clone());
             Condition {
                 type_: verdict.type_.to_owned(),
-                status: status.to_owned(),
+                status: verdict.status.to_owned(),
                 reason: Some(verdict.reason.to_owned()),
                 message: Some(verdict.message),
                 last_transition_time: Some(turned.unwrap_or_else(|| time(now))),

@@ -127,8 +127,18 @@ fn ready_verdict(
         return Verdict::fails(READY, "ComponentsNotReady", broken.join("; "));
     }
     if !components.pending.is_empty() {
-        let waiting = components.pending.join(", ");
-        let message = format!("waiting for {waiting}");
+        let waiting: Vec<String> = components
+            .pending
+            .iter()
+            .map(|name| {
+                let view = decided.ruling.gateways.get(name);
+                view.map_or_else(
+                    || name.clone(),
+                    |view| format!("{name}: {}", view.waits_for()),
+                )
+            })
+            .collect();
+        let message = format!("waiting for {}", waiting.join("; "));
         return Verdict::fails(READY, "ComponentsNotReady", message);
     }
     Verdict::holds(READY, "ComponentsReady", "all components are ready")
@@ -174,11 +184,11 @@ fn networks_verdict(decided: &Decided<'_, '_>, smcp: &ServiceMeshControlPlane) -
         );
     }
     let message = format!(
-        "no ServiceMeshPeer has these networks (a peer's is <peer>-network): {}. \
-         A gateway shows its own peers all the same.",
+        "these are the networks of no ServiceMeshPeer, unless the peer's own spec.cluster.network says so; \
+         <peer>-network is always known: {}. A gateway shows its own peers all the same.",
         unknown.join(", ")
     );
-    Verdict::fails(TYPE, "UnknownNetwork", message)
+    Verdict::unknown(TYPE, "UnknownNetwork", message)
 }
 
 fn unknown_networks(name: &str, gateway: &Gateway, known: &BTreeSet<String>) -> Vec<String> {

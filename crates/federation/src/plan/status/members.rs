@@ -44,7 +44,15 @@ fn roll_status(
         .iter()
         .cloned()
         .partition(|name| membership.namespaces.contains(name));
-    let verdict = if pending.is_empty() {
+    let names_ours = roll.spec.members.contains(&world.mesh.system_namespace);
+    let verdict = if names_ours {
+        let message = format!(
+            "{}: take {} out of spec.members; the others are members",
+            MemberProblem::SystemNamespace,
+            world.mesh.system_namespace
+        );
+        Verdict::fails(READY, "SystemNamespace", message)
+    } else if pending.is_empty() {
         Verdict::holds(READY, "Configured", "all namespaces are members")
     } else {
         let missing = pending.join(", ");

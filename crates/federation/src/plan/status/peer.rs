@@ -99,16 +99,16 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
     for gateway in [&peer.ingress, &peer.egress] {
         match gateway {
             Err(gap) => return Verdict::fails(READY, gap.reason(), gap.to_string()),
-            Ok(gateway) if !gateway.ready => names.push(gateway.name.as_str()),
+            Ok(gateway) if !gateway.ready => {
+                let view = decided.ruling.gateways.get(&gateway.name);
+                let why = view.map_or("", |view| view.waits_for());
+                names.push(format!("{}: {why}", gateway.name));
+            }
             Ok(_) => {}
         }
     }
     if !names.is_empty() && !watched_by_us {
-        let message = format!(
-            "waiting for {}: not connected, or not done with the configuration; \
-             the status of the ServiceMeshControlPlane says more",
-            names.join(" and ")
-        );
+        let message = format!("waiting for {}", names.join("; "));
         return Verdict::fails(READY, "GatewayNotReady", message);
     }
     if remote.withdrawn {
@@ -291,7 +291,10 @@ pub(super) fn contact(decided: &Decided<'_, '_>, key: &ObjectKey) -> Contact {
     let settings = object.map(|object| settings_of(object).0);
     if is_connected(&settings.unwrap_or_default(), remote, decided.world.now) {
         Contact::Now
-    } else if remote.last_full_sync.is_some() || !remote.services.is_empty() {
+    } else if remote.last_contact.is_some()
+        || remote.last_full_sync.is_some()
+        || !remote.services.is_empty()
+    {
         Contact::Before
     } else {
         Contact::Never

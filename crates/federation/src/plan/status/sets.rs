@@ -142,13 +142,15 @@ fn ready(
     mut faults: Vec<String>,
     good: impl FnOnce() -> String,
 ) -> Verdict {
-    if let Some(error) = broken {
-        let message = format!("{error}; this rule and those after it are not used");
-        return Verdict::fails(READY, "InvalidRule", message);
-    }
-    if faults.is_empty() {
-        return Verdict::holds(READY, "RulesApplied", good());
-    }
+    let reason = match broken {
+        Some(error) => {
+            let message = format!("{error}; this rule and those after it are not used");
+            faults.insert(0, message);
+            "InvalidRule"
+        }
+        None if faults.is_empty() => return Verdict::holds(READY, "RulesApplied", good()),
+        None => reason,
+    };
     let more = faults.len().saturating_sub(MAX_NAMED);
     faults.truncate(MAX_NAMED);
     let mut message = faults.join("; ");
