@@ -23,20 +23,22 @@
 
 mod allowance;
 mod backoff;
+mod request;
 mod state;
 mod sync;
+mod taking;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use request::{Action, Failure, RequestId};
 pub use state::{FaultKind, RemoteError, RemoteState, WatchState};
 
 use self::allowance::Allowance;
 use self::backoff::Backoff;
-use self::sync::{Ended, ListEnd, Sync};
+use self::sync::{Ended, Sync};
 use super::extension::{ANNOUNCE_HEADER, ANNOUNCED, REPORT_HEADER, Report};
-use super::message::{Action as EventAction, DecodeError, EventDecoder, Limits, WatchEvent};
-use super::remote::{RemoteFault, RemoteService, RemoteServices};
+use super::message::{DecodeError, EventDecoder, Limits};
 use crate::moment::Moment;
 use crate::names::{ServiceKey, clip};
 use crate::plan::PeerSettings;
@@ -99,6 +101,7 @@ impl ClientSettings {
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 /// A peer that calls us is called back, but not before this after the last attempt.
 const CALL_BACK: Duration = Duration::from_secs(1);
+const ENDED: &str = "the peer ended the watch";
 
 /// What is imported of a peer's services, to be reported to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,64 +109,6 @@ pub struct Imported {
     pub count: u32,
     /// The first of them, by the names that the peer gave them.
     pub services: Vec<ServiceKey>,
-}
-
-/// Names one request of a [`Client`]. Never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RequestId(u64);
-
-/// What the shell shall do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// GET `/v1/watch`.
-    OpenWatch(RequestId),
-    /// GET `/v1/services/`.
-    GetList(RequestId),
-    /// Drop this request and its connection.
-    Cancel(RequestId),
-    /// [`Client::state`] is another one now; `services` tells whether the services changed too.
-    Changed { services: bool },
-}
-
-/// Why a request ended without a good answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
-    /// An answer other than 200: its code and reason.
-    Status(u16, String),
-    /// A gateway on the way got no further: its code and reason, and what it says about it.
-    Gateway {
-        code: u16,
-        reason: String,
-        says: String,
-    },
-    /// No answer, or it broke off: the cause in words.
-    Transport(String),
-}
-
-impl Failure {
-    fn text(&self) -> String {
-        match self {
-            Self::Status(code, reason) | Self::Gateway { code, reason, .. } => {
-                clip(format!("{code} {reason}").trim_end())
-            }
-            Self::Transport(cause) => clip(cause),
-        }
-    }
-
-    /// Whether it tells of the way to the peer rather than of the peer.
-    fn is_of_the_way(&self) -> bool {
-        match self {
-            Self::Status(code, _) => (502..=504).contains(code),
-            Self::Gateway { .. } | Self::Transport(_) => true,
-        }
-    }
-
-    fn says(&self) -> Option<String> {
-        match self {
-            Self::Gateway { says, .. } if !says.is_empty() => Some(clip(says)),
-            _ => None,
-        }
-    }
 }
 
 /// The state of discovery from one peer.
@@ -177,6 +122,8 @@ pub struct Client {
     allowance: Allowance,
     /// When the fault of the last watch is forgotten, unless it comes again.
     watch_error_until: Duration,
+    /// When the peer was last heard, on the monotonic clock; `None`: in an earlier life of ours.
+    heard: Option<Duration>,
     imported: Arc<Imported>,
     next_request: u64,
     actions: Vec<Action>,
@@ -204,12 +151,21 @@ enum Watch {
     },
 }
 
+/// When to open the watch again.
+enum Reopen {
+    AtOnceIfItLasted,
+    /// By the back-off.
+    Later,
+    After(Duration),
+}
+
 impl Client {
     /// `seed` drives the jitter of the backoff. `kept` is what is known from an earlier life.
     pub fn new(settings: ClientSettings, seed: u64, kept: RemoteState) -> Self {
         Self {
             allowance: Allowance::new(&settings.limits, Duration::ZERO),
             watch_error_until: Duration::MAX,
+            heard: None,
             imported: Arc::default(),
             settings,
             state: Arc::new(kept),
@@ -254,9 +210,27 @@ impl Client {
         self.tick(now)
     }
 
+    /// Nobody is told who does not understand it, or is away. Who was cut off is there.
     fn want_to_tell(&mut self, now: Moment) {
-        if self.state.extended && self.state.watch.connected {
+        let watch = &self.state.watch;
+        if self.state.extended && (watch.connected || watch.error.is_some()) {
             self.sync.want_to_tell(now, &self.settings);
+        }
+    }
+
+    /// The peer's control plane was heard.
+    fn hear(&mut self, now: Moment) {
+        self.heard = Some(now.elapsed);
+        self.change(false, |state| state.last_contact = Some(now.wall));
+    }
+
+    /// When the wall clock is set back, a contact stays as long ago as it is.
+    fn go_by_clock(&mut self, now: Moment) {
+        if self.state.last_contact.is_some_and(|at| at > now.wall) {
+            let ago = |heard| now.elapsed.saturating_sub(heard);
+            let ago = self.heard.map_or(Duration::ZERO, ago);
+            let contact = now.wall.checked_sub(ago).unwrap_or(now.wall);
+            self.change(false, |state| state.last_contact = Some(contact));
         }
     }
 
@@ -300,6 +274,7 @@ impl Client {
 
     /// Does what is due.
     pub fn tick(&mut self, now: Moment) -> Vec<Action> {
+        self.go_by_clock(now);
         match &self.watch {
             Watch::Closed { retry_at, .. } if *retry_at <= now.elapsed => {
                 let id = self.request_id();
@@ -320,10 +295,7 @@ impl Client {
         if let Some(ended) = self.sync.timed_out(now) {
             self.actions.push(Action::Cancel(ended.id));
             let late = "it did not arrive in time, or too slowly".to_owned();
-            if !self.doubt_watch(ended, now) {
-                self.fail(RemoteError::NoList(late.clone()));
-            }
-            self.list_failed(&Failure::Transport(late), ended, now);
+            self.list_late(late, ended, now);
         }
         if self.sync.is_due(now) {
             let id = self.request_id();
@@ -333,6 +305,7 @@ impl Client {
         if self.watch_error_until <= now.elapsed {
             self.watch_error_until = Duration::MAX;
             self.change(false, |state| state.watch.error = None);
+            self.want_to_tell(now);
         }
         std::mem::take(&mut self.actions)
     }
@@ -347,8 +320,7 @@ impl Client {
                 proven: false,
                 decoder: EventDecoder::new(self.settings.limits),
             };
-            self.backoff.reset();
-            self.sync.want_now();
+            self.sync.want_anew();
             self.set_extended(extended);
             self.change(false, |state| {
                 state.watch.connected = true;
@@ -380,11 +352,9 @@ impl Client {
             .allowance
             .spend(events.len(), chunk.len(), limits, now.elapsed);
         if !events.is_empty() {
-            if !self.state.extended {
-                let services = events.iter_mut().filter_map(|e| e.service.as_mut());
-                services.for_each(|service| service.health = None);
-            }
             self.sync.note(&events, chunk.len());
+            self.hear(now);
+            self.change(false, |state| state.watch.last_event = Some(now.wall));
             self.apply(events, now);
         }
         let error = match result {
@@ -396,12 +366,15 @@ impl Client {
             // A new watch will hardly be better, so it is not opened as fast as after a failure.
             self.actions.push(Action::Cancel(id));
             let resync = self.settings.resync;
-            self.watch_ended(&clip(&error.to_string()), resync, now);
+            self.watch_ended(&clip(&error.to_string()), Reopen::After(resync), now);
             if let Watch::Closed { call_back_at, .. } = &mut self.watch {
                 *call_back_at = Duration::MAX;
             }
             self.watch_error_until = now.elapsed + 2 * resync;
-            self.change(false, |state| state.watch.error = Some(error));
+            if self.state.watch.error.as_ref() != Some(&error) {
+                self.change(false, |state| state.watch.error = Some(error));
+                self.want_to_tell(now);
+            }
         }
         self.tick(now)
     }
@@ -413,25 +386,14 @@ impl Client {
         failure: Option<&Failure>,
         now: Moment,
     ) -> Vec<Action> {
-        match (&self.watch, failure) {
-            (
-                Watch::Open {
-                    id: current, since, ..
-                },
-                None,
-            ) if *current == id => {
-                let lasted = now.elapsed.saturating_sub(*since);
-                let delay = if lasted < SHORT_WATCH {
-                    self.backoff.next_delay()
-                } else {
-                    Duration::ZERO
-                };
-                self.watch_ended("the peer ended the watch", delay, now);
+        match &self.watch {
+            Watch::Open { id: current, .. } if *current == id && failure.is_none() => {
+                self.watch_ended(ENDED, Reopen::AtOnceIfItLasted, now);
             }
-            (Watch::Open { id: current, .. } | Watch::Opening { id: current, .. }, failure)
+            Watch::Open { id: current, .. } | Watch::Opening { id: current, .. }
                 if *current == id =>
             {
-                let early_end = Failure::Transport("the peer ended the watch".to_owned());
+                let early_end = Failure::Transport(ENDED.to_owned());
                 self.watch_failed(failure.unwrap_or(&early_end), now);
             }
             _ => {}
@@ -466,32 +428,7 @@ impl Client {
         failure: Option<&Failure>,
         now: Moment,
     ) -> Vec<Action> {
-        let ended = match failure {
-            None => self
-                .sync
-                .finish(id, self.state.extended, now, &self.settings),
-            // Nobody but a peer that we asked "is it still this list?" says so.
-            Some(Failure::Status(304, _)) if self.state.extended => {
-                if self.sync.abandon(id).is_some() {
-                    self.way_is_good();
-                    self.list_unchanged(now);
-                }
-                return self.tick(now);
-            }
-            Some(failure) => {
-                if let Some(ended) = self.sync.abandon(id) {
-                    self.list_failed(failure, ended, now);
-                }
-                return self.tick(now);
-            }
-        };
-        match ended {
-            ListEnd::NotOurs => {}
-            ListEnd::Refused(error) => self.list_refused(error, now),
-            ListEnd::Good(services, checksum_agrees) => {
-                self.take_list(*services, checksum_agrees, now);
-            }
-        }
+        self.list_ended(id, failure, now);
         self.tick(now)
     }
 
@@ -499,7 +436,8 @@ impl Client {
     pub fn restart(&mut self, now: Moment) -> Vec<Action> {
         if let Watch::Opening { id, .. } | Watch::Open { id, .. } = &self.watch {
             self.actions.push(Action::Cancel(*id));
-            self.watch_ended("the way to the peer was changed", Duration::ZERO, now);
+            let changed = "the way to the peer was changed";
+            self.watch_ended(changed, Reopen::After(Duration::ZERO), now);
         }
         if let Some(id) = self.sync.reset() {
             self.actions.push(Action::Cancel(id));
@@ -558,18 +496,29 @@ impl Client {
         if matches!(failure, Failure::Status(400, _)) {
             self.sync.want_soon(now, &self.settings);
         }
-        let delay = self.backoff.next_delay();
-        self.watch_ended(&failure.text(), delay, now);
+        self.watch_ended(&failure.text(), Reopen::Later, now);
         self.change(false, |state| {
             state.watch.last_disconnect_cause = failure.says();
         });
     }
 
-    fn watch_ended(&mut self, status: &str, delay: Duration, now: Moment) {
+    /// A peer that answers and ends the watch at once is as one that does not answer.
+    fn watch_ended(&mut self, status: &str, again: Reopen, now: Moment) {
+        let lasted = matches!(&self.watch, Watch::Open { since, .. }
+            if now.elapsed.saturating_sub(*since) >= SHORT_WATCH);
+        if lasted {
+            self.backoff.reset();
+        }
+        let delay = match again {
+            Reopen::AtOnceIfItLasted if lasted => Duration::ZERO,
+            Reopen::AtOnceIfItLasted | Reopen::Later => self.backoff.next_delay(),
+            Reopen::After(delay) => delay,
+        };
         self.watch = Watch::Closed {
             retry_at: now.elapsed + delay,
             call_back_at: now.elapsed + CALL_BACK,
         };
+        self.sync.forget_empty();
         self.sync.want_at(now.elapsed + self.settings.resync);
         self.change(false, |state| {
             if state.watch.connected {
@@ -581,115 +530,6 @@ impl Client {
         });
     }
 
-    fn list_failed(&mut self, failure: &Failure, ended: Ended, now: Moment) {
-        let connected = self.state.watch.connected;
-        let failed = self.sync.failed(failure, connected, now, &self.settings);
-        if failed.lasting && failure.is_of_the_way() && self.doubt_watch(ended, now) {
-            return;
-        }
-        if failed.withdrawn && !self.state.withdrawn {
-            self.change(true, |state| {
-                state.services = Arc::default();
-                state.withdrawn = true;
-                state.error = None;
-            });
-        } else if connected && failed.lasting && !failed.withdrawn {
-            self.fail(RemoteError::NoList(failure.text()));
-        }
-    }
-
-    /// A list that came and is not taken: asking again at once would give the same.
-    fn list_refused(&mut self, error: RemoteError, now: Moment) {
-        self.sync.refused(now, &self.settings);
-        self.fail(error);
-    }
-
-    fn take_list(&mut self, services: RemoteServices, checksum_agrees: bool, now: Moment) {
-        self.change(false, |state| state.last_contact = Some(now.wall));
-        let emptied = services.is_empty() && !self.state.services.is_empty();
-        if !self.sync.succeeded(emptied, now, &self.settings) {
-            self.fail(RemoteError::SuddenlyEmpty);
-            return;
-        }
-        let recovered = self.state.error.is_some();
-        let waiting = self.sync.waiting_after(&services);
-        let changed = *self.state.services != services;
-        self.change(changed, |state| {
-            if changed {
-                state.services = Arc::new(services);
-            }
-            state.last_full_sync = Some(now.wall);
-            state.list_checksum_agrees = checksum_agrees;
-            state.withdrawn = false;
-            state.error = None;
-        });
-        if recovered {
-            self.want_to_tell(now);
-        }
-        if !waiting.is_empty() {
-            self.apply(waiting, now);
-        }
-    }
-
-    /// The peer's list was the one that we had when we asked; since then only events changed ours.
-    fn list_unchanged(&mut self, now: Moment) {
-        self.sync.succeeded(false, now, &self.settings);
-        self.change(false, |state| {
-            state.last_full_sync = Some(now.wall);
-            state.last_contact = Some(now.wall);
-            state.withdrawn = false;
-            state.error = None;
-        });
-    }
-
-    /// A peer that no longer announces the extension does not tell how its services fare.
-    fn set_extended(&mut self, extended: bool) {
-        if self.state.extended == extended {
-            return;
-        }
-        let forget = !extended && self.state.services.has_health();
-        self.change(forget, |state| {
-            state.extended = extended;
-            if forget {
-                state.services = Arc::new(state.services.without_health());
-            }
-        });
-    }
-
-    fn apply(&mut self, events: Vec<WatchEvent>, now: Moment) {
-        let mut services = RemoteServices::clone(&self.state.services);
-        let mut changed = false;
-        for event in events {
-            match apply_event(&mut services, event, &self.settings.limits) {
-                Ok(Applied { change, agrees }) => {
-                    changed |= change;
-                    if !agrees {
-                        self.sync.want_soon(now, &self.settings);
-                    }
-                }
-                Err(error) => {
-                    self.sync.want_soon(now, &self.settings);
-                    self.fail(RemoteError::Refused(error));
-                    break;
-                }
-            }
-        }
-        self.change(changed, |state| {
-            if changed {
-                state.services = Arc::new(services);
-                state.withdrawn = false;
-            }
-            state.watch.last_event = Some(now.wall);
-            state.last_contact = Some(now.wall);
-        });
-    }
-
-    fn fail(&mut self, error: RemoteError) {
-        if self.state.error.as_ref() != Some(&error) {
-            self.change(false, |state| state.error = Some(error));
-        }
-    }
-
     fn change(&mut self, services: bool, edit: impl FnOnce(&mut RemoteState)) {
         edit(Arc::make_mut(&mut self.state));
         match self.actions.last_mut() {
@@ -697,42 +537,6 @@ impl Client {
             _ => self.actions.push(Action::Changed { services }),
         }
     }
-}
-
-struct Applied {
-    change: bool,
-    /// False: the list has to be asked for, because the event says so or because its checksum shows
-    /// that we missed something.
-    agrees: bool,
-}
-
-fn apply_event(
-    services: &mut RemoteServices,
-    event: WatchEvent,
-    limits: &Limits,
-) -> Result<Applied, RemoteFault> {
-    let change = match (event.action, event.service) {
-        (_, None) => {
-            return Ok(Applied {
-                change: false,
-                agrees: false,
-            });
-        }
-        (EventAction::Add | EventAction::Update, Some(service)) => {
-            services.put(RemoteService::check(service)?, limits)?
-        }
-        (EventAction::Delete, Some(service)) => services.remove(&service.namespace, &service.name),
-        (EventAction::Other(_), Some(_)) => {
-            return Ok(Applied {
-                change: false,
-                agrees: true,
-            });
-        }
-    };
-    Ok(Applied {
-        change,
-        agrees: services.agrees_with(event.checksum),
-    })
 }
 
 #[cfg(test)]

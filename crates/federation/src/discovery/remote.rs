@@ -8,7 +8,7 @@ use meshfed_pki::SpiffeId;
 
 use super::checksum::{ListHash, Variant, service_hash};
 use super::extension::{Health, ListTag};
-use super::message::{Limits, ReceivedList, Service, ServiceList};
+use super::message::{Limits, ReceivedList, Service, ServiceList, ServicePort};
 use crate::names::{ExportedHost, NameError, ServiceKey, clip};
 use crate::protocol::Protocol;
 
@@ -33,8 +33,9 @@ pub enum RemoteFault {
     TooLarge { limit: usize },
 }
 
-/// One service of a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One service of a peer. Two are equal if they mean the same: a repeated account, or accounts in
+/// another order, make no other service.
+#[derive(Debug, Clone)]
 pub struct RemoteService {
     /// The name and namespace that the peer gave it.
     pub key: ServiceKey,
@@ -43,14 +44,24 @@ pub struct RemoteService {
     pub ports: Vec<RemotePort>,
     /// What its ingress presents, sorted, each once.
     pub accounts: Vec<SpiffeId>,
-    /// How many of the accounts are no SPIFFE ids.
+    /// How many of the accounts are no SPIFFE ids, each once.
     pub unreadable_accounts: usize,
     /// How it fares there, if the peer tells.
     pub health: Option<Health>,
+    /// As it was sent, but for the accounts, which are sorted and each once.
     wire: Service,
+    /// Of what was sent, with every repetition.
     hash: u64,
     size: usize,
 }
+
+impl PartialEq for RemoteService {
+    fn eq(&self, other: &Self) -> bool {
+        self.wire == other.wire
+    }
+}
+
+impl Eq for RemoteService {}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemotePort {
@@ -60,7 +71,10 @@ pub struct RemotePort {
 }
 
 impl RemoteService {
-    pub fn check(wire: Service) -> Result<Self, RemoteFault> {
+    pub fn check(mut wire: Service) -> Result<Self, RemoteFault> {
+        let hash = service_hash(&wire);
+        wire.accounts.sort();
+        wire.accounts.dedup();
         let refused = |error| RemoteFault::Name {
             namespace: clip(&wire.namespace),
             name: clip(&wire.name),
@@ -92,7 +106,7 @@ impl RemoteService {
             accounts,
             unreadable_accounts,
             health: wire.health,
-            hash: service_hash(&wire),
+            hash,
             size: json_size(&wire),
             wire,
         })
@@ -107,34 +121,61 @@ impl RemoteService {
         tcp.map(|port| port.number)
     }
 
+    fn with_health(&self, health: Option<Health>) -> Self {
+        let mut service = self.clone();
+        service.health = health;
+        service.wire.health = health;
+        service
+    }
+
     fn health_hash(&self) -> u64 {
         self.health.map_or(0, |h| h.hash(self.host.as_str()))
     }
 }
 
-/// About as many bytes as its JSON has.
+/// How many bytes of JSON it takes at least, with the comma after it; without its health. So a
+/// document that is not too long holds nothing that is.
 fn json_size(wire: &Service) -> usize {
-    let ports = wire.ports.iter();
-    let accounts = wire.accounts.iter();
-    100 + wire.name.len()
-        + wire.namespace.len()
-        + wire.hostname.len()
-        + ports
-            .map(|p| 45 + p.name.len() + p.protocol.len())
-            .sum::<usize>()
-        + accounts.map(|a| 3 + a.len()).sum::<usize>()
+    let text = |key: &str, text: &str| match text.len() {
+        0 => 0,
+        length => key.len() + length + 6,
+    };
+    let port = |port: &ServicePort| {
+        let digits = port.port.checked_ilog10().unwrap_or(0) as usize + 1;
+        2 + text("name", &port.name) + "\"port\":".len() + digits + text("protocol", &port.protocol)
+    };
+    let list = |key: &str, elements: usize| match elements {
+        0 => 0,
+        elements => key.len() + 5 + elements,
+    };
+    let ports = wire.ports.iter().map(port).sum();
+    let accounts = wire.accounts.iter().map(|a| a.len() + 3).sum();
+    2 + text("name", &wire.name)
+        + text("namespace", &wire.namespace)
+        + text("hostname", &wire.hostname)
+        + list("servicePorts", ports)
+        + list("serviceAccounts", accounts)
 }
 
 /// All services of a peer, with the checksum of the list that they make.
 ///
-/// A copy shares the entries.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A copy shares the entries. Two are equal if their services are; the checksums may differ then, as
+/// they are of what was sent.
+#[derive(Debug, Clone, Default)]
 pub struct RemoteServices {
     services: OrdMap<ServiceKey, Arc<RemoteService>>,
     hash: ListHash,
     health_hash: u64,
     size: usize,
 }
+
+impl PartialEq for RemoteServices {
+    fn eq(&self, other: &Self) -> bool {
+        self.services.ptr_eq(&other.services) || self.services == other.services
+    }
+}
+
+impl Eq for RemoteServices {}
 
 impl RemoteServices {
     /// # Errors
@@ -152,10 +193,12 @@ impl RemoteServices {
         Ok(all)
     }
 
-    /// Adds a service or replaces the one of the same name. False if it was there as it is.
+    /// Adds a service or replaces the one of the same name. False if the one that was there means
+    /// the same.
     pub fn put(&mut self, service: RemoteService, limits: &Limits) -> Result<bool, RemoteFault> {
         let old = self.services.get(&service.key);
-        if old.is_some_and(|old| **old == service) {
+        let same = old.is_some_and(|old| **old == service);
+        if same && old.is_some_and(|old| old.hash == service.hash) {
             return Ok(false);
         }
         if let Some(other) = self.services.values().find(|s| s.key != service.key) {
@@ -178,7 +221,22 @@ impl RemoteServices {
             .toggle(old.map_or(0, |old| old.hash) ^ service.hash);
         self.health_hash ^= old.map_or(0, |old| old.health_hash()) ^ service.health_hash();
         self.services.insert(service.key.clone(), Arc::new(service));
-        Ok(true)
+        Ok(!same)
+    }
+
+    /// Takes what a service of this name, as the peer wrote it, fares like. False if there is none
+    /// or if that is known.
+    pub fn set_health(&mut self, namespace: &str, name: &str, health: Option<Health>) -> bool {
+        let Ok(key) = ServiceKey::parse(namespace, name) else {
+            return false;
+        };
+        let Some(old) = self.services.get(&key).filter(|s| s.health != health) else {
+            return false;
+        };
+        let service = old.with_health(health);
+        self.health_hash ^= old.health_hash() ^ service.health_hash();
+        self.services.insert(key, Arc::new(service));
+        true
     }
 
     /// Removes the service of this name, as the peer wrote it. False if there is none.
@@ -192,6 +250,11 @@ impl RemoteServices {
             self.size -= removed.size;
         }
         removed.is_some()
+    }
+
+    /// Whether both were sent with the same checksum, whatever they mean.
+    pub fn same_hash(&self, other: &Self) -> bool {
+        self.hash == other.hash
     }
 
     /// Whether `checksum` is the one of this list, in the current or the older form.
@@ -214,12 +277,7 @@ impl RemoteServices {
 
     /// The same list without word of how the services fare.
     pub fn without_health(&self) -> Self {
-        let plain = |service: &Arc<RemoteService>| {
-            let mut service = RemoteService::clone(service);
-            service.health = None;
-            service.wire.health = None;
-            Arc::new(service)
-        };
+        let plain = |service: &Arc<RemoteService>| Arc::new(service.with_health(None));
         Self {
             services: (self.services.iter())
                 .map(|(key, service)| (key.clone(), plain(service)))
@@ -251,8 +309,8 @@ impl RemoteServices {
         self.services.is_empty()
     }
 
-    /// The list as a document of the protocol, with how the services fare; to be read back with
-    /// [`decode_list`](super::message::decode_list).
+    /// The list as a document of the protocol, with how the services fare and each account once; to
+    /// be read back with [`decode_list`](super::message::decode_list).
     pub fn to_list(&self) -> ServiceList {
         ServiceList::new(self.iter().map(|service| service.wire.clone()).collect())
     }

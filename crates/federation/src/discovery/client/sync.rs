@@ -13,7 +13,7 @@ const MAX_WAITING_BYTES: usize = 4 << 20;
 const PERSISTENCE: Duration = Duration::from_secs(120);
 /// A failure that lasts this long is told, and is not one of those that pass by themselves.
 const LASTING: Duration = Duration::from_secs(10);
-/// Lists that events ask for take at most one part in this of the time, and one more.
+/// Lists that the peer makes us ask for take at most one part in this of the time, and one more.
 const SHARE: u32 = 4;
 
 #[derive(Debug)]
@@ -21,8 +21,12 @@ pub(super) struct Sync {
     running: Option<Running>,
     /// When to ask next; `MAX` for never.
     next_at: Duration,
+    /// A list that is asked for from now on is needed.
+    anew: bool,
+    /// A list was needed while one was on its way.
+    wanted_meanwhile: bool,
     last_end: Duration,
-    /// How long the last list took.
+    /// How long the last list took, however it ended; nothing if there was none in the answer.
     last_took: Duration,
     /// Since when every request has failed.
     failing_since: Option<Duration>,
@@ -75,6 +79,15 @@ pub(super) struct Failed {
     pub lasting: bool,
 }
 
+/// Events that came while a list was on its way, in their order.
+pub(super) struct Meanwhile {
+    /// Up to the last one that left the list as it is. As health is no part of the checksum, they
+    /// may tell of it what the list does not have yet.
+    pub included: Vec<WatchEvent>,
+    /// The list does not have them.
+    pub later: Vec<WatchEvent>,
+}
+
 /// How a list that arrived in full was taken.
 pub(super) enum ListEnd {
     /// It belongs to a request that was given up.
@@ -89,6 +102,8 @@ impl Default for Sync {
         Self {
             running: None,
             next_at: Duration::MAX,
+            anew: false,
+            wanted_meanwhile: false,
             last_end: Duration::ZERO,
             last_took: Duration::ZERO,
             failing_since: None,
@@ -104,12 +119,25 @@ impl Sync {
     pub fn wake_at(&self) -> Duration {
         match &self.running {
             Some(running) => running.deadline.min(running.idle_deadline),
-            None => self.next_at,
+            None => self.due_at(),
         }
     }
 
     pub fn is_due(&self, now: Moment) -> bool {
-        self.running.is_none() && self.next_at <= now.elapsed
+        self.running.is_none() && self.due_at() <= now.elapsed
+    }
+
+    fn due_at(&self) -> Duration {
+        if self.anew {
+            self.next_at.min(self.last_end + self.share())
+        } else {
+            self.next_at
+        }
+    }
+
+    /// The time that belongs to others after a list.
+    fn share(&self) -> Duration {
+        self.last_took * SHARE
     }
 
     /// The request was answered with 200. False if it is not the running one.
@@ -120,6 +148,8 @@ impl Sync {
 
     pub fn begin(&mut self, id: RequestId, now: Moment, settings: &ClientSettings) {
         self.next_at = Duration::MAX;
+        self.anew = false;
+        self.wanted_meanwhile = false;
         self.forget_waiting();
         self.running = Some(Running {
             id,
@@ -132,14 +162,16 @@ impl Sync {
     }
 
     /// A list that is asked for from now on is needed; one on its way is not enough.
-    pub fn want_now(&mut self) {
-        self.next_at = Duration::ZERO;
+    pub fn want_anew(&mut self) {
+        self.anew = true;
     }
 
-    /// A list is needed; one on its way will do, as the events are compared with it.
+    /// A list is needed; one on its way will do if it is good, as the events are compared with it.
     pub fn want_soon(&mut self, now: Moment, settings: &ClientSettings) {
-        if self.running.is_none() {
-            let pause = settings.list_retry.max(self.last_took * SHARE);
+        if self.running.is_some() {
+            self.wanted_meanwhile = true;
+        } else {
+            let pause = settings.list_retry.max(self.share());
             self.want_at((self.last_end + pause).max(now.elapsed));
         }
     }
@@ -151,7 +183,8 @@ impl Sync {
         } else {
             self.last_end
         };
-        self.want_at((since + settings.list_retry).max(now.elapsed));
+        let pause = settings.list_retry.max(self.share());
+        self.want_at((since + pause).max(now.elapsed));
     }
 
     /// The time for which an empty list is held, or from one list to the next, may be another one.
@@ -172,8 +205,17 @@ impl Sync {
     pub fn timed_out(&mut self, now: Moment) -> Option<Ended> {
         let late = |r: &mut Running| r.deadline.min(r.idle_deadline) <= now.elapsed;
         let running = self.running.take_if(late)?;
-        self.last_took = now.elapsed.saturating_sub(running.begun);
+        self.end(&running, now);
         Some(running.into())
+    }
+
+    fn end(&mut self, running: &Running, now: Moment) {
+        self.last_end = now.elapsed;
+        self.last_took = if running.answered {
+            now.elapsed.saturating_sub(running.begun)
+        } else {
+            Duration::ZERO
+        };
     }
 
     /// Forgets what is on its way. Returns the request to cancel.
@@ -196,7 +238,7 @@ impl Sync {
             return true;
         };
         if running.body.len() + chunk.len() > limit {
-            self.running = None;
+            self.abandon(id, now);
             return false;
         }
         running.idle_deadline = now.elapsed + settings.list_idle;
@@ -206,8 +248,10 @@ impl Sync {
     }
 
     /// If this was the running request, it is no more.
-    pub fn abandon(&mut self, id: RequestId) -> Option<Ended> {
-        self.running.take_if(|r| r.id == id).map(Ended::from)
+    pub fn abandon(&mut self, id: RequestId, now: Moment) -> Option<Ended> {
+        let running = self.running.take_if(|r| r.id == id)?;
+        self.end(&running, now);
+        Some(running.into())
     }
 
     /// `extended`: the peer announces the extension, so that what it says of health counts.
@@ -221,7 +265,7 @@ impl Sync {
         let Some(running) = self.running.take_if(|r| r.id == id) else {
             return ListEnd::NotOurs;
         };
-        self.last_took = now.elapsed.saturating_sub(running.begun);
+        self.end(&running, now);
         let received = match decode_list(&running.body, &settings.limits) {
             Ok(received) => received,
             Err(error) => return ListEnd::Refused(RemoteError::Unreadable(error)),
@@ -243,7 +287,6 @@ impl Sync {
 
     /// Whether the list counts. A list that is suddenly empty does after it stayed so.
     pub fn succeeded(&mut self, emptied: bool, now: Moment, settings: &ClientSettings) -> bool {
-        self.last_end = now.elapsed;
         self.unknown_since = None;
         self.failing_since = None;
         self.want_at(now.elapsed + settings.resync);
@@ -258,6 +301,7 @@ impl Sync {
             return true;
         }
         self.want_at(believed_at);
+        self.want_if_missed(now, settings);
         false
     }
 
@@ -272,7 +316,7 @@ impl Sync {
         now: Moment,
         settings: &ClientSettings,
     ) -> Failed {
-        self.last_end = now.elapsed;
+        self.empty_since = None;
         let unknown = matches!(failure, Failure::Status(400, _));
         if !unknown {
             self.unknown_since = None;
@@ -288,18 +332,32 @@ impl Sync {
             settings.resync
         };
         self.want_at(now.elapsed + pause);
+        self.want_if_missed(now, settings);
         Failed {
             withdrawn,
             lasting: failing >= LASTING,
         }
     }
 
+    /// Nothing was heard of the peer for a time, so that an empty list did not stay empty.
+    pub fn forget_empty(&mut self) {
+        self.empty_since = None;
+    }
+
     /// The list was read and is bad.
     pub fn refused(&mut self, now: Moment, settings: &ClientSettings) {
-        self.last_end = now.elapsed;
+        self.empty_since = None;
         self.unknown_since = None;
         self.failing_since = None;
         self.want_at(now.elapsed + settings.resync);
+        self.want_if_missed(now, settings);
+    }
+
+    /// The list on its way that would have done was none.
+    fn want_if_missed(&mut self, now: Moment, settings: &ClientSettings) {
+        if std::mem::take(&mut self.wanted_meanwhile) {
+            self.want_soon(now, settings);
+        }
     }
 
     /// Remembers events that come while a list is on its way.
@@ -310,20 +368,19 @@ impl Sync {
         self.waiting_bytes += bytes;
         if self.waiting_bytes > MAX_WAITING_BYTES {
             self.waiting = Vec::new();
-            self.want_now();
+            self.want_anew();
         } else {
             self.waiting.extend_from_slice(events);
         }
     }
 
-    /// The events that are not in `list` yet: those after the last one that left it as it is.
-    pub fn waiting_after(&mut self, list: &RemoteServices) -> Vec<WatchEvent> {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        let included = waiting
-            .iter()
-            .rposition(|event| list.agrees_with(event.checksum));
-        waiting.drain(..included.map_or(0, |last| last + 1));
-        waiting
+    /// The events that came while `list` was on its way.
+    pub fn meanwhile(&mut self, list: &RemoteServices) -> Meanwhile {
+        let mut included = std::mem::take(&mut self.waiting);
+        let agrees = |event: &WatchEvent| list.agrees_with(event.checksum);
+        let count = included.iter().rposition(agrees).map_or(0, |last| last + 1);
+        let later = included.split_off(count);
+        Meanwhile { included, later }
     }
 
     fn forget_waiting(&mut self) {

@@ -1,15 +1,13 @@
-use std::collections::BTreeMap;
-
-use jiff::Timestamp;
-use proptest::prelude::*;
-
 use super::*;
 use crate::discovery::checksum::{ListHash, Variant};
 use crate::discovery::export::Export;
 use crate::discovery::extension::{Health, announces};
-use crate::discovery::message::{Service, ServiceList, ServicePort};
-use crate::discovery::server::{Answer, Exports, Server, ServerSettings, Take};
+use crate::discovery::message::{
+    Action as EventAction, Service, ServiceList, ServicePort, WatchEvent,
+};
+use crate::discovery::server::{Answer, Exports, Server, ServerSettings, Take, WatchId};
 use crate::names::ServiceKey;
+use jiff::Timestamp;
 
 const OPEN: &str = "open watch";
 const LIST: &str = "get list";
@@ -327,6 +325,7 @@ fn a_watch_that_fails_is_opened_again_later_and_later() {
     }
     assert_eq!(driver.client.state().watch.last_disconnect, None);
     driver.opened();
+    driver.after(1000);
     driver.watch_ends(Some(&refused()));
     assert!(driver.client.state().watch.last_disconnect.is_some());
     let waited = driver.client.wake_at() - driver.now().elapsed;
@@ -938,119 +937,5 @@ fn events_are_for_name_and_namespace_and_for_what_is_not_known_too() {
     );
 }
 
-/// Which are exported, and how many of their endpoints are ready.
-fn exports(names: &BTreeMap<usize, u32>) -> Arc<Exports> {
-    let export = |(which, ready): (&usize, &u32)| {
-        let name = ["v", "w", "x", "y", "z"][*which];
-        let health = Health {
-            ready_endpoints: *ready,
-            ..Health::default()
-        };
-        let key = ServiceKey::parse("a", name).unwrap();
-        (key, Arc::new(Export::new(service(name), health)))
-    };
-    Arc::new(names.iter().map(export).collect())
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Export(BTreeMap<usize, u32>),
-    /// The server makes the list that was asked for.
-    MakeList,
-    /// The list arrives.
-    ListArrives,
-    Events(usize),
-    WatchBreaks,
-    Wait(u64),
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        proptest::collection::btree_map(0..5usize, 0..3u32, 0..5).prop_map(Step::Export),
-        Just(Step::MakeList),
-        Just(Step::ListArrives),
-        (1..4usize).prop_map(Step::Events),
-        Just(Step::WatchBreaks),
-        (1..3000u64).prop_map(Step::Wait),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn whatever_is_lost_or_late_the_client_ends_with_the_servers_list(
-        steps in proptest::collection::vec(any_step(), 0..40),
-        extended: bool,
-    ) {
-        let mut driver = Driver::new();
-        driver.extended = extended;
-        let mut server = Server::new(ServerSettings::default());
-        let mut current = exports(&BTreeMap::new());
-        let mut feed = None;
-        let mut made: Option<(RequestId, Option<Arc<[u8]>>)> = None;
-        let settle = [Step::Wait(100_000), Step::MakeList, Step::ListArrives];
-        let rounds = std::iter::repeat_n(settle, 6).flatten();
-        driver.after(0);
-        for step in steps.into_iter().chain(rounds) {
-            if feed.is_none() && matches!(driver.client.watch, Watch::Opening { .. }) {
-                feed = Some(server.open_watch("10.0.0.1", driver.extended, driver.now()).0);
-                driver.opened();
-            }
-            match step {
-                Step::Export(names) => {
-                    current = exports(&names);
-                    server.set_exports(&current, driver.now());
-                }
-                Step::MakeList => {
-                    if let Some(id) = driver.list {
-                        let known = driver.known.as_deref();
-                        let answer = match server.list("10.0.0.1", known, driver.now()) {
-                            Answer::List(document) => Some(document.body(extended)),
-                            Answer::NotModified(_) => None,
-                        };
-                        made = Some((id, answer));
-                    }
-                }
-                Step::ListArrives => {
-                    if let Some((id, document)) = made.take() {
-                        let now = driver.now();
-                        let not_modified = Failure::Status(304, String::new());
-                        if let Some(document) = &document {
-                            let actions = driver.client.list_opened(id, extended, now);
-                            driver.note(actions);
-                            let actions = driver.client.list_data(id, document, now);
-                            driver.note(actions);
-                        }
-                        let failure = document.is_none().then_some(&not_modified);
-                        let actions = driver.client.list_done(id, failure, now);
-                        driver.note(actions);
-                    }
-                }
-                Step::Events(count) => {
-                    for _ in 0..count {
-                        if let Some(Take::Event(bytes)) = feed.map(|id| server.take(id)) {
-                            driver.bytes(&bytes);
-                        }
-                    }
-                }
-                Step::WatchBreaks => {
-                    if let Some(id) = feed.take() {
-                        server.close_watch(id, driver.now());
-                        driver.watch_ends(Some(&refused()));
-                    }
-                }
-                Step::Wait(millis) => {
-                    driver.after(millis);
-                }
-            }
-        }
-        while let Some(Take::Event(bytes)) = feed.map(|id| server.take(id)) {
-            driver.bytes(&bytes);
-        }
-        let want: Vec<&str> = current.keys().map(|key| key.name.as_str()).collect();
-        prop_assert_eq!(driver.names(), want);
-        for service in driver.client.state().services.iter() {
-            let told = extended.then(|| current[&service.key].health());
-            prop_assert_eq!(service.health, told);
-        }
-    }
-}
+mod histories;
+mod trouble;

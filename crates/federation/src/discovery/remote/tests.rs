@@ -13,7 +13,7 @@ fn wire(namespace: &str, name: &str, label: &str) -> Service {
             port: 9080,
             protocol: "HTTP".into(),
         }],
-        accounts: vec!["spiffe://red.local/ns/red/sa/ingress".into(); 2],
+        accounts: vec!["spiffe://red.local/ns/red/sa/ingress".into()],
         health: None,
     }
 }
@@ -89,6 +89,48 @@ fn an_account_that_is_no_spiffe_id_is_counted() {
 }
 
 #[test]
+fn accounts_that_repeat_or_change_places_make_no_other_service_but_another_checksum() {
+    let one = wire("a", "x", "green-exports");
+    let mut twice = one.clone();
+    twice.accounts.push(one.accounts[0].clone());
+    let mut services = check(vec![one.clone()]).unwrap();
+    let before = services.clone();
+    let repeated = RemoteService::check(twice.clone()).unwrap();
+    assert_eq!(repeated.accounts.len(), 1);
+    assert_eq!(services.put(repeated, &Limits::default()), Ok(false));
+    assert_eq!(services, before);
+    assert!(services.agrees_with(ServiceList::new(vec![twice]).checksum));
+    assert!(!services.same_hash(&before));
+    assert_eq!(services.to_list(), ServiceList::new(vec![one.clone()]));
+
+    let other = "spiffe://red.local/ns/red/sa/another".to_owned();
+    let mut two = one.clone();
+    two.accounts.push(other.clone());
+    let mut turned = one;
+    turned.accounts.insert(0, other);
+    let two = RemoteService::check(two).unwrap();
+    assert_eq!(services.put(two, &Limits::default()), Ok(true));
+    let turned = RemoteService::check(turned).unwrap();
+    assert_eq!(services.put(turned, &Limits::default()), Ok(false));
+    assert!(services.remove("a", "x"));
+    assert!(services.agrees_with(ServiceList::new(Vec::new()).checksum));
+}
+
+#[test]
+fn health_alone_can_be_set() {
+    let mut services = check(vec![wire("a", "x", "green-exports")]).unwrap();
+    let plain = services.clone();
+    let none = Some(Health::default());
+    assert!(services.set_health("a", "x", none));
+    assert!(!services.set_health("a", "x", none));
+    assert!(!services.set_health("a", "y", none) && !services.set_health("", "x", none));
+    assert_ne!(services, plain);
+    assert!(services.same_hash(&plain) && services.tag() != plain.tag());
+    assert!(services.set_health("a", "x", None));
+    assert_eq!((&services, services.tag()), (&plain, plain.tag()));
+}
+
+#[test]
 fn a_list_that_grows_by_events_is_limited_too() {
     let limits = Limits {
         services: 2,
@@ -116,7 +158,38 @@ fn a_list_that_grows_by_events_is_limited_too() {
     assert_eq!(services.put(entry("z"), &limits), Ok(true));
 }
 
+fn any_wire() -> impl Strategy<Value = Service> {
+    let port = ("[a-z]{0,9}", 1..65536i64, "(|TCP|HTTP|UnsupportedProtocol)");
+    let port = port.prop_map(|(name, port, protocol)| ServicePort {
+        name,
+        port,
+        protocol,
+    });
+    let ports = proptest::collection::vec(port, 0..4);
+    let accounts = proptest::collection::vec("[a-z:/<é]{0,30}", 0..4);
+    ("[a-z]{1,9}", "[a-z]{1,9}", ports, accounts).prop_map(|(name, namespace, ports, accounts)| {
+        Service {
+            ports,
+            accounts,
+            ..wire(&namespace, &name, "e")
+        }
+    })
+}
+
 proptest! {
+    #[test]
+    fn a_document_that_is_not_too_long_holds_no_list_that_is(
+        services in proptest::collection::btree_map("[a-z]{1,5}", any_wire(), 0..5),
+    ) {
+        let services = services.into_values().collect();
+        let document = ServiceList::new(services).encode();
+        let unescaped = String::from_utf8(document).unwrap().replace("\\u003c", "<");
+        let limits = Limits { list_bytes: unescaped.len(), ..Limits::default() };
+        let received = decode_list(unescaped.as_bytes(), &limits).unwrap();
+        let taken = RemoteServices::check(received, &limits);
+        prop_assert!(!matches!(taken, Err(RemoteFault::TooLarge { .. })), "{unescaped}");
+    }
+
     #[test]
     fn the_checksum_follows_every_change(changes in proptest::collection::vec((any::<bool>(), 0..4usize, 1..4i64), 0..30)) {
         let mut services = RemoteServices::default();
