@@ -26,9 +26,6 @@ pub(crate) const ACCEPT_BACKLOG: i32 = 1024;
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Endpoints that are tried for one connection before the client is told that it failed.
 pub(crate) const CONNECT_ATTEMPTS: usize = 3;
-/// A TCP connection without an answer is probed after this time.
-pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Bytes of the certificates that a peer shows. They are kept as long as the connection, to be
 /// judged again when the trust changes.
@@ -50,6 +47,9 @@ pub(crate) const HTTP2_STREAMS: u32 = 256;
 /// Flow-control windows of HTTP/2, the most that a stream and a connection can make us buffer.
 pub(crate) const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
 pub(crate) const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// A client on HTTP/2 is asked for a sign of life this often, and has this time for it.
+pub(crate) const HTTP2_PING: Duration = Duration::from_secs(60);
+pub(crate) const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes that an HTTP/2 stream may have waiting for the other side's window.
 pub(crate) const HTTP2_SEND_BUFFER: usize = 256 * 1024;
 /// A downstream HTTP connection without a request for this long is closed.

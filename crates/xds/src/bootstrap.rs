@@ -10,7 +10,9 @@ use meshfed_pki::SpiffeId;
 use meshfed_proxy_config::OWN_IDENTITY;
 use serde_json::{Map, Value, json};
 
-use crate::{ROOT_SECRET, SDS_CLUSTER, XDS_CLUSTER};
+use crate::{
+    KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, KEEPALIVE_TIME, ROOT_SECRET, SDS_CLUSTER, XDS_CLUSTER,
+};
 
 /// The limit on connections that clients may hold, if nobody says otherwise.
 pub const DEFAULT_MAX_CONNECTIONS: u64 = 50_000;
@@ -89,7 +91,9 @@ fn control_plane(options: &BootstrapOptions) -> Value {
         "load_assignment": endpoint(XDS_CLUSTER, &json!({"address": socket_address(host, *port)})),
         "typed_extension_protocol_options": http2(),
         "upstream_connection_options": {"tcp_keepalive": {
-            "keepalive_time": 30, "keepalive_interval": 5, "keepalive_probes": 3,
+            "keepalive_time": KEEPALIVE_TIME.as_secs(),
+            "keepalive_interval": KEEPALIVE_INTERVAL.as_secs(),
+            "keepalive_probes": KEEPALIVE_PROBES,
         }},
         "transport_socket": {
             "name": "envoy.transport_sockets.tls",

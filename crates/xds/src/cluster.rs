@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::mem::take;
+use std::time::Duration;
 
 use meshfed_proxy_config::{Cluster, Discovery, OutlierDetection, UpstreamProtocol};
 
 use crate::Reason;
 use crate::pb::cluster::{
-    self as pb, CircuitBreakers, circuit_breakers,
+    self as pb, CircuitBreakers, UpstreamConnectionOptions, circuit_breakers,
     cluster::{
         ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
         LbPolicy, TransportSocketMatch,
@@ -25,7 +26,7 @@ use crate::pb::{BoolValue, UInt32Value, core, dns, envoy_type};
 use crate::wire::{
     self, Path, Read, clip, duration, name, nothing_else, pack, read_limit, required, unpack,
 };
-use crate::{drain, endpoints, tls};
+use crate::{KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, KEEPALIVE_TIME, drain, endpoints, tls};
 
 const DNS_CLUSTER: &str = "envoy.cluster.dns";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -111,8 +112,13 @@ pub(crate) fn read(mut m: pb::Cluster) -> Read<Cluster> {
 
 /// No limits on connections and requests: Envoy's own default of 1024 would be met by a busy
 /// gateway, and the other proxies of this project have none.
+///
+/// An Envoy that is not told to probe its connections keeps a dead one for ever, and with it a watch that
+/// never says anything again.
 fn template() -> pb::Cluster {
-    let no_limit = || Some(UInt32Value { value: u32::MAX });
+    let number = |value| Some(UInt32Value { value });
+    let seconds = |time: Duration| number(u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    let no_limit = || number(u32::MAX);
     pb::Cluster {
         lb_policy: LbPolicy::LeastRequest.into(),
         common_lb_config: Some(CommonLbConfig {
@@ -131,13 +137,21 @@ fn template() -> pb::Cluster {
             }],
             ..Default::default()
         }),
+        upstream_connection_options: Some(UpstreamConnectionOptions {
+            tcp_keepalive: Some(core::TcpKeepalive {
+                keepalive_time: seconds(KEEPALIVE_TIME),
+                keepalive_interval: seconds(KEEPALIVE_INTERVAL),
+                keepalive_probes: number(KEEPALIVE_PROBES),
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
 
 /// Every address of a name is an endpoint of its own, for as long as its TTL says.
 fn dns_template() -> DnsCluster {
-    let seconds = |n| Some(duration(std::time::Duration::from_secs(n)));
+    let seconds = |n| Some(duration(Duration::from_secs(n)));
     DnsCluster {
         respect_dns_ttl: true,
         dns_refresh_rate: seconds(5),

@@ -44,11 +44,20 @@ mod trust;
 mod type_url;
 mod wire;
 
+use std::time::Duration;
+
 pub use error::{DecodeError, Reason};
 pub use meshfed_proxy_config::OWN_IDENTITY;
 pub use network::{CONNECT_ATTEMPTS, MAX_REQUEST_HEADERS_KIB, REQUEST_HEADERS_TIMEOUT};
 pub use type_url::TypeUrl;
 pub use wire::{MAX_NAME_LEN, MAX_RESOURCE_LEN};
+
+/// A connection on which nothing comes is probed after this time. A dead one ends within a minute.
+pub const KEEPALIVE_TIME: Duration = Duration::from_secs(20);
+/// From one probe to the next.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// So many without an answer end it; a way that is gone for half a minute does not.
+pub const KEEPALIVE_PROBES: u32 = 8;
 
 /// The cluster, in an Envoy's bootstrap, of the agent that keeps the proxy's own certificate.
 pub const SDS_CLUSTER: &str = "sds-grpc";

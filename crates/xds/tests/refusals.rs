@@ -314,7 +314,10 @@ fn a_connection_manager_that_would_change_requests_is_refused() {
 #[test]
 fn a_cluster_that_asks_for_more_is_refused_at_the_field() {
     type Change = fn(&mut cluster::Cluster);
-    let cases: [(&str, Change); 8] = [
+    let cases: [(&str, Change); 9] = [
+        ("upstream_connection_options", |c| {
+            c.upstream_connection_options = None
+        }),
         ("lb_policy", |c| {
             c.lb_policy = cluster::cluster::LbPolicy::Maglev.into()
         }),

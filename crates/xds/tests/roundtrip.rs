@@ -1,9 +1,14 @@
 //! What is written is what is read, and nothing that was not written is read.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod common;
 
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use meshfed_xds::{MAX_RESOURCE_LEN, Reason, TypeUrl, decode, encode};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use prost::Message as _;
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
@@ -94,4 +99,17 @@ fn a_resource_that_is_too_large_is_refused_before_it_is_parsed() {
             max: MAX_RESOURCE_LEN
         }
     );
+}
+
+/// A watch is silent for hours, so nothing else shows that its other end has lost power.
+#[test]
+fn an_envoy_ends_a_dead_connection_within_a_minute() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let cluster = common::cluster().new_tree(&mut runner).unwrap().current();
+    let written = pb::Cluster::decode(&*encode::cluster(&cluster).value).unwrap();
+    let options = written.upstream_connection_options.unwrap();
+    let keepalive = options.tcp_keepalive.unwrap();
+    let time = keepalive.keepalive_time.unwrap().value;
+    let interval = keepalive.keepalive_interval.unwrap().value;
+    assert!(time + interval * keepalive.keepalive_probes.unwrap().value <= 60);
 }

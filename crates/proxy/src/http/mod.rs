@@ -28,8 +28,8 @@ use crate::end::End;
 use crate::engine::{Chain, Tables};
 use crate::io::Stream;
 use crate::limits::{
-    HTTP_HEAD_BYTES, HTTP_HEADERS, HTTP2_CONNECTION_WINDOW, HTTP2_SEND_BUFFER, HTTP2_STREAM_WINDOW,
-    HTTP2_STREAMS,
+    HTTP_HEAD_BYTES, HTTP_HEADERS, HTTP2_CONNECTION_WINDOW, HTTP2_PING, HTTP2_PING_TIMEOUT,
+    HTTP2_SEND_BUFFER, HTTP2_STREAM_WINDOW, HTTP2_STREAMS,
 };
 use crate::listener::{Admission, Shared, Subject};
 use crate::record::{Record, Seed};
@@ -113,8 +113,8 @@ pub(crate) async fn serve(connection: Arc<HttpConnection>, stream: Stream, recor
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .max_send_buf_size(HTTP2_SEND_BUFFER)
-        .keep_alive_interval(crate::limits::KEEPALIVE_IDLE)
-        .keep_alive_timeout(crate::limits::KEEPALIVE_INTERVAL);
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PING_TIMEOUT);
     let service = {
         let connection = connection.clone();
         service_fn(move |request| {

@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
+use meshfed_xds::{KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, KEEPALIVE_TIME};
+
 use super::Prefetch;
-use crate::limits::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL};
 
 /// A connection to a client or to an endpoint.
 pub(crate) enum Stream {
@@ -36,8 +37,9 @@ impl Stream {
 pub(crate) fn prepare(socket: &TcpStream) {
     let _ = socket.set_nodelay(true);
     let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL);
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
     let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
 }
 
@@ -92,5 +94,26 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, s => Pin::new(s).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_connection_ends_within_a_minute() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = TcpStream::connect(address).await.unwrap();
+        prepare(&socket);
+        let socket = SockRef::from(&socket);
+        assert!(socket.keepalive().unwrap());
+        let probes = socket.tcp_keepalive_retries().unwrap();
+        let ends = socket.tcp_keepalive_time().unwrap()
+            + socket.tcp_keepalive_interval().unwrap() * probes;
+        assert!(ends <= Duration::from_secs(60), "{ends:?}");
     }
 }

@@ -18,14 +18,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
+use crate::discovery::keep_alive;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long, and how many characters, a gateway may take to say why it has no answer for us.
 const WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_WORDS: usize = 120;
-/// A dead path to our own egress gateway is noticed within about a minute even when nothing is sent: the
-/// system asks nine times. The gateways see to the rest of the way.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
 /// Bytes of the head of an answer.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
@@ -160,12 +158,4 @@ async fn words(body: &mut Incoming) -> String {
     let line = text.lines().next().unwrap_or_default();
     let plain = line.chars().filter(|c| c.is_ascii_graphic() || *c == ' ');
     plain.take(MAX_WORDS).collect()
-}
-
-fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE_AGAIN);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }

@@ -19,6 +19,7 @@ use meshfed_pki::{
     CertificateAuthority, HandshakeRefusal, ServerTls, SpiffeId, TlsConfigError, TrustDomain,
 };
 use meshfed_runtime::DrainWatch;
+use meshfed_xds::KEEPALIVE_TIME;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
@@ -27,6 +28,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use super::DiscoveryServer;
+use crate::discovery::keep_alive;
 use crate::discovery::stalling::Stalling;
 use crate::identity::{OwnIdentity, OwnIdentityError};
 
@@ -34,9 +36,6 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// What every connection begins with has as many bytes at least: the preface of HTTP/2 has, and a request
 /// of HTTP/1.1 with a host.
 const GREETING_BYTES: usize = 24;
-/// A dead connection is noticed within about a minute: the system asks nine times.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
 /// After a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -236,7 +235,7 @@ impl DiscoveryServer {
             .max_buf_size(MAX_HEADER_BYTES);
         http.http2()
             .timer(TokioTimer::new())
-            .keep_alive_interval(KEEPALIVE)
+            .keep_alive_interval(KEEPALIVE_TIME)
             .max_header_list_size(MAX_HEADER_BYTES as u32);
         let stream = Stalling::new(stream, bounds.write).greeted(GREETING_BYTES, bounds.head);
         if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
@@ -246,14 +245,6 @@ impl DiscoveryServer {
             debug!(%address, %error, "a discovery connection broke");
         }
     }
-}
-
-fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE_AGAIN);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// TLS for what is trusted now, made anew when that changes.
