@@ -1,4 +1,6 @@
 //! How long a plan takes: 10 peers, 10,000 services in total, 20 rules a peer.
+//!
+//! `cargo bench -p meshfed-federation --bench plan [-- part of a name]`; see docs/benchmarks.md.
 #![expect(
     clippy::unwrap_used,
     reason = "a bench that cannot build its world has nothing to measure"
@@ -8,7 +10,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use cpu_time::ThreadTime;
 use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::message::{self, Limits, ServiceList, ServicePort, decode_list};
 use meshfed_federation::discovery::remote::{RemoteService, RemoteServices};
@@ -21,6 +23,10 @@ use serde_json::{Value, json};
 const PEERS: usize = 10;
 const SERVICES: usize = 10_000;
 const RULES: usize = 20;
+/// Of plans from nothing.
+const ROUNDS: usize = 50;
+/// Of changes.
+const CHANGES: usize = 1000;
 const ROOTS: [&str; 3] = [
     include_str!("../tests/data/roots/red.pem"),
     include_str!("../tests/data/roots/green.pem"),
@@ -204,32 +210,62 @@ fn world() -> World {
     }
 }
 
-/// One thing that happens, seen by a planner that knows everything else.
-fn one_change(
-    c: &mut Criterion,
-    what: &str,
-    world: &World,
-    mut change: impl FnMut(&mut World, usize),
-) {
+/// Times of one thing that was done again and again.
+#[derive(Default)]
+struct Times {
+    wall: Vec<Duration>,
+    cpu: Vec<Duration>,
+}
+
+impl Times {
+    fn of<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let (started, on_cpu) = (Instant::now(), ThreadTime::now());
+        let done = work();
+        self.cpu.push(on_cpu.elapsed());
+        self.wall.push(started.elapsed());
+        done
+    }
+
+    fn print(mut self, what: &str) {
+        println!("{what}");
+        for (clock, times) in [("wall", &mut self.wall), ("CPU", &mut self.cpu)] {
+            times.sort();
+            let at = |share: f64| {
+                let rank = (times.len() - 1) as f64 * share;
+                times[rank.round() as usize].as_secs_f64() * 1000.0
+            };
+            let [min, p50, p90, max] = [0.0, 0.5, 0.9, 1.0].map(at);
+            println!("  {clock:4} ms: min {min:7.2}  p50 {p50:7.2}  p90 {p90:7.2}  max {max:7.2}");
+        }
+    }
+}
+
+/// A plan by a planner that knows nothing. Nobody drops a whole plan while the control plane runs, so
+/// that has times of its own.
+fn from_nothing(what: &str, world: &World) {
+    let (mut made, mut dropped) = (Times::default(), Times::default());
+    for _ in 0..ROUNDS {
+        let mut planner = Planner::new();
+        let plan = made.of(|| planner.plan(black_box(world)));
+        dropped.of(|| drop((planner, plan)));
+    }
+    made.print(what);
+    dropped.print("  dropping it and all that the planner knows");
+}
+
+/// One thing that happens, seen by a planner that knows everything else. The plan before is dropped
+/// within the time, as the control plane does.
+fn one_change(what: &str, world: &World, mut change: impl FnMut(&mut World, usize)) {
     let mut planner = Planner::new();
     let mut world = world.clone();
     let mut last = planner.plan(&world);
-    let mut n = 0;
-    c.bench_function(what, |b| {
-        b.iter_custom(|times| {
-            let mut spent = Duration::ZERO;
-            for _ in 0..times {
-                n += 1;
-                change(&mut world, n);
-                let started = Instant::now();
-                let next = planner.plan(black_box(&world));
-                drop(std::mem::replace(&mut last, next));
-                spent += started.elapsed();
-            }
-            spent
-        });
-    });
+    let mut times = Times::default();
+    for n in 1..=CHANGES {
+        change(&mut world, n);
+        times.of(|| last = planner.plan(black_box(&world)));
+    }
     assert_eq!(last, plan(&world));
+    times.print(what);
 }
 
 fn service_of(n: usize) -> ObjectKey {
@@ -240,67 +276,79 @@ fn service_of(n: usize) -> ObjectKey {
     )
 }
 
-fn benches(c: &mut Criterion) {
+fn main() {
+    // Cargo passes `--bench`.
+    let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let wanted = wanted.unwrap_or_default();
     let world = world();
     let first = plan(&world);
     let exported: usize = first.exports.values().map(|e| e.len()).sum();
     assert_eq!(exported, SERVICES);
-    c.bench_function(
-        "full plan: 10 peers, 10,000 services, 20 rules a peer",
-        |b| {
-            b.iter(|| plan(black_box(&world)));
-        },
-    );
-    one_change(c, "one Service changes its ports", &world, |world, n| {
-        let service = world.resources.services.get_mut(&service_of(n)).unwrap();
-        let spec = Arc::make_mut(service).spec.as_mut().unwrap();
-        spec.ports.as_mut().unwrap()[0].port = 1000 + (n % 1000) as i32;
-    });
-    one_change(c, "one Service comes or goes", &world, |world, n| {
-        let key = ObjectKey::new("ns-7", "new");
-        if n % 2 == 0 {
-            world.resources.services.remove(&key);
-        } else {
-            let one = world
-                .resources
-                .services
-                .get(&service_of(n))
-                .unwrap()
-                .clone();
-            world.resources.services.insert(key, one);
+    let importing = importing(&world);
+    let imported = plan(&importing).shares.imports;
+    let imported: usize = imported.values().map(|offers| offers.len()).sum();
+    assert_eq!(imported, SERVICES);
+    for (what, bench) in BENCHES {
+        if what.contains(&wanted) {
+            bench(what, &world, &importing);
         }
-    });
-    one_change(
-        c,
-        "one EndpointSlice changes an address",
-        &world,
-        |world, n| {
+    }
+}
+
+/// What is measured, with the world that exports and the one that also imports.
+type Bench = fn(&str, &World, &World);
+
+const BENCHES: [(&str, Bench); 6] = [
+    (
+        "full plan: 10 peers, 10,000 services, 20 rules a peer",
+        |what, world, _| from_nothing(what, world),
+    ),
+    (
+        "full plan: the same, and 10,000 imports",
+        |what, _, importing| {
+            from_nothing(what, importing);
+        },
+    ),
+    ("one Service changes its ports", |what, world, _| {
+        one_change(what, world, |world, n| {
+            let service = world.resources.services.get_mut(&service_of(n)).unwrap();
+            let spec = Arc::make_mut(service).spec.as_mut().unwrap();
+            spec.ports.as_mut().unwrap()[0].port = 1000 + (n % 1000) as i32;
+        });
+    }),
+    ("one Service comes or goes", |what, world, _| {
+        one_change(what, world, |world, n| {
+            let services = &mut world.resources.services;
+            let key = ObjectKey::new("ns-7", "new");
+            if n % 2 == 0 {
+                services.remove(&key);
+            } else {
+                let one = services.get(&service_of(n)).unwrap().clone();
+                services.insert(key, one);
+            }
+        });
+    }),
+    ("one EndpointSlice changes an address", |what, world, _| {
+        one_change(what, world, |world, n| {
             let slices = &mut world.resources.endpoint_slices;
             let slice = slices.get_mut(&service_of(n)).unwrap();
             Arc::make_mut(slice).endpoints[0].addresses =
                 vec![format!("10.9.{}.{}", n / 250 % 250, n % 250)];
-        },
-    );
-    let importing = importing(&world);
-    c.bench_function("full plan: the same, and 10,000 imports", |b| {
-        b.iter(|| plan(black_box(&importing)));
-    });
-    one_change(
-        c,
+        });
+    }),
+    (
         "one discovery event of a peer with 10,000 services",
-        &importing,
-        |world, n| {
-            let states = &mut world.observed.peers;
-            let state = Arc::make_mut(states.get_mut("peer-3").unwrap());
-            let remote = Arc::make_mut(&mut state.remote);
-            let service = remote_service(n % SERVICES, 1000 + n % 1000);
-            let services = Arc::make_mut(&mut remote.services);
-            services
-                .put(RemoteService::check(service).unwrap(), &Limits::default())
-                .unwrap();
+        |what, _, importing| {
+            one_change(what, importing, |world, n| {
+                let states = &mut world.observed.peers;
+                let state = Arc::make_mut(states.get_mut("peer-3").unwrap());
+                let remote = Arc::make_mut(&mut state.remote);
+                let service = remote_service(n % SERVICES, 1000 + n % 1000);
+                let services = Arc::make_mut(&mut remote.services);
+                services
+                    .put(RemoteService::check(service).unwrap(), &Limits::default())
+                    .unwrap();
+            });
         },
-    );
-}
-
-criterion_group!(all, benches);
-criterion_main!(all);
+    ),
+];

@@ -26,23 +26,22 @@
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //! use meshfed_federation::discovery::client::{Action, Client, ClientSettings, RemoteState};
-//! use meshfed_federation::discovery::export::Export;
+//! use meshfed_federation::discovery::export::{Export, Shown};
 //! use meshfed_federation::discovery::extension::Health;
-//! use meshfed_federation::discovery::message::Service;
 //! use meshfed_federation::discovery::server::{Answer, Server, ServerSettings};
 //! use meshfed_federation::moment::Moment;
 //! use meshfed_federation::names::{ExportedHost, ServiceKey};
 //!
 //! let now = Moment::after("2026-01-01T00:00:00Z".parse()?, Duration::from_secs(1));
 //! let key = ServiceKey::parse("bookinfo", "ratings")?;
-//! let service = Service {
-//!     name: "ratings".into(),
-//!     namespace: "bookinfo".into(),
-//!     hostname: ExportedHost::ours(&key, &"green-mesh".parse()?).to_string(),
-//!     ..Service::default()
+//! let shown = Shown {
+//!     key: key.clone(),
+//!     host: ExportedHost::ours(&key, &"green-mesh".parse()?),
+//!     ports: Arc::default(),
+//!     accounts: Arc::default(),
 //! };
 //! let mut server = Server::new(ServerSettings::default());
-//! let export = Export::new(service, Health::default());
+//! let export = Export::new(shown, Health::default());
 //! server.set_exports(&[(key.clone(), Arc::new(export))].into_iter().collect(), now);
 //!
 //! let mut client = Client::new(ClientSettings::default(), 1, RemoteState::default());

@@ -59,13 +59,13 @@ pub struct OutlierDetection {
 }
 
 /// An EDS resource.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoints {
     pub name: Arc<str>,
     pub localities: Vec<LocalityEndpoints>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LocalityEndpoints {
     pub locality: Locality,
     /// 0 is the highest; lower ones are used when the higher have no healthy endpoint.

@@ -19,7 +19,6 @@ mod listener;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,24 +74,41 @@ pub const MAX_DRAIN: Duration = Duration::from_secs(3600);
 
 /// The SNI of a service port: `outbound_.<port>_._.<host>`.
 pub fn sni(port: u16, host: &str) -> Arc<str> {
-    text(format_args!("outbound_.{port}_._.{host}"))
+    joined(&["outbound_.", decimal(port, &mut [0; 5]), "_._.", host])
 }
 
 /// The name of the cluster that carries a service port where the name is not also an SNI, in
 /// Istio's form `outbound|<port>||<host>`.
 pub fn outbound_cluster(port: u16, host: &str) -> Arc<str> {
-    text(format_args!("outbound|{port}||{host}"))
+    joined(&["outbound|", decimal(port, &mut [0; 5]), "||", host])
 }
 
-/// A shared text, made with one allocation: there are some of them for every service.
-pub fn text(of: fmt::Arguments<'_>) -> Arc<str> {
+/// A shared text, made with one allocation and without formatting: there are some of them for every
+/// service.
+pub fn joined(parts: &[&str]) -> Arc<str> {
     thread_local! {
         static BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
     }
     BUFFER.with_borrow_mut(|buffer| {
         buffer.clear();
-        // Writing into a String does not fail.
-        let _ = buffer.write_fmt(of);
+        for part in parts {
+            buffer.push_str(part);
+        }
         Arc::from(buffer.as_str())
     })
+}
+
+/// The number in decimal digits.
+fn decimal(number: u16, digits: &mut [u8; 5]) -> &str {
+    let mut rest = number;
+    let mut first = digits.len();
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        first = at;
+        if rest == 0 {
+            break;
+        }
+    }
+    std::str::from_utf8(&digits[first..]).unwrap_or_default()
 }

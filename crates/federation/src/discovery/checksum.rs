@@ -5,7 +5,7 @@
 //! the names of the Go types and fields. Elements of a list are joined by xor: order does not
 //! matter, and two equal elements cancel.
 
-use super::message::{Service, ServicePort};
+use super::message::{Plain, PlainPort, Service};
 
 const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0100_0000_01b3;
@@ -66,10 +66,14 @@ impl ListHash {
 
 /// The hash of one service, an element of [`ListHash`].
 pub fn service_hash(service: &Service) -> u64 {
+    plain_hash(&service.plain())
+}
+
+pub(super) fn plain_hash(service: &Plain<'_>) -> u64 {
     let key = Struct::new("ServiceKey")
-        .field("Name", text(&service.name))
-        .field("Namespace", text(&service.namespace))
-        .field("Hostname", text(&service.hostname));
+        .field("Name", text(service.name))
+        .field("Namespace", text(service.namespace))
+        .field("Hostname", text(service.hostname));
     Struct::new("ServiceMessage")
         .field("ServiceKey", key.0)
         .field("ServicePorts", set(service.ports.iter().map(port_hash)))
@@ -94,11 +98,11 @@ pub fn remote_hash<'a>(
         .0
 }
 
-fn port_hash(port: &ServicePort) -> u64 {
+fn port_hash(port: &PlainPort<'_>) -> u64 {
     Struct::new("ServicePort")
-        .field("Name", text(&port.name))
+        .field("Name", text(port.name))
         .field("Port", fnv(&port.port.to_le_bytes()))
-        .field("Protocol", text(&port.protocol))
+        .field("Protocol", text(port.protocol))
         .0
 }
 

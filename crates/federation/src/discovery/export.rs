@@ -1,11 +1,33 @@
 //! One exported service, with what is computed from it.
 
-use std::ops::Deref;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use super::checksum::service_hash;
+use smol_str::SmolStr;
+
+use super::checksum::plain_hash;
 use super::extension::Health;
-use super::message::{EncodedService, Service};
+use super::message::{EncodedService, Plain, PlainPort, Service};
+use crate::names::{ExportedHost, ServiceKey};
+use crate::protocol::Protocol;
+
+/// What one peer gets to see of a service. Texts and ports are shared with whoever else has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Exported name and namespace, after aliasing.
+    pub key: ServiceKey,
+    pub host: ExportedHost,
+    pub ports: Arc<[ShownPort]>,
+    /// What the ingress gateway presents.
+    pub accounts: Arc<[String]>,
+}
+
+/// A port as peers are told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownPort {
+    pub name: SmolStr,
+    pub number: u16,
+    pub protocol: Protocol,
+}
 
 /// A service as one peer gets to see it, and how it fares.
 ///
@@ -13,7 +35,7 @@ use super::message::{EncodedService, Service};
 /// service is in.
 #[derive(Debug, Clone)]
 pub struct Export {
-    service: Service,
+    shown: Shown,
     health: Health,
     hash: OnceLock<u64>,
     json: OnceLock<Box<[u8]>>,
@@ -21,64 +43,75 @@ pub struct Export {
 
 impl PartialEq for Export {
     fn eq(&self, other: &Self) -> bool {
-        self.health == other.health && self.service == other.service
+        self.health == other.health && self.shown == other.shown
     }
 }
 
 impl Eq for Export {}
 
-impl Deref for Export {
-    type Target = Service;
-
-    fn deref(&self) -> &Service {
-        &self.service
-    }
-}
-
 impl Export {
-    /// `service.health` is not looked at; `health` is sent to peers that announce the extension.
-    pub fn new(service: Service, health: Health) -> Self {
+    /// `health` is sent to peers that announce the extension.
+    pub fn new(shown: Shown, health: Health) -> Self {
         Self {
-            service: Service {
-                health: None,
-                ..service
-            },
+            shown,
             health,
             hash: OnceLock::new(),
             json: OnceLock::new(),
         }
     }
 
-    /// Without its health.
-    pub fn service(&self) -> &Service {
-        &self.service
-    }
-
-    /// With its health.
-    pub fn with_health(&self) -> Service {
-        Service {
-            health: Some(self.health),
-            ..self.service.clone()
-        }
+    pub fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     pub fn health(&self) -> Health {
         self.health
     }
 
+    /// The message of it, with its health.
+    pub fn to_message(&self) -> Service {
+        Service {
+            health: Some(self.health),
+            ..self.plain().to_message()
+        }
+    }
+
+    fn plain(&self) -> Plain<'_> {
+        let Shown {
+            key,
+            host,
+            ports,
+            accounts,
+        } = &self.shown;
+        Plain {
+            name: key.name.as_str(),
+            namespace: key.namespace.as_str(),
+            hostname: host.as_str(),
+            ports: ports
+                .iter()
+                .map(|port| PlainPort {
+                    name: &port.name,
+                    port: port.number.into(),
+                    protocol: port.protocol.as_str(),
+                })
+                .collect(),
+            accounts,
+        }
+    }
+
     /// Its part in the checksum.
     pub(super) fn hash(&self) -> u64 {
-        *self.hash.get_or_init(|| service_hash(&self.service))
+        *self.hash.get_or_init(|| plain_hash(&self.plain()))
     }
 
     /// Its part in the tag of a list.
     pub(super) fn health_hash(&self) -> u64 {
-        self.health.hash(&self.service.hostname)
+        self.health.hash(self.shown.host.as_str())
     }
 
     pub(super) fn encoded(&self, with_health: bool) -> EncodedService<'_> {
         EncodedService {
-            plain: self.json.get_or_init(|| self.service.encode_plain().into()),
+            plain: self.json.get_or_init(|| self.plain().encode().into()),
             health: with_health.then_some(self.health),
         }
     }

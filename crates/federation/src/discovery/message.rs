@@ -95,9 +95,61 @@ pub struct Service {
 }
 
 impl Service {
-    /// The object that stands in a list and in an event, without the health.
-    pub(super) fn encode_plain(&self) -> Vec<u8> {
+    /// Without the health.
+    pub(super) fn plain(&self) -> Plain<'_> {
+        Plain {
+            name: &self.name,
+            namespace: &self.namespace,
+            hostname: &self.hostname,
+            ports: self
+                .ports
+                .iter()
+                .map(|port| PlainPort {
+                    name: &port.name,
+                    port: port.port,
+                    protocol: &port.protocol,
+                })
+                .collect(),
+            accounts: &self.accounts,
+        }
+    }
+}
+
+/// What every version of the protocol says of a service, wherever it is kept: the health is not in it.
+pub(super) struct Plain<'a> {
+    pub name: &'a str,
+    pub namespace: &'a str,
+    pub hostname: &'a str,
+    pub ports: Vec<PlainPort<'a>>,
+    pub accounts: &'a [String],
+}
+
+pub(super) struct PlainPort<'a> {
+    pub name: &'a str,
+    pub port: i64,
+    pub protocol: &'a str,
+}
+
+impl Plain<'_> {
+    /// The object that stands in a list and in an event.
+    pub fn encode(&self) -> Vec<u8> {
         encode::plain(self)
+    }
+
+    pub fn to_message(&self) -> Service {
+        let port = |port: &PlainPort<'_>| ServicePort {
+            name: port.name.to_owned(),
+            port: port.port,
+            protocol: port.protocol.to_owned(),
+        };
+        Service {
+            name: self.name.to_owned(),
+            namespace: self.namespace.to_owned(),
+            hostname: self.hostname.to_owned(),
+            ports: self.ports.iter().map(port).collect(),
+            accounts: self.accounts.to_vec(),
+            health: None,
+        }
     }
 }
 

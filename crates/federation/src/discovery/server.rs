@@ -191,7 +191,7 @@ impl Server {
             }
             self.toggle(new);
             let action = old.map_or(Action::Add, |_| Action::Update);
-            let health_only = old.is_some_and(|old| old.service() == new.service());
+            let health_only = old.is_some_and(|old| old.shown() == new.shown());
             changes.push(self.change(action, new, health_only));
         }
         changes

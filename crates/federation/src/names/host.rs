@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use meshfed_proxy_config::text;
+use meshfed_proxy_config::joined;
 
 use super::label::is_label;
 use super::{DomainSuffix, Label, MAX_SNI_HOST_LEN, NameError, PeerName, ServiceKey, clip};
@@ -19,10 +19,14 @@ pub struct ExportedHost(Arc<str>);
 impl ExportedHost {
     /// The name under which we export a service to `peer`.
     pub fn ours(key: &ServiceKey, peer: &PeerName) -> Self {
-        let ServiceKey { namespace, name } = key;
-        Self(text(format_args!(
-            "{name}.{namespace}.svc.{peer}-exports.local"
-        )))
+        Self(joined(&[
+            key.name.as_str(),
+            ".",
+            key.namespace.as_str(),
+            ".svc.",
+            peer.as_str(),
+            "-exports.local",
+        ]))
     }
 
     /// What all names exported to `peer` end with: `svc.<peer>-exports.local`.

@@ -1,10 +1,10 @@
 //! Labels, and the names that are made of labels only.
 
 use std::borrow::Borrow;
-use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+
+use smol_str::SmolStr;
 
 use super::{MAX_LABEL_LEN, NameError, clip};
 
@@ -12,26 +12,10 @@ use super::{MAX_LABEL_LEN, NameError, clip};
 pub const MAX_PEER_NAME_LEN: usize = MAX_LABEL_LEN - "-exports".len();
 
 /// A DNS-1123 label: 1 to 63 of `a-z`, `0-9` and `-`, with a letter or digit at both ends.
-/// Names of namespaces and services are labels.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Label(Arc<str>);
-
-/// Services of one namespace often share the text of its name.
-impl Ord for Label {
-    fn cmp(&self, other: &Self) -> Ordering {
-        if Arc::ptr_eq(&self.0, &other.0) {
-            Ordering::Equal
-        } else {
-            self.0.cmp(&other.0)
-        }
-    }
-}
-
-impl PartialOrd for Label {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
+/// Names of namespaces and services are labels. Short ones need no allocation and are compared where
+/// they stand; copies of long ones share their text.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Label(SmolStr);
 
 impl Label {
     pub fn as_str(&self) -> &str {

@@ -25,6 +25,13 @@ pub(super) fn changes<'m, K: Ord, V: PartialEq>(
     })
 }
 
+/// Puts entries into a map, in place of those that are there.
+pub(super) fn fill<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, entries: Vec<(K, V)>) {
+    for (key, value) in entries {
+        map.insert(key, value);
+    }
+}
+
 /// Puts a part under its name. One that is there and equal stays, and this is false.
 pub(super) fn put<V: PartialEq>(parts: &mut Parts<V>, name: Arc<str>, part: V) -> bool {
     let is_new = parts.get(&name).is_none_or(|there| **there != part);

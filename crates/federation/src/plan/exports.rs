@@ -1,42 +1,80 @@
 //! What each peer gets to see of our services.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshfed_pki::SpiffeId;
 
+use super::changes::fill;
 use super::local::{LocalService, Touched};
-use crate::discovery::export::Export;
-use crate::discovery::message::{Service, ServicePort};
+use crate::discovery::export::{Export, Shown};
 use crate::discovery::server::Exports;
-use crate::names::{ExportedHost, PeerName, ServiceKey};
-use crate::protocol::Protocol;
-use crate::rules::{ExportDecision, ExportRules};
-use crate::world::{ObjectKey, World};
+use crate::names::{ExportedHost, Label, PeerName, ServiceKey};
+use crate::rules::ExportRules;
+use crate::world::World;
 
 /// Annotation, and in the documents a label, with the namespaces that may see a service.
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
 
 /// A service of a member that the system namespace may see and that stays, so that rules may pick
 /// it.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Candidate {
     pub local: Arc<LocalService>,
-    labels: BTreeMap<String, String>,
-    created: Option<Timestamp>,
+    object: Arc<Service>,
 }
 
 impl Candidate {
+    fn new(
+        world: &World,
+        key: &ServiceKey,
+        object: Arc<Service>,
+        local: Arc<LocalService>,
+    ) -> Option<Self> {
+        let metadata = &object.metadata;
+        let stays = metadata.deletion_timestamp.is_none();
+        let visible = is_visible(
+            metadata,
+            key.namespace.as_str(),
+            &world.mesh.system_namespace,
+        );
+        (stays && visible).then_some(Self { local, object })
+    }
+
+    fn labels(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.object.metadata.labels.as_ref().unwrap_or(&NONE)
+    }
+
+    fn created(&self) -> Option<Timestamp> {
+        self.object
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|t| t.0)
+    }
+
     /// By whom names are given: the oldest first, then by name.
     fn rank(&self) -> Rank {
-        (self.created, self.local.key.clone())
+        (self.created(), self.local.key.clone())
     }
 
     fn goes_before(&self, other: &Self) -> bool {
-        (self.created, &self.local.key) < (other.created, &other.local.key)
+        (self.created(), &self.local.key) < (other.created(), &other.local.key)
+    }
+}
+
+/// By what rules and peers may see of it.
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.local == other.local
+            && self.created() == other.created()
+            && self.labels() == other.labels()
     }
 }
 
@@ -54,56 +92,51 @@ pub(super) struct Changed {
 pub(super) struct Candidates(BTreeMap<ServiceKey, Arc<Candidate>>);
 
 impl Candidates {
-    /// Shows all of them to new exporters: one candidate after the other, since it is the candidates
-    /// that are many.
-    pub fn show(&self, exporters: &mut [&mut Exporter]) {
-        let mut touched = vec![BTreeSet::new(); exporters.len()];
-        for candidate in self.0.values() {
-            for (exporter, touched) in exporters.iter_mut().zip(&mut touched) {
-                exporter.claim(candidate, touched);
+    /// Shows all of them to new exporters: one namespace after the other, since most rules are for some
+    /// of them.
+    pub fn show(&self, exporters: &mut [Exporter]) {
+        let all: Vec<&Arc<Candidate>> = self.0.values().collect();
+        let mut claims = vec![Vec::new(); exporters.len()];
+        for there in all.chunk_by(|a, b| a.local.key.namespace == b.local.key.namespace) {
+            let Some(first) = there.first() else { continue };
+            for (exporter, claims) in exporters.iter().zip(&mut claims) {
+                exporter.look_at(&first.local.key.namespace, there, claims);
             }
         }
-        for (exporter, touched) in exporters.iter_mut().zip(&touched) {
-            exporter.settle(touched);
+        for (exporter, claims) in exporters.iter_mut().zip(claims) {
+            exporter.settle_all(claims);
         }
     }
 
     /// Looks anew at what may have changed.
-    pub fn follow(
-        &mut self,
-        world: &World,
-        services: &OrdMap<ServiceKey, Arc<LocalService>>,
-        touched: &[Touched],
-    ) -> Vec<Changed> {
-        let mut changed = Vec::new();
-        for Touched { object, key } in touched {
-            let new = services
-                .get(key)
-                .and_then(|local| candidate(world, object, local));
-            let old = self.0.get(key);
+    pub fn follow(&mut self, world: &World, touched: Vec<Touched>) -> Vec<Changed> {
+        let mut changed = Vec::with_capacity(touched.len());
+        let mut came = Vec::with_capacity(touched.len());
+        for Touched { key, now } in touched {
+            let new = now.and_then(|(object, local)| Candidate::new(world, &key, object, local));
+            let old = self.0.get(&key);
             if old.map(AsRef::as_ref) == new.as_ref() {
                 continue;
             }
-            let new = new.map(Arc::new);
-            let old = match &new {
-                Some(new) => self.0.insert(key.clone(), new.clone()),
-                None => self.0.remove(key),
-            };
-            changed.push(Changed { old, new });
+            let (old, new) = (old.cloned(), new.map(Arc::new));
+            changed.push(Changed {
+                old,
+                new: new.clone(),
+            });
+            match new {
+                Some(new) => came.push((key, new)),
+                None => {
+                    self.0.remove(&key);
+                }
+            }
+        }
+        if self.0.is_empty() {
+            self.0 = came.into_iter().collect();
+        } else {
+            self.0.extend(came);
         }
         changed
     }
-}
-
-fn candidate(world: &World, at: &ObjectKey, local: &Arc<LocalService>) -> Option<Candidate> {
-    let metadata = &world.resources.services.get(at)?.metadata;
-    let stays = metadata.deletion_timestamp.is_none();
-    let visible = is_visible(metadata, &at.namespace, &world.mesh.system_namespace);
-    (stays && visible).then(|| Candidate {
-        local: local.clone(),
-        labels: metadata.labels.clone().unwrap_or_default(),
-        created: metadata.creation_timestamp.as_ref().map(|t| t.0),
-    })
 }
 
 /// What one peer gets. A copy shares the entries.
@@ -169,20 +202,64 @@ pub(super) struct Terms {
 #[derive(Debug)]
 pub(super) struct Exporter {
     terms: Terms,
-    account: String,
-    /// Who would have each exported name, the first one first.
-    claims: BTreeMap<ServiceKey, Vec<Claim>>,
+    /// What the gateway presents, as messages say it.
+    accounts: Arc<[String]>,
+    claims: BTreeMap<ServiceKey, Claims>,
     given: PeerExports,
 }
 
 /// A candidate and the index of the rule that picks it.
 type Claim = (usize, Arc<Candidate>);
 
+/// Who would have an exported name.
+#[derive(Debug)]
+struct Claims {
+    first: Claim,
+    /// In the order in which they would have it.
+    others: Vec<Claim>,
+}
+
+impl Claims {
+    fn of(first: Claim) -> Self {
+        let others = Vec::new();
+        Self { first, others }
+    }
+
+    fn add(&mut self, mut claim: Claim) {
+        if claim.1.goes_before(&self.first.1) {
+            std::mem::swap(&mut self.first, &mut claim);
+        }
+        let at = self
+            .others
+            .partition_point(|(_, other)| other.goes_before(&claim.1));
+        self.others.insert(at, claim);
+    }
+
+    /// Without the claim of one service. `None`: nobody is left.
+    fn without(mut self, key: &ServiceKey) -> Option<Self> {
+        self.others.retain(|(_, other)| other.local.key != *key);
+        if self.first.1.local.key != *key {
+            return Some(self);
+        }
+        (!self.others.is_empty()).then(|| Self {
+            first: self.others.remove(0),
+            others: self.others,
+        })
+    }
+}
+
+/// What follows from the claims to a name.
+struct Settled {
+    host: ExportedHost,
+    export: Export,
+    exported: Exported,
+}
+
 impl Exporter {
     /// One that has not looked at any candidate.
     pub fn new(terms: Terms) -> Self {
         Self {
-            account: terms.ingress.to_string(),
+            accounts: [terms.ingress.to_string()].into(),
             terms,
             claims: BTreeMap::new(),
             given: PeerExports::default(),
@@ -204,39 +281,52 @@ impl Exporter {
                 self.retract(old, &mut touched);
             }
             if let Some(new) = new {
-                self.claim(new, &mut touched);
+                let key = &new.local.key;
+                let rules = self.terms.rules.in_namespace(&key.namespace);
+                if let Some((rule, name)) = rules.pick(key, new.labels()) {
+                    self.claim(name.clone(), (rule, new.clone()));
+                    touched.insert(name);
+                }
             }
         }
         self.settle(&touched);
     }
 
-    fn decide(&self, candidate: &Candidate) -> Option<(usize, ServiceKey)> {
-        match self
-            .terms
-            .rules
-            .decide(&candidate.local.key, &candidate.labels)
-        {
-            ExportDecision::Exported { rule, exported } => Some((rule, exported)),
-            ExportDecision::NoRule | ExportDecision::Broken { .. } => None,
+    /// The claims of candidates of one namespace.
+    fn look_at(
+        &self,
+        namespace: &Label,
+        candidates: &[&Arc<Candidate>],
+        claims: &mut Vec<(ServiceKey, Claim)>,
+    ) {
+        let rules = self.terms.rules.in_namespace(namespace);
+        if rules.is_empty() {
+            return;
+        }
+        for candidate in candidates {
+            if let Some((rule, name)) = rules.pick(&candidate.local.key, candidate.labels()) {
+                claims.push((name, (rule, Arc::clone(candidate))));
+            }
         }
     }
 
-    fn claim(&mut self, candidate: &Arc<Candidate>, touched: &mut BTreeSet<ServiceKey>) {
-        if let Some((rule, name)) = self.decide(candidate) {
-            let claims = self.claims.entry(name.clone()).or_default();
-            let at = claims.partition_point(|(_, other)| other.goes_before(candidate));
-            claims.insert(at, (rule, candidate.clone()));
-            touched.insert(name);
+    fn claim(&mut self, name: ServiceKey, claim: Claim) {
+        match self.claims.entry(name) {
+            Entry::Occupied(mut there) => there.get_mut().add(claim),
+            Entry::Vacant(free) => {
+                free.insert(Claims::of(claim));
+            }
         }
     }
 
     fn retract(&mut self, candidate: &Candidate, touched: &mut BTreeSet<ServiceKey>) {
-        if let Some((_, name)) = self.decide(candidate)
-            && let Some(claims) = self.claims.get_mut(&name)
+        let key = &candidate.local.key;
+        let rules = self.terms.rules.in_namespace(&key.namespace);
+        if let Some((_, name)) = rules.pick(key, candidate.labels())
+            && let Some(claims) = self.claims.remove(&name)
         {
-            claims.retain(|(_, other)| other.local.key != candidate.local.key);
-            if claims.is_empty() {
-                self.claims.remove(&name);
+            if let Some(rest) = claims.without(key) {
+                self.claims.insert(name.clone(), rest);
             }
             self.given.lost.remove(&candidate.rank());
             touched.insert(name);
@@ -245,35 +335,24 @@ impl Exporter {
 
     /// Gives each name to the first who claims it.
     fn settle(&mut self, touched: &BTreeSet<ServiceKey>) {
-        let given = &mut self.given;
         for name in touched {
-            let host = ExportedHost::ours(name, &self.terms.peer);
-            let claims = self.claims.get(name).map_or(&[][..], Vec::as_slice);
-            let Some(((rule, winner), losers)) = claims.split_first() else {
-                given.list.remove(name);
-                given.exported.remove(&host);
+            let Some(claims) = self.claims.get(name) else {
+                let host = ExportedHost::ours(name, &self.terms.peer);
+                self.given.list.remove(name);
+                self.given.exported.remove(&host);
                 continue;
             };
-            if !given.lost.is_empty() {
-                given.lost.remove(&winner.rank());
-            }
-            for (_, loser) in losers {
-                let taken = NameTaken {
-                    host: host.clone(),
-                    winner: winner.local.key.clone(),
-                    loser: loser.local.key.clone(),
-                };
-                given.lost.insert(loser.rank(), Arc::new(taken));
-            }
-            let message = message(name, &host, &winner.local, &self.account);
-            let export = Export::new(message, winner.local.health);
+            let settled = self.terms.settle(&self.accounts, name, claims);
+            let Settled {
+                host,
+                export,
+                exported,
+            } = settled;
+            self.given.lose(&host, claims);
+            let given = &mut self.given;
             if given.list.get(name).is_none_or(|there| **there != export) {
                 given.list.insert(name.clone(), Arc::new(export));
             }
-            let exported = Exported {
-                rule: *rule,
-                local: winner.local.clone(),
-            };
             if given
                 .exported
                 .get(&host)
@@ -283,36 +362,73 @@ impl Exporter {
             }
         }
     }
+
+    /// The same for all claims, where there were none yet.
+    fn settle_all(&mut self, mut all: Vec<(ServiceKey, Claim)>) {
+        // Mostly sorted, since few rules rename.
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut by_name: Vec<(ServiceKey, Claims)> = Vec::with_capacity(all.len());
+        for (name, claim) in all {
+            match by_name.last_mut() {
+                Some((last, claims)) if *last == name => claims.add(claim),
+                _ => by_name.push((name, Claims::of(claim))),
+            }
+        }
+        self.claims = by_name.into_iter().collect();
+        let mut list = Vec::with_capacity(self.claims.len());
+        let mut all = Vec::with_capacity(self.claims.len());
+        for (name, claims) in &self.claims {
+            let settled = self.terms.settle(&self.accounts, name, claims);
+            let Settled {
+                host,
+                export,
+                exported,
+            } = settled;
+            self.given.lose(&host, claims);
+            list.push((name.clone(), Arc::new(export)));
+            all.push((host, Arc::new(exported)));
+        }
+        all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        fill(&mut self.given.list, list);
+        fill(&mut self.given.exported, all);
+    }
 }
 
-fn message(
-    exported: &ServiceKey,
-    host: &ExportedHost,
-    local: &LocalService,
-    account: &str,
-) -> Service {
-    Service {
-        name: exported.name.to_string(),
-        namespace: exported.namespace.to_string(),
-        hostname: host.to_string(),
-        ports: local
-            .ports
-            .iter()
-            .map(|port| {
-                let protocol = Protocol::of_service_port(
-                    None,
-                    port.app_protocol.as_deref(),
-                    Some(&port.name),
-                    port.number.into(),
-                );
-                ServicePort {
-                    name: port.name.clone(),
-                    port: port.number.into(),
-                    protocol: protocol.to_string(),
-                }
-            })
-            .collect(),
-        accounts: vec![account.to_owned()],
-        health: None,
+impl Terms {
+    fn settle(&self, accounts: &Arc<[String]>, name: &ServiceKey, claims: &Claims) -> Settled {
+        let (rule, winner) = &claims.first;
+        let host = ExportedHost::ours(name, &self.peer);
+        let shown = Shown {
+            key: name.clone(),
+            host: host.clone(),
+            ports: winner.local.shown.clone(),
+            accounts: accounts.clone(),
+        };
+        Settled {
+            host,
+            export: Export::new(shown, winner.local.health),
+            exported: Exported {
+                rule: *rule,
+                local: winner.local.clone(),
+            },
+        }
+    }
+}
+
+impl PeerExports {
+    /// Notes who does not get a name.
+    fn lose(&mut self, host: &ExportedHost, claims: &Claims) {
+        let winner = &claims.first.1;
+        if !self.lost.is_empty() {
+            self.lost.remove(&winner.rank());
+        }
+        for (_, loser) in &claims.others {
+            let taken = NameTaken {
+                host: host.clone(),
+                winner: winner.local.key.clone(),
+                loser: loser.local.key.clone(),
+            };
+            self.lost.insert(loser.rank(), Arc::new(taken));
+        }
     }
 }

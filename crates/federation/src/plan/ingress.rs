@@ -18,7 +18,7 @@ use meshfed_proxy_config::{
     UpstreamTls, VirtualHost, sni,
 };
 
-use super::changes::{changes, put, put_all, replace};
+use super::changes::{changes, fill, put, put_all, replace};
 use super::exports::Exported;
 use super::gateways::GatewayAddress;
 use super::local::LocalPort;
@@ -53,8 +53,8 @@ pub(super) struct Ingress {
     config: Arc<ProxyConfig>,
     trust_domain: Option<TrustDomain>,
     peers: BTreeMap<PeerName, Shown>,
-    /// How many ports of exports use an endpoints resource.
-    users: BTreeMap<Arc<str>, usize>,
+    /// How many ports of exports use an endpoints resource besides the first, where there are some.
+    more_users: BTreeMap<Arc<str>, usize>,
 }
 
 /// What was made for a peer.
@@ -119,7 +119,7 @@ impl Ingress {
             .collect();
         let before = std::mem::replace(&mut self.peers, wanted);
         let nothing = Shown::default();
-        let mut unused = Vec::new();
+        let mut unused = BTreeSet::new();
         for (peer, before) in &before {
             let now = self.peers.get(peer).unwrap_or(&nothing);
             for (host, old, new) in changes(&before.exports, &now.exports) {
@@ -134,16 +134,21 @@ impl Ingress {
                 }
                 for port in &old.local.ports {
                     let name = &port.endpoints.name;
-                    if let Some(users) = self.users.get_mut(name) {
-                        *users -= 1;
-                        if *users == 0 {
-                            unused.push(name.clone());
+                    match self.more_users.get_mut(name) {
+                        None => {
+                            unused.insert(name.clone());
                         }
+                        Some(1) => {
+                            self.more_users.remove(name);
+                        }
+                        Some(more) => *more -= 1,
                     }
                 }
             }
         }
         let same_mesh = self.trust_domain.as_ref() == Some(mesh.trust_domain);
+        let (mut by_port, mut by_host) = (Vec::new(), Vec::new());
+        let mut used: Vec<Arc<Endpoints>> = Vec::new();
         for (peer, now) in &self.peers {
             let before = before.get(peer).unwrap_or(&nothing);
             for (host, old, new) in changes(&before.exports, &now.exports) {
@@ -152,21 +157,17 @@ impl Ingress {
                     let cluster = cluster(mesh, name.clone(), port, now.drain);
                     if old.is_some() {
                         put(clusters, name, cluster);
+                    } else if Arc::ptr_eq(&name, host.shared()) {
+                        by_host.push((name, Arc::new(cluster)));
                     } else {
-                        clusters.insert(name, Arc::new(cluster));
+                        by_port.push((name, Arc::new(cluster)));
                     }
                 }
-                for port in &new.local.ports {
-                    let name = &port.endpoints.name;
-                    *self.users.entry(name.clone()).or_default() += 1;
-                    let there = endpoints.get(name);
-                    if !there.is_some_and(|there| Arc::ptr_eq(there, &port.endpoints)) {
-                        endpoints.insert(name.clone(), port.endpoints.clone());
-                    }
-                }
+                used.extend(new.local.ports.iter().map(|port| port.endpoints.clone()));
             }
             if !same_mesh || before.drain != now.drain {
-                for (host, exported) in &now.exports {
+                let stayed = |host: &ExportedHost| before.exports.contains_key(host);
+                for (host, exported) in now.exports.iter().filter(|(host, _)| stayed(host)) {
                     for (name, port) in names(host, exported) {
                         let cluster = cluster(mesh, name.clone(), port, now.drain);
                         put(clusters, name, cluster);
@@ -174,12 +175,29 @@ impl Ingress {
                 }
             }
         }
-        for name in unused {
-            if self.users.get(&name) == Some(&0) {
-                self.users.remove(&name);
-                endpoints.remove(&name);
+        // In the order of the hosts they are mostly sorted.
+        for mut new in [by_host, by_port] {
+            new.sort_by(|(a, _), (b, _)| a.cmp(b));
+            fill(clusters, new);
+        }
+        used.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut new_endpoints = Vec::new();
+        for same in used.chunk_by(|a, b| a.name == b.name) {
+            let Some(first) = same.first() else { continue };
+            let there = endpoints.get(&first.name);
+            let stays = unused.remove(&first.name);
+            let more = same.len() - usize::from(there.is_none() || stays);
+            if more > 0 {
+                *self.more_users.entry(first.name.clone()).or_default() += more;
+            }
+            if !there.is_some_and(|there| Arc::ptr_eq(there, first)) {
+                new_endpoints.push((first.name.clone(), first.clone()));
             }
         }
+        for name in unused {
+            endpoints.remove(&name);
+        }
+        fill(endpoints, new_endpoints);
         self.trust_domain = Some(mesh.trust_domain.clone());
     }
 }

@@ -1,40 +1,47 @@
 //! The services of this mesh with their endpoints, as every proxy may be told of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::btree_map::Range;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::api::discovery;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use meshfed_proxy_config::{
-    Endpoint, Endpoints, Locality, LocalityEndpoints, outbound_cluster, sni, text,
+    Endpoint, Endpoints, Locality, LocalityEndpoints, joined, outbound_cluster, sni,
 };
+use smol_str::SmolStr;
 
-use super::changes::changes;
+use super::changes::{changes, fill};
+use crate::discovery::export::ShownPort;
 use crate::discovery::extension::Health;
-use crate::names::ServiceKey;
+use crate::names::{Label, ServiceKey};
+use crate::protocol::Protocol;
 use crate::world::{ObjectKey, Resources, TLS_MODE_ISTIO, TLS_MODE_LABEL, in_namespace};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// A service that proxies can be sent to.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalService {
     pub key: ServiceKey,
     /// `<name>.<namespace>.svc.<cluster domain>`.
     pub host: Arc<str>,
     /// Never empty.
     pub ports: Vec<LocalPort>,
+    /// The same ports, as peers are told of them.
+    pub shown: Arc<[ShownPort]>,
     /// What peers are told of how it fares.
     pub health: Health,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPort {
     pub number: u16,
-    pub name: String,
-    pub app_protocol: Option<String>,
     /// The name in the SNI inside the mesh.
     pub sni: Arc<str>,
     /// Ready endpoints, under the name `outbound|<port>||<host>`.
@@ -49,20 +56,22 @@ pub(super) struct Services {
     /// Up to where the world was followed.
     resources: Resources,
     members: BTreeSet<String>,
-    /// By namespace and name of the Service. Their order does not matter.
-    slices: HashMap<ObjectKey, Vec<Arc<EndpointSlice>>>,
+    slices: Slices,
     /// How many Pods with mutual TLS have an address.
     mutual_tls: HashMap<IpAddr, usize>,
-    /// Who has an endpoint there.
-    by_address: HashMap<IpAddr, Vec<ServiceKey>>,
+    /// Who has an endpoint there: mostly one, and perhaps others.
+    by_address: HashMap<IpAddr, (ServiceKey, Vec<ServiceKey>)>,
 }
+
+/// By the Service that they belong to, and by their own name.
+type Slices = BTreeMap<(ServiceKey, SmolStr), Arc<EndpointSlice>>;
 
 impl Services {
     pub fn all(&self) -> &OrdMap<ServiceKey, Arc<LocalService>> {
         &self.all
     }
 
-    /// Returns the objects whose services may be others than before, in their order.
+    /// Returns the services that may be others than before, in their order.
     pub fn follow(
         &mut self,
         resources: &Resources,
@@ -70,111 +79,228 @@ impl Services {
         cluster_domain: &str,
     ) -> Vec<Touched> {
         let before = std::mem::replace(&mut self.resources, resources.clone());
-        if before.services.is_empty() {
-            self.slices.reserve(resources.endpoint_slices.len());
-            self.by_address.reserve(resources.services.len());
-        }
+        let mut keys = Keys::default();
         let services = changes(&before.services, &resources.services);
-        let mut touched: Vec<ObjectKey> = services.map(|(key, ..)| key.clone()).collect();
-        for (key, old, new) in changes(&before.endpoint_slices, &resources.endpoint_slices) {
-            if let Some((service, old)) = old.and_then(|old| Some((service_of(key, old)?, old))) {
-                self.forget_slice(&service, old);
-                touched.push(service);
-            }
-            if let Some((service, new)) = new.and_then(|new| Some((service_of(key, new)?, new))) {
-                self.slices
-                    .entry(service.clone())
-                    .or_default()
-                    .push(new.clone());
-                touched.push(service);
-            }
-        }
+        let changed = services.filter_map(|(key, _, new)| Some((keys.of(key)?, new)));
+        let mut changed: Vec<(ServiceKey, Option<&Arc<Service>>)> = changed.collect();
+        let mut others = self.follow_slices(&before, resources);
         for (_, old, new) in changes(&before.pods, &resources.pods) {
             let (old, new) = (old.and_then(tls_address), new.and_then(tls_address));
             if old != new {
-                self.count_pod(old, -1, &mut touched);
-                self.count_pod(new, 1, &mut touched);
+                self.count_pod(old, -1, &mut others);
+                self.count_pod(new, 1, &mut others);
             }
         }
         if self.members != *members {
             // Services that are new are among the others already.
             for namespace in self.members.symmetric_difference(members) {
                 let there = in_namespace(&before.services, namespace);
-                touched.extend(there.map(|(key, _)| key.clone()));
+                others.extend(there.filter_map(|(key, _)| keys.of(key)));
             }
             self.members = members.clone();
         }
         // They come in sorted runs, so that this is a merge.
-        touched.sort();
-        touched.dedup();
-        let touched = Touched::all(touched);
-        for touched in &touched {
-            self.judge(touched, cluster_domain);
+        others.sort();
+        others.dedup();
+        let mut at = changed.iter().peekable();
+        others.retain(|key| {
+            while at.next_if(|(changed, _)| changed < key).is_some() {}
+            at.peek().is_none_or(|(changed, _)| changed != key)
+        });
+        if !others.is_empty() {
+            changed.extend(others.into_iter().map(|key| {
+                let object = resources.services.get(&object_key(&key));
+                (key, object)
+            }));
+            changed.sort_by(|(a, _), (b, _)| a.cmp(b));
+        }
+        self.judge_all(changed, cluster_domain)
+    }
+
+    /// Returns the services that they belong or belonged to.
+    fn follow_slices(&mut self, before: &Resources, now: &Resources) -> Vec<ServiceKey> {
+        let mut keys = Keys::default();
+        let mut touched = Vec::new();
+        let mut came = Vec::new();
+        for (key, old, new) in changes(&before.endpoint_slices, &now.endpoint_slices) {
+            let name = SmolStr::new(&key.name);
+            if let Some(service) = old.and_then(|old| keys.of_slice(key, old)) {
+                let id = (service, name.clone());
+                self.slices.remove(&id);
+                touched.push(id.0);
+            }
+            if let Some((service, new)) = new.and_then(|new| Some((keys.of_slice(key, new)?, new)))
+            {
+                touched.push(service.clone());
+                came.push(((service, name), new.clone()));
+            }
+        }
+        if self.slices.is_empty() {
+            self.slices = came.into_iter().collect();
+        } else {
+            self.slices.extend(came);
         }
         touched
     }
 
-    fn forget_slice(&mut self, service: &ObjectKey, slice: &Arc<EndpointSlice>) {
-        if let Some(slices) = self.slices.get_mut(service) {
-            // By name: a list made again has equal objects that are others.
-            slices.retain(|there| there.metadata.name != slice.metadata.name);
-            if slices.is_empty() {
-                self.slices.remove(service);
-            }
-        }
-    }
-
     /// Touches the services that have an endpoint where the last such Pod went or the first came.
-    fn count_pod(&mut self, address: Option<IpAddr>, by: isize, touched: &mut Vec<ObjectKey>) {
+    fn count_pod(&mut self, address: Option<IpAddr>, by: isize, touched: &mut Vec<ServiceKey>) {
         let Some(address) = address else { return };
         let count = self.mutual_tls.entry(address).or_default();
         *count = count.saturating_add_signed(by);
         if *count == 0 {
             self.mutual_tls.remove(&address);
         }
-        let there = self.by_address.get(&address).into_iter().flatten();
-        touched.extend(there.map(|key| ObjectKey::new(key.namespace.as_str(), key.name.as_str())));
+        if let Some((first, others)) = self.by_address.get(&address) {
+            touched.push(first.clone());
+            touched.extend_from_slice(others);
+        }
     }
 
-    fn judge(&mut self, Touched { object, key }: &Touched, cluster_domain: &str) {
-        let is_member = self.members.contains(&object.namespace);
-        let service = self.resources.services.get(object).filter(|_| is_member);
-        let made = service.and_then(|service| {
-            let ServiceKey { namespace, name } = key;
-            let host = text(format_args!("{name}.{namespace}.svc.{cluster_domain}"));
-            let slices = self.slices.get(object).map_or(&[][..], Vec::as_slice);
-            let ports = ports(service, &host, slices, &self.mutual_tls);
-            (!ports.is_empty()).then(|| LocalService {
-                key: key.clone(),
-                host,
-                ports,
-                health: health(slices),
-            })
-        });
-        let old = self.all.get(key);
-        if old.map(AsRef::as_ref) == made.as_ref() {
-            return;
+    fn judge_all(
+        &mut self,
+        changed: Vec<(ServiceKey, Option<&Arc<Service>>)>,
+        cluster_domain: &str,
+    ) -> Vec<Touched> {
+        let mut touched = Vec::with_capacity(changed.len());
+        let mut made = Vec::with_capacity(changed.len());
+        let Some((first, _)) = changed.first() else {
+            return Vec::new();
+        };
+        if self.by_address.is_empty() {
+            self.by_address.reserve(changed.len());
         }
-        for address in old.into_iter().flat_map(|old| old.addresses()) {
-            if let Some(there) = self.by_address.get_mut(&address) {
-                there.retain(|other| other != key);
-                if there.is_empty() {
-                    self.by_address.remove(&address);
+        let slices = std::mem::take(&mut self.slices);
+        let mut slices_of = SlicesOf::from(&slices, first);
+        for (key, object) in changed {
+            let object = object.filter(|_| self.members.contains(key.namespace.as_str()));
+            let mut new = object
+                .and_then(|object| self.judge(&key, object, slices_of.next(&key), cluster_domain))
+                .map(Arc::new);
+            let old = self.all.get(&key);
+            if old == new.as_ref() {
+                new = old.cloned();
+            } else {
+                for address in old.into_iter().flat_map(|old| old.addresses()) {
+                    leave(&mut self.by_address, address, &key);
+                }
+                match &new {
+                    Some(new) => {
+                        for address in new.addresses() {
+                            come(&mut self.by_address, address, &key);
+                        }
+                        made.push((key.clone(), new.clone()));
+                    }
+                    None => {
+                        self.all.remove(&key);
+                    }
                 }
             }
+            let now = object.cloned().zip(new);
+            touched.push(Touched { key, now });
         }
-        match made {
-            Some(made) => {
-                for address in made.addresses() {
-                    self.by_address
-                        .entry(address)
-                        .or_default()
-                        .push(key.clone());
-                }
-                self.all.insert(key.clone(), Arc::new(made));
+        self.slices = slices;
+        fill(&mut self.all, made);
+        touched
+    }
+
+    fn judge(
+        &self,
+        key: &ServiceKey,
+        service: &Service,
+        slices: &[&EndpointSlice],
+        cluster_domain: &str,
+    ) -> Option<LocalService> {
+        let ServiceKey { namespace, name } = key;
+        let host = joined(&[
+            name.as_str(),
+            ".",
+            namespace.as_str(),
+            ".svc.",
+            cluster_domain,
+        ]);
+        let (ports, shown) = ports(service, &host, slices, &self.mutual_tls);
+        (!ports.is_empty()).then(|| LocalService {
+            key: key.clone(),
+            host,
+            ports,
+            shown: shown.into(),
+            health: health(slices),
+        })
+    }
+}
+
+/// Finds the slices of one service after the other, in the order of the services: the next ones are
+/// mostly a step away.
+struct SlicesOf<'s> {
+    all: &'s Slices,
+    ahead: Peekable<Range<'s, (ServiceKey, SmolStr), Arc<EndpointSlice>>>,
+    found: Vec<&'s EndpointSlice>,
+}
+
+impl<'s> SlicesOf<'s> {
+    /// Steps that are taken before it is searched instead.
+    const STEPS: usize = 4;
+
+    fn from(all: &'s Slices, first: &ServiceKey) -> Self {
+        Self {
+            all,
+            ahead: Self::search(all, first),
+            found: Vec::new(),
+        }
+    }
+
+    fn search(
+        all: &'s Slices,
+        key: &ServiceKey,
+    ) -> Peekable<Range<'s, (ServiceKey, SmolStr), Arc<EndpointSlice>>> {
+        all.range((key.clone(), SmolStr::default())..).peekable()
+    }
+
+    fn next(&mut self, key: &ServiceKey) -> &[&'s EndpointSlice] {
+        self.found.clear();
+        let mut steps = 0;
+        while self.ahead.next_if(|((of, _), _)| of < key).is_some() {
+            steps += 1;
+            if steps == Self::STEPS {
+                self.ahead = Self::search(self.all, key);
             }
+        }
+        while let Some((_, slice)) = self.ahead.next_if(|((of, _), _)| of == key) {
+            self.found.push(slice);
+        }
+        &self.found
+    }
+}
+
+fn come(
+    all: &mut HashMap<IpAddr, (ServiceKey, Vec<ServiceKey>)>,
+    address: IpAddr,
+    key: &ServiceKey,
+) {
+    match all.entry(address) {
+        Entry::Vacant(free) => {
+            free.insert((key.clone(), Vec::new()));
+        }
+        Entry::Occupied(mut there) => there.get_mut().1.push(key.clone()),
+    }
+}
+
+fn leave(
+    all: &mut HashMap<IpAddr, (ServiceKey, Vec<ServiceKey>)>,
+    address: IpAddr,
+    key: &ServiceKey,
+) {
+    let Entry::Occupied(mut there) = all.entry(address) else {
+        return;
+    };
+    let (first, others) = there.get_mut();
+    others.retain(|other| other != key);
+    if first == key {
+        match others.pop() {
+            Some(other) => *first = other,
             None => {
-                self.all.remove(key);
+                there.remove();
             }
         }
     }
@@ -196,28 +322,47 @@ pub(crate) fn service(
 /// A Service that may be another than before.
 #[derive(Debug)]
 pub(super) struct Touched {
-    pub object: ObjectKey,
     pub key: ServiceKey,
+    /// If it is among the services: what it is made of, and what was made.
+    pub now: Option<(Arc<Service>, Arc<LocalService>)>,
 }
 
-impl Touched {
-    /// Without those whose names are no labels. Neighbours share their namespace.
-    fn all(objects: Vec<ObjectKey>) -> Vec<Self> {
-        let mut all: Vec<Self> = Vec::with_capacity(objects.len());
-        for object in objects {
-            let namespace = match all.last() {
-                Some(last) if last.object.namespace == object.namespace => {
-                    Ok(last.key.namespace.clone())
-                }
-                _ => object.namespace.parse(),
-            };
-            if let (Ok(namespace), Ok(name)) = (namespace, object.name.parse()) {
-                let key = ServiceKey { namespace, name };
-                all.push(Self { object, key });
+/// Makes keys of the names of objects. Neighbours share their namespace.
+#[derive(Debug, Default)]
+struct Keys {
+    namespace: Option<(String, Option<Label>)>,
+}
+
+impl Keys {
+    /// `None` for names that are no labels.
+    fn key(&mut self, namespace: &str, name: &str) -> Option<ServiceKey> {
+        let namespace = match &self.namespace {
+            Some((last, label)) if last == namespace => label.clone(),
+            _ => {
+                let label: Option<Label> = namespace.parse().ok();
+                self.namespace = Some((namespace.to_owned(), label.clone()));
+                label
             }
-        }
-        all
+        };
+        Some(ServiceKey {
+            namespace: namespace?,
+            name: name.parse().ok()?,
+        })
     }
+
+    fn of(&mut self, key: &ObjectKey) -> Option<ServiceKey> {
+        self.key(&key.namespace, &key.name)
+    }
+
+    /// The Service that a slice belongs to.
+    fn of_slice(&mut self, key: &ObjectKey, slice: &EndpointSlice) -> Option<ServiceKey> {
+        let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+        self.key(&key.namespace, name)
+    }
+}
+
+fn object_key(key: &ServiceKey) -> ObjectKey {
+    ObjectKey::new(key.namespace.as_str(), key.name.as_str())
 }
 
 impl LocalService {
@@ -241,85 +386,85 @@ pub fn has_mutual_tls(pod: &Pod) -> bool {
         == Some(TLS_MODE_ISTIO)
 }
 
-/// The Service that a slice belongs to.
-fn service_of(key: &ObjectKey, slice: &EndpointSlice) -> Option<ObjectKey> {
-    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
-    Some(ObjectKey::new(key.namespace.as_str(), name.as_str()))
-}
-
 /// The address of a Pod whose traffic is mutual TLS.
 fn tls_address(pod: &Arc<Pod>) -> Option<IpAddr> {
     let address = pod.status.as_ref()?.pod_ip.as_deref()?;
     has_mutual_tls(pod).then(|| address.parse().ok())?
 }
 
+/// The ports that carry TCP, and what peers are told of them.
 fn ports(
     service: &Service,
     host: &str,
-    slices: &[Arc<EndpointSlice>],
+    slices: &[&EndpointSlice],
     mutual_tls: &HashMap<IpAddr, usize>,
-) -> Vec<LocalPort> {
-    let Some(spec) = service.spec.as_ref() else {
-        return Vec::new();
-    };
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return Vec::new();
-    }
+) -> (Vec<LocalPort>, Vec<ShownPort>) {
+    let spec = service.spec.as_ref();
+    let spec = spec.filter(|spec| spec.type_.as_deref() != Some("ExternalName"));
     let tcp = |p: &&ServicePort| p.protocol.as_deref().unwrap_or("TCP") == "TCP";
-    spec.ports
-        .iter()
-        .flatten()
+    let all = spec
+        .and_then(|spec| spec.ports.as_deref())
+        .unwrap_or_default();
+    all.iter()
         .filter(tcp)
         .filter_map(|port| {
             let number = u16::try_from(port.port).ok().filter(|n| *n > 0)?;
-            let name = port.name.clone().unwrap_or_default();
-            Some(LocalPort {
+            let name = port.name.as_deref().unwrap_or_default();
+            let app_protocol = port.app_protocol.as_deref();
+            let shown = ShownPort {
+                name: name.into(),
+                number,
+                protocol: Protocol::of_service_port(None, app_protocol, Some(name), port.port),
+            };
+            let local = LocalPort {
                 endpoints: Arc::new(Endpoints {
                     name: outbound_cluster(number, host),
-                    localities: localities(&name, slices, mutual_tls),
+                    localities: localities(name, slices, mutual_tls),
                 }),
                 sni: sni(number, host),
                 number,
-                name,
-                app_protocol: port.app_protocol.clone(),
-            })
+            };
+            Some((local, shown))
         })
-        .collect()
+        .unzip()
 }
 
 /// Endpoints are counted by address, whatever their ports.
-fn health(slices: &[Arc<EndpointSlice>]) -> Health {
-    let (mut all, mut ready) = (Vec::new(), Vec::new());
+fn health(slices: &[&EndpointSlice]) -> Health {
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+    let mut addresses: Vec<(&str, bool)> = Vec::new();
     let mut staying = false;
-    for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
+    for endpoint in endpoints {
         let conditions = endpoint.conditions.as_ref();
-        let is_ready = conditions.and_then(|c| c.ready) != Some(false);
-        let addresses = endpoint.addresses.iter().map(String::as_str);
-        if is_ready {
-            ready.extend(addresses.clone());
-        }
-        all.extend(addresses);
+        let ready = is_ready(endpoint);
+        addresses.extend(endpoint.addresses.iter().map(|at| (at.as_str(), ready)));
         staying |= conditions.and_then(|c| c.terminating) != Some(true);
     }
-    let count = |mut addresses: Vec<&str>| {
-        addresses.sort_unstable();
-        addresses.dedup();
-        u32::try_from(addresses.len()).unwrap_or(u32::MAX)
-    };
-    Health {
-        draining: !all.is_empty() && !staying,
-        ready_endpoints: count(ready),
-        capacity: count(all),
+    addresses.sort_unstable();
+    let (mut capacity, mut ready_endpoints) = (0, 0);
+    for same in addresses.chunk_by(|(a, _), (b, _)| a == b) {
+        capacity += 1;
+        ready_endpoints += u32::from(same.iter().any(|(_, ready)| *ready));
     }
+    Health {
+        draining: capacity > 0 && !staying,
+        ready_endpoints,
+        capacity,
+    }
+}
+
+/// Absent means ready, says the API.
+fn is_ready(endpoint: &discovery::v1::Endpoint) -> bool {
+    endpoint.conditions.as_ref().and_then(|c| c.ready) != Some(false)
 }
 
 /// The ready endpoints of one port, sorted, without repeats.
 fn localities(
     port_name: &str,
-    slices: &[Arc<EndpointSlice>],
+    slices: &[&EndpointSlice],
     mutual_tls: &HashMap<IpAddr, usize>,
 ) -> Vec<LocalityEndpoints> {
-    let mut addresses = Vec::new();
+    let mut endpoints = Vec::new();
     for slice in slices {
         let number = slice
             .ports
@@ -329,38 +474,29 @@ fn localities(
             .and_then(|p| p.port)
             .and_then(|p| u16::try_from(p).ok());
         let Some(number) = number else { continue };
-        for endpoint in &slice.endpoints {
-            // Absent means ready, says the API.
-            let ready = endpoint.conditions.as_ref().and_then(|c| c.ready);
-            if ready == Some(false) {
-                continue;
-            }
-            let ips = endpoint.addresses.iter().filter_map(|a| a.parse().ok());
-            addresses.extend(ips.map(|ip: IpAddr| SocketAddr::new(ip, number)));
-        }
+        let ready = slice.endpoints.iter().filter(|endpoint| is_ready(endpoint));
+        let addresses = ready.flat_map(|endpoint| &endpoint.addresses);
+        let ips = addresses.filter_map(|address| address.parse().ok());
+        endpoints.extend(ips.map(|ip: IpAddr| Endpoint {
+            mesh_tls: mutual_tls.contains_key(&ip),
+            ..Endpoint::new(SocketAddr::new(ip, number))
+        }));
     }
-    if addresses.is_empty() {
+    if endpoints.is_empty() {
         return Vec::new();
     }
-    addresses.sort_unstable();
-    addresses.dedup();
+    endpoints.sort_unstable_by_key(|endpoint| endpoint.address);
+    endpoints.dedup_by_key(|endpoint| endpoint.address);
     vec![LocalityEndpoints {
         locality: Locality::default(),
         priority: 0,
-        endpoints: addresses
-            .into_iter()
-            .map(|address| Endpoint {
-                mesh_tls: mutual_tls.contains_key(&address.ip()),
-                ..Endpoint::new(address)
-            })
-            .collect(),
+        endpoints,
     }]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::ObjectKey;
     use serde_json::json;
 
     fn mk_resources() -> Resources {

@@ -11,7 +11,7 @@ use meshfed_pki::{IdError, SpiffeId, TrustDomain};
 use super::GatewayKind;
 use super::control_plane::Ruling;
 use super::gateways::{GatewayAddress, GatewayProblem};
-use super::roots::{RootProblem, Roots, roots_of_peer};
+use super::roots::{ReadRoots, RootProblem, Roots, roots_of_peer};
 use super::settings::PeerSettings;
 use super::withdrawal::is_told;
 use crate::discovery::checksum::remote_hash;
@@ -152,13 +152,17 @@ pub(super) struct Gateway {
 /// All ServiceMeshPeers with what became of them.
 pub(super) type Peers<'w> = BTreeMap<ObjectKey, Result<Trusted<'w>, PeerProblem>>;
 
-pub(super) fn judge<'w>(world: &'w World, ruling: &Ruling<'_>) -> Peers<'w> {
+pub(super) fn judge<'w>(world: &'w World, ruling: &Ruling<'_>, read: &mut ReadRoots) -> Peers<'w> {
+    read.retain(&world.resources.config_maps);
     let holders = domain_holders(world);
     world
         .resources
         .peers
         .iter()
-        .map(|(key, peer)| (key.clone(), judge_one(world, ruling, &holders, key, peer)))
+        .map(|(key, peer)| {
+            let judged = judge_one(world, ruling, &holders, read, key, peer);
+            (key.clone(), judged)
+        })
         .collect()
 }
 
@@ -187,6 +191,7 @@ fn judge_one<'w>(
     world: &'w World,
     ruling: &Ruling<'_>,
     holders: &BTreeMap<&str, &str>,
+    read: &mut ReadRoots,
     key: &ObjectKey,
     object: &'w ServiceMeshPeer,
 ) -> Result<Trusted<'w>, PeerProblem> {
@@ -202,7 +207,7 @@ fn judge_one<'w>(
     let trust_domain = trust_domain(ruling, holders, key, object)?;
     let client_id = client_id(object, &trust_domain)?;
     let security = &object.spec.security;
-    let roots = roots_of_peer(world, &name, security.certificate_chain.as_ref())?;
+    let roots = roots_of_peer(world, read, &name, security.certificate_chain.as_ref())?;
     let remote = &object.spec.remote;
     check_addresses(&remote.addresses)?;
     let gateways = &object.spec.gateways;

@@ -15,6 +15,7 @@ use super::imports::{self, Imports};
 use super::local::Services;
 use super::membership::Membership;
 use super::peers::{self, Peers, Trusted};
+use super::roots::ReadRoots;
 use super::status::{self, Judged, LazyStatuses};
 use super::workloads::Workloads;
 use super::{
@@ -33,6 +34,7 @@ use crate::world::{ObjectKey, Shared, World};
 /// [`plan`](super::plan). It holds for one mesh, so that [`World::mesh`] may not change.
 #[derive(Debug, Default)]
 pub struct Planner {
+    roots: ReadRoots,
     services: Services,
     candidates: Candidates,
     export_rules: Parsed<ExportedServiceSet, ExportRules>,
@@ -55,7 +57,7 @@ impl Planner {
         let ruling = control_plane::ruling(world);
         let control_plane = ruling.object.map(|(key, _)| key);
         let membership = membership::membership(world, control_plane);
-        let peers = peers::judge(world, &ruling);
+        let peers = peers::judge(world, &ruling, &mut self.roots);
         let withdrawal = withdrawal::withdrawal(world, &ruling, &peers);
 
         let touched = self.services.follow(
@@ -63,7 +65,7 @@ impl Planner {
             &membership.namespaces,
             &world.mesh.cluster_domain,
         );
-        let changed = self.candidates.follow(world, self.services.all(), &touched);
+        let changed = self.candidates.follow(world, touched);
         self.export(world, &peers, &changed);
         self.import(world, &peers, &membership);
         let touched = self
@@ -159,12 +161,15 @@ impl Planner {
                 exporter.follow(changed);
                 self.exporters.insert(peer.name.clone(), exporter);
             } else {
-                new.push((peer.name.clone(), Exporter::new(terms)));
+                new.push(Exporter::new(terms));
             }
         }
-        let mut exporters: Vec<&mut Exporter> = new.iter_mut().map(|(_, e)| e).collect();
-        self.candidates.show(&mut exporters);
-        self.exporters.extend(new);
+        if !new.is_empty() {
+            self.candidates.show(&mut new);
+        }
+        let new = new.into_iter();
+        self.exporters
+            .extend(new.map(|e| (e.terms().peer.clone(), e)));
     }
 
     fn import(&mut self, world: &World, peers: &Peers<'_>, membership: &Membership) {

@@ -1,15 +1,17 @@
 //! The root certificates of a peer, judged before they vouch for anybody.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ConfigMap;
 use meshfed_api::ROOT_CERT_KEY;
 use meshfed_api::peer::CertificateChain;
-use meshfed_pki::{TrustError, TrustStore};
+use meshfed_pki::{RootCert, TrustError, TrustStore};
 
 use crate::names::{PeerName, clip};
-use crate::world::{ObjectKey, World};
+use crate::world::{ObjectKey, Shared, World};
 
 /// Why a peer's roots cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +42,39 @@ pub(super) struct Roots {
     pub next_change: Option<Timestamp>,
 }
 
+/// The certificates of ConfigMaps, read once for each version of one.
+#[derive(Debug, Default)]
+pub(super) struct ReadRoots(BTreeMap<ObjectKey, (Arc<ConfigMap>, Read)>);
+
+/// The text, and what it says; nothing if the key is missing.
+type Read = Option<(Arc<str>, Result<Arc<[RootCert]>, TrustError>)>;
+
+impl ReadRoots {
+    /// Forgets the ConfigMaps that are gone.
+    pub fn retain(&mut self, config_maps: &Shared<ObjectKey, ConfigMap>) {
+        self.0.retain(|key, _| config_maps.contains_key(key));
+    }
+
+    fn of(&mut self, key: &ObjectKey, config_map: &Arc<ConfigMap>) -> Read {
+        match self.0.get(key) {
+            Some((of, read)) if Arc::ptr_eq(of, config_map) => read.clone(),
+            _ => {
+                let pem = config_map.data.as_ref().and_then(|d| d.get(ROOT_CERT_KEY));
+                let read = pem.map(|pem| {
+                    let roots = TrustStore::parse_roots(pem);
+                    (pem.as_str().into(), roots.map(Into::into))
+                });
+                self.0
+                    .insert(key.clone(), (config_map.clone(), read.clone()));
+                read
+            }
+        }
+    }
+}
+
 pub(super) fn roots_of_peer(
     world: &World,
+    read: &mut ReadRoots,
     peer: &PeerName,
     chain: Option<&CertificateChain>,
 ) -> Result<Roots, RootProblem> {
@@ -58,10 +91,10 @@ pub(super) fn roots_of_peer(
     let Some(config_map) = world.resources.config_maps.get(&at) else {
         return Err(RootProblem::Missing(at));
     };
-    let Some(pem) = config_map.data.as_ref().and_then(|d| d.get(ROOT_CERT_KEY)) else {
+    let Some((pem, roots)) = read.of(&at, config_map) else {
         return Err(RootProblem::KeyMissing(at));
     };
-    let roots = match TrustStore::parse_roots(pem) {
+    let roots = match roots {
         Ok(roots) => roots,
         Err(error) => return Err(RootProblem::Invalid { at, error }),
     };
@@ -77,8 +110,5 @@ pub(super) fn roots_of_peer(
         .filter(|time| *time > now)
         .min()
         .and_then(|time| Timestamp::try_from(time).ok());
-    Ok(Roots {
-        pem: pem.as_str().into(),
-        next_change,
-    })
+    Ok(Roots { pem, next_change })
 }

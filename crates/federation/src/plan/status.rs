@@ -28,6 +28,7 @@ use super::exports::PeerExports;
 use super::imports::PeerImports;
 use super::membership::membership;
 use super::peers::{self, Peers};
+use super::roots::ReadRoots;
 use super::withdrawal::{Withdrawal, withdrawal};
 use crate::names::{DomainSuffix, PeerName};
 use crate::rules::ImportRules;
@@ -92,7 +93,7 @@ impl PartialEq for LazyStatuses {
 fn statuses(world: &World, judged: &Judged) -> Statuses {
     let ruling = super::control_plane::ruling(world);
     let membership = membership(world, ruling.object.map(|(key, _)| key));
-    let peers = peers::judge(world, &ruling);
+    let peers = peers::judge(world, &ruling, &mut ReadRoots::default());
     let decided = &Decided {
         world,
         ruling: &ruling,

@@ -4,10 +4,10 @@ use meshfed_api::ExportedServiceSetSpec;
 use meshfed_api::exported::ExportRule;
 use meshfed_api::selector::{LABEL_SELECTOR, NAME_SELECTOR};
 
-use super::index::Index;
+use super::index::{Here, Index};
 use super::pattern::{ByLabels, ByName, Labels, Pattern};
 use super::{Explained, Miss, RuleError, RuleFault, Tried};
-use crate::names::{ServiceKey, clip};
+use crate::names::{Label, ServiceKey, clip};
 
 /// The rules of one set, as far as they can be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,18 +61,18 @@ impl ExportRules {
     }
 
     pub fn decide(&self, key: &ServiceKey, labels: &Labels) -> ExportDecision {
-        let mut candidates = self.index.rules_for(key).iter();
-        let found = candidates.find_map(|rule| {
-            let selector = self.rules.get(*rule)?;
-            selector.check(key, labels).ok()?;
-            Some((*rule, selector))
-        });
-        match found {
-            Some((rule, selector)) => ExportDecision::Exported {
-                rule,
-                exported: selector.rename(key),
-            },
+        let here = self.in_namespace(&key.namespace);
+        match here.pick(key, labels) {
+            Some((rule, exported)) => ExportDecision::Exported { rule, exported },
             None => self.none(),
+        }
+    }
+
+    /// The rules that may match services of a namespace.
+    pub(crate) fn in_namespace(&self, namespace: &Label) -> InNamespace<'_> {
+        InNamespace {
+            rules: &self.rules,
+            here: self.index.in_namespace(namespace),
         }
     }
 
@@ -108,6 +108,30 @@ impl ExportRules {
             }
         }
         self.none()
+    }
+}
+
+/// The rules of a set, for the services of one namespace.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InNamespace<'r> {
+    rules: &'r [Selector],
+    here: &'r Here,
+}
+
+impl InNamespace<'_> {
+    /// Whether no service there is picked, whatever its name and labels.
+    pub fn is_empty(&self) -> bool {
+        self.here.is_empty()
+    }
+
+    /// The index of the rule that picks a service, and the name that it gives it.
+    pub fn pick(&self, key: &ServiceKey, labels: &Labels) -> Option<(usize, ServiceKey)> {
+        let mut candidates = self.here.rules_for(&key.name).iter();
+        candidates.find_map(|rule| {
+            let selector = self.rules.get(*rule)?;
+            selector.check(key, labels).ok()?;
+            Some((*rule, selector.rename(key)))
+        })
     }
 }
 

@@ -91,7 +91,8 @@ impl ImportRules {
 
     /// `key` is the name that the peer exports.
     pub fn decide(&self, key: &ServiceKey) -> ImportDecision {
-        let mut candidates = self.index.rules_for(key).iter();
+        let candidates = self.index.in_namespace(&key.namespace);
+        let mut candidates = candidates.rules_for(&key.name).iter();
         let found = candidates.find_map(|index| {
             let rule = self.rules.get(*index)?;
             rule.selector.check(key).ok()?;

@@ -3,16 +3,19 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::pattern::Pattern;
-use crate::names::{Label, ServiceKey};
+use crate::names::Label;
 
 /// For each namespace and name that some rule fixes, the rules that fix it or leave it open, in
 /// order. The first of them that matches is the first of all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Index(Level<Level<Vec<usize>>>);
+pub(super) struct Index(Level<Here>);
+
+/// The rules for the services of one namespace.
+pub(super) type Here = Level<Vec<usize>>;
 
 /// What is there for labels that rules fix, and for all others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Level<T> {
+pub(super) struct Level<T> {
     fixed: HashMap<Label, T>,
     open: T,
 }
@@ -58,8 +61,19 @@ impl Index {
         }))
     }
 
+    pub fn in_namespace(&self, namespace: &Label) -> &Here {
+        self.0.get(namespace)
+    }
+}
+
+impl Here {
     /// Indices of the rules that may match.
-    pub fn rules_for(&self, key: &ServiceKey) -> &[usize] {
-        self.0.get(&key.namespace).get(&key.name)
+    pub fn rules_for(&self, name: &Label) -> &[usize] {
+        self.get(name)
+    }
+
+    /// Whether there is no rule for any name.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.fixed.is_empty()
     }
 }

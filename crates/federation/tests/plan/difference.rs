@@ -119,7 +119,12 @@ fn told(lab: &Lab) -> BTreeSet<(String, i64)> {
     let plan = lab.plan();
     let services = plan.exports["green-mesh"].values();
     services
-        .flat_map(|s| s.ports.iter().map(|p| (s.hostname.clone(), p.port)))
+        .map(|export| export.shown())
+        .flat_map(|s| {
+            s.ports
+                .iter()
+                .map(|p| (s.host.to_string(), p.number.into()))
+        })
         .collect()
 }
 

@@ -16,7 +16,7 @@ fn exported(plan: &Plan, peer: &str) -> Vec<String> {
     let exports = plan.exports.get(peer);
     exports
         .into_iter()
-        .flat_map(|all| all.values().map(|s| s.hostname.clone()))
+        .flat_map(|all| all.values().map(|s| s.shown().host.to_string()))
         .collect()
 }
 

@@ -283,7 +283,7 @@ impl Lab {
             .exports
             .get(&peer)
             .expect("a peer that may be talked to");
-        ServiceList::new(services.values().map(|s| s.with_health()).collect())
+        ServiceList::new(services.values().map(|s| s.to_message()).collect())
     }
 
     pub fn edit_peer(&mut self, name: &str, edit: impl FnOnce(&mut ServiceMeshPeer)) {

@@ -105,7 +105,7 @@ proptest! {
         }
         let config = crate::lab::gateway(&plan, "ingress-green-mesh");
         let exported: Vec<&str> =
-            plan.exports["green-mesh"].values().map(|s| s.hostname.as_str()).collect();
+            plan.exports["green-mesh"].values().map(|s| s.shown().host.as_str()).collect();
         for name in config.clusters.keys().filter(|name| name.contains("exports.local")) {
             prop_assert!(exported.iter().any(|host| name.ends_with(host)), "{}", name);
         }

@@ -188,7 +188,10 @@ fn a_local_service_that_imports_join_is_exported_with_its_own_endpoints_alone() 
         assert_eq!(reached, Ok(all.clone()));
         let plan = &meshes.plans[mesh];
         for exports in plan.exports.values() {
-            let names: Vec<&str> = exports.values().map(|s| s.name.as_str()).collect();
+            let names: Vec<&str> = exports
+                .values()
+                .map(|s| s.shown().key.name.as_str())
+                .collect();
             assert_eq!(names, ["ratings"]);
         }
     }

@@ -279,7 +279,7 @@ fn a_peer_that_moves_to_another_gateway_keeps_its_exports() {
     let (mut red, _) = red_and_green();
     let names = |plan: &Plan| -> Vec<String> {
         let list = plan.exports["green-mesh"].values();
-        list.map(|s| s.hostname.clone()).collect()
+        list.map(|s| s.shown().host.to_string()).collect()
     };
     let before = names(&red.plan());
     leave_gateways(&mut red, &["ingress-blue-mesh", "egress-green-mesh"]);

@@ -8,7 +8,7 @@ use crate::lab::{going, red_and_green};
 fn hosts(plan: &Plan, peer: &str) -> Vec<String> {
     plan.exports[peer]
         .values()
-        .map(|s| s.hostname.clone())
+        .map(|s| s.shown().host.to_string())
         .collect()
 }
 

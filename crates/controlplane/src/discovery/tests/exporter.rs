@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use meshfed_federation::discovery::export::Export;
+use meshfed_federation::discovery::export::{Export, Shown};
 use meshfed_federation::discovery::extension::Health;
 use meshfed_federation::discovery::server::{Exports, ServerSettings};
-use meshfed_federation::names::{PeerName, ServiceKey};
+use meshfed_federation::names::{ExportedHost, PeerName, ServiceKey};
 use meshfed_pki::{ClientTls, ServerIds, client_config};
 use meshfed_runtime::{AccessLog, AccessLogMetrics, Drain};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,10 +21,14 @@ pub type Stream = TlsStream<TcpStream>;
 
 /// An export that takes some more than `bytes` on the wire.
 fn exports(generation: usize, bytes: usize) -> Exports {
-    let mut service = service("x");
-    service.accounts = vec![format!("{}{generation}", "0".repeat(bytes))];
-    let export = Export::new(service, Health::default());
     let key = ServiceKey::parse("a", "x").unwrap();
+    let shown = Shown {
+        host: ExportedHost::ours(&key, &"here".parse().unwrap()),
+        key: key.clone(),
+        ports: Arc::default(),
+        accounts: [format!("{}{generation}", "0".repeat(bytes))].into(),
+    };
+    let export = Export::new(shown, Health::default());
     [(key, Arc::new(export))].into_iter().collect()
 }
 

@@ -1,12 +1,13 @@
 use super::*;
 use crate::discovery::checksum::{ListHash, Variant};
-use crate::discovery::export::Export;
+use crate::discovery::export::{Export, Shown, ShownPort};
 use crate::discovery::extension::{Health, announces};
 use crate::discovery::message::{
     Action as EventAction, Service, ServiceList, ServicePort, WatchEvent,
 };
 use crate::discovery::server::{Answer, Exports, Server, ServerSettings, Take, WatchId};
-use crate::names::ServiceKey;
+use crate::names::{ExportedHost, ServiceKey};
+use crate::protocol::Protocol;
 use jiff::Timestamp;
 
 const OPEN: &str = "open watch";

@@ -1,7 +1,7 @@
 //! Writing messages byte for byte as Go's `encoding/json` does: keys in a fixed order, empty values
 //! left out, and the characters that matter in HTML escaped.
 
-use super::{Service, ServiceList, ServicePort, WatchEvent};
+use super::{Plain, PlainPort, Service, ServiceList, WatchEvent};
 use crate::discovery::extension::Health;
 
 /// A service whose JSON was made before.
@@ -13,7 +13,8 @@ pub(in crate::discovery) struct EncodedService<'a> {
 }
 
 pub(super) fn list(list: &ServiceList) -> Vec<u8> {
-    let plain: Vec<Vec<u8>> = list.services.iter().map(plain).collect();
+    let plain = list.services.iter().map(|s| plain(&s.plain()));
+    let plain: Vec<Vec<u8>> = plain.collect();
     let services = list.services.iter().zip(&plain);
     let services: Vec<_> = services.map(|(s, plain)| encoded(s, plain)).collect();
     encode_list(list.checksum, &services)
@@ -21,7 +22,7 @@ pub(super) fn list(list: &ServiceList) -> Vec<u8> {
 
 pub(super) fn event(event: &WatchEvent) -> Vec<u8> {
     let changed = event.service.as_ref();
-    let plain = changed.map(plain);
+    let plain = changed.map(|s| plain(&s.plain()));
     let service = changed.zip(plain.as_ref());
     let service = service.map(|(s, plain)| encoded(s, plain));
     encode_event(event.action.as_str(), service.as_ref(), event.checksum)
@@ -83,27 +84,27 @@ fn write(out: &mut Vec<u8>, service: &EncodedService<'_>) {
     object.end();
 }
 
-pub(super) fn plain(service: &Service) -> Vec<u8> {
+pub(super) fn plain(service: &Plain<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(320);
     let mut object = Object::begin(&mut out);
-    object.text("name", &service.name);
-    object.text("namespace", &service.namespace);
-    object.text("hostname", &service.hostname);
+    object.text("name", service.name);
+    object.text("namespace", service.namespace);
+    object.text("hostname", service.hostname);
     object.list("servicePorts", &service.ports, port);
-    object.list("serviceAccounts", &service.accounts, |out, account| {
+    object.list("serviceAccounts", service.accounts, |out, account| {
         string(out, account);
     });
     object.end();
     out
 }
 
-fn port(out: &mut Vec<u8>, port: &ServicePort) {
+fn port(out: &mut Vec<u8>, port: &PlainPort<'_>) {
     let mut object = Object::begin(out);
-    object.text("name", &port.name);
+    object.text("name", port.name);
     if port.port != 0 {
         object.number("port", port.port);
     }
-    object.text("protocol", &port.protocol);
+    object.text("protocol", port.protocol);
     object.end();
 }
 

@@ -39,7 +39,7 @@ impl Document {
         };
         form.get_or_init(|| {
             let mut all: Vec<_> = self.exports.values().collect();
-            all.sort_unstable_by(|a, b| a.service().hostname.cmp(&b.service().hostname));
+            all.sort_unstable_by(|a, b| a.shown().host.cmp(&b.shown().host));
             let services: Vec<_> = all.iter().map(|e| e.encoded(with_health)).collect();
             encode_list(self.tag.checksum, &services).into()
         })

@@ -5,36 +5,36 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
+use crate::discovery::export::{Shown, ShownPort};
 use crate::discovery::extension::Health;
-use crate::discovery::message::{
-    EventDecoder, Limits, Service, ServicePort, WatchEvent, decode_list,
-};
+use crate::discovery::message::{EventDecoder, Limits, WatchEvent, decode_list};
 use crate::discovery::remote::{RemoteService, RemoteServices};
+use crate::names::ExportedHost;
+use crate::protocol::Protocol;
 
 fn at(seconds: u64) -> Moment {
     let start: Timestamp = "2021-10-05T13:00:00Z".parse().unwrap();
     Moment::after(start, Duration::from_secs(seconds))
 }
 
-fn export(name: &str, port: i64) -> (ServiceKey, Arc<Export>) {
+fn export(name: &str, port: u16) -> (ServiceKey, Arc<Export>) {
     fares(name, port, 1)
 }
 
-fn fares(name: &str, port: i64, ready: u32) -> (ServiceKey, Arc<Export>) {
-    let service = Service {
-        name: name.into(),
-        namespace: "a".into(),
-        hostname: format!("{name}.a.svc.green-exports.local"),
-        ports: vec![ServicePort {
+fn fares(name: &str, port: u16, ready: u32) -> (ServiceKey, Arc<Export>) {
+    let key = ServiceKey::parse("a", name).unwrap();
+    let shown = Shown {
+        host: ExportedHost::ours(&key, &"green".parse().unwrap()),
+        key: key.clone(),
+        ports: [ShownPort {
             name: "http".into(),
-            port,
-            protocol: "HTTP".into(),
-        }],
-        accounts: Vec::new(),
-        health: None,
+            number: port,
+            protocol: Protocol::Http,
+        }]
+        .into(),
+        accounts: Arc::default(),
     };
-    let export = Export::new(service, health(ready));
-    (ServiceKey::parse("a", name).unwrap(), Arc::new(export))
+    (key, Arc::new(Export::new(shown, health(ready))))
 }
 
 fn health(ready_endpoints: u32) -> Health {
@@ -52,7 +52,7 @@ fn body(server: &mut Server, extended: bool, now: Moment) -> Arc<[u8]> {
     }
 }
 
-fn exports(of: &[(&str, i64)]) -> Arc<Exports> {
+fn exports(of: &[(&str, u16)]) -> Arc<Exports> {
     Arc::new(of.iter().map(|(name, port)| export(name, *port)).collect())
 }
 
@@ -236,20 +236,23 @@ fn a_burst_of_requests_makes_the_document_once() {
 #[test]
 fn a_new_ingress_identity_is_told_and_the_same_one_again_is_not() {
     let mut server = Server::new(ServerSettings::default());
-    let mut twice = Service::clone(&export("x", 1).1);
-    twice.accounts = vec!["spiffe://red.local/ns/a/sa/b".to_owned()];
-    let key = ServiceKey::parse("a", "x").unwrap();
-    let list = |service: &Service| -> Arc<Exports> {
-        let export = Export::new(service.clone(), health(1));
+    let (key, export) = export("x", 1);
+    let list = |account: &str| -> Arc<Exports> {
+        let shown = Shown {
+            accounts: [account.to_owned()].into(),
+            ..export.shown().clone()
+        };
+        let export = Export::new(shown, health(1));
         Arc::new(Exports::from_iter([(key.clone(), Arc::new(export))]))
     };
-    server.set_exports(&list(&twice), at(0));
+    server.set_exports(&list("spiffe://red.local/ns/a/sa/b"), at(0));
     let (watch, _) = server.open_watch("10.0.0.1", false, at(0));
     // In the reference's hash two equal accounts cancel; ours are unique, so this is a change.
-    twice.accounts = vec!["spiffe://red.local/ns/a/sa/c".to_owned()];
-    server.set_exports(&list(&twice), at(1));
+    let other = list("spiffe://red.local/ns/a/sa/c");
+    server.set_exports(&other, at(1));
     assert_eq!(briefly(&drain(&mut server, watch)), ["update x"]);
-    assert!(server.set_exports(&list(&twice), at(2)).is_empty());
+    let same = list("spiffe://red.local/ns/a/sa/c");
+    assert!(server.set_exports(&same, at(2)).is_empty());
 }
 
 #[test]
@@ -311,7 +314,7 @@ fn the_source_is_the_first_forwarded_address_else_that_of_the_connection() {
 proptest! {
     #[test]
     fn whoever_applies_the_events_has_the_list(
-        steps in proptest::collection::vec(proptest::collection::btree_map(0..5usize, 1..4i64, 0..5), 1..10)
+        steps in proptest::collection::vec(proptest::collection::btree_map(0..5usize, 1..4u16, 0..5), 1..10)
     ) {
         let mut server = Server::new(ServerSettings::default());
         let (watch, _) = server.open_watch("10.0.0.1", false, at(0));

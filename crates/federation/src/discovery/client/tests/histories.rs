@@ -17,7 +17,18 @@ fn exports(names: &Names) -> Arc<Exports> {
             ..Health::default()
         };
         let key = ServiceKey::parse("a", name).unwrap();
-        (key, Arc::new(Export::new(service(name), health)))
+        let shown = Shown {
+            host: ExportedHost::ours(&key, &"green".parse().unwrap()),
+            key: key.clone(),
+            ports: [ShownPort {
+                name: "http".into(),
+                number: 80,
+                protocol: Protocol::Http,
+            }]
+            .into(),
+            accounts: Arc::default(),
+        };
+        (key, Arc::new(Export::new(shown, health)))
     };
     Arc::new(names.iter().map(export).collect())
 }
