@@ -1,5 +1,5 @@
-//! Certificates as an attacker, or a careless administrator, would have them, and a TLS client that
-//! shows them to anybody.
+//! Certificates as an attacker, or a careless administrator, would have them, and TLS that shows them
+//! to anybody.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
 
 /// A certificate authority that signs anything.
 pub struct Forge {
@@ -121,15 +121,29 @@ pub fn client(certificate: Option<&Forged>, alpn: &[&str]) -> Arc<ClientConfig> 
     let mut config = match certificate {
         None => config.with_no_client_auth(),
         Some(c) => {
-            let chain = CertificateDer::pem_slice_iter(c.chain_pem.as_bytes());
-            let key = PrivateKeyDer::from_pem_slice(c.key_pem.as_bytes()).unwrap();
-            config
-                .with_client_auth_cert(chain.map(Result::unwrap).collect(), key)
-                .unwrap()
+            let (chain, key) = parsed(c);
+            config.with_client_auth_cert(chain, key).unwrap()
         }
     };
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     Arc::new(config)
+}
+
+/// A TLS server that shows `certificate` and asks for none.
+pub fn server(certificate: &Forged) -> Arc<ServerConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth();
+    let (chain, key) = parsed(certificate);
+    Arc::new(config.with_single_cert(chain, key).unwrap())
+}
+
+fn parsed(certificate: &Forged) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let chain = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes());
+    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).unwrap();
+    (chain.map(Result::unwrap).collect(), key)
 }
 
 #[derive(Debug)]

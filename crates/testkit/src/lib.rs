@@ -1,5 +1,5 @@
 //! What tests share: tools that are not Rust, a running Envoy, addresses of their own, names,
-//! patience, and forged certificates.
+//! patience, forged certificates, and hostile peers.
 //!
 //! For tests only. A failure here is a failure of the test that asked, so these functions panic
 //! with what was attempted and why it did not work.
@@ -18,6 +18,7 @@ pub mod dns;
 mod envoy;
 mod eventually;
 pub mod forge;
+pub mod hostile;
 mod loopback;
 pub mod tools;
 

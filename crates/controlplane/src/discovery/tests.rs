@@ -21,7 +21,7 @@ use crate::apply::Outcomes;
 use crate::hub::{Ends, Hub, Outcome, Seen};
 use crate::identity::OwnIdentity;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A mesh without a hub: what is planned is set, what is seen is looked at.
 pub(super) struct Bench {
