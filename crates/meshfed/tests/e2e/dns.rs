@@ -49,7 +49,7 @@ async fn all_succeed(federation: &Federation) {
 }
 
 /// A change of red-mesh arrives in green-mesh, sooner than by a list of the whole.
-async fn changes_arrive(federation: &Federation) {
+pub async fn changes_arrive(federation: &Federation) {
     let sets: Api<ExportedServiceSet> = api(&federation.red);
     let rules = json!(sets.get("green-mesh").await.unwrap().spec.export_rules);
     for (rules, count) in [(json!([rules[0]]), 1), (rules, 2)] {

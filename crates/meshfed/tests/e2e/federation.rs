@@ -17,7 +17,7 @@ use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt as _, discovery};
 use meshfed_api::{OWN_ROOT_CONFIG_MAP, ROOT_CERT_KEY, ServiceMeshPeer};
 use meshfed_testkit::{LoopbackNet, TempDir, eventually, temp_dir};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::program::{PATIENCE, meshfed};
@@ -97,6 +97,17 @@ impl Mesh {
             up,
             more,
         }
+    }
+
+    /// The resident memory of the mesh's process in MiB: now, and the most that there was.
+    pub fn memory(&self) -> [u64; 2] {
+        let file = format!("/proc/{}/status", self.up.child.id());
+        let status = fs::read_to_string(file).unwrap();
+        ["VmRSS:", "VmHWM:"].map(|field| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            let kib = line.unwrap().split_whitespace().next().unwrap();
+            kib.parse::<u64>().unwrap() / 1024
+        })
     }
 
     /// `kill -9` of the mesh's process.
@@ -321,20 +332,32 @@ impl App {
 }
 
 async fn serve(mut stream: TcpStream, received: &AtomicUsize) -> std::io::Result<()> {
+    answer(&mut stream, received).await
+}
+
+/// Answers requests as the application does, until the connection ends.
+pub async fn answer(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    received: &AtomicUsize,
+) -> std::io::Result<()> {
     let answer = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{ANSWER}",
         ANSWER.len()
     );
     loop {
-        let head = read_head(&mut stream, received).await?;
+        let head = read_head(stream, received).await?;
         stream.write_all(answer.as_bytes()).await?;
+        stream.flush().await?;
         if head.contains("\r\nconnection: close\r\n") {
             return stream.shutdown().await;
         }
     }
 }
 
-async fn read_head(stream: &mut TcpStream, count: &AtomicUsize) -> std::io::Result<String> {
+async fn read_head(
+    stream: &mut (impl AsyncRead + Unpin),
+    count: &AtomicUsize,
+) -> std::io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);

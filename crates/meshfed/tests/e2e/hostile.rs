@@ -355,7 +355,7 @@ impl Arrived {
 }
 
 /// Everything that comes back. A broken connection is an end like another.
-async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> Vec<u8> {
+pub async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> Vec<u8> {
     let mut answer = Vec::new();
     if stream.write_all(bytes).await.is_ok() && stream.flush().await.is_ok() {
         let _refused = stream.read_to_end(&mut answer).await;
@@ -364,7 +364,7 @@ async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -
 }
 
 /// A mesh's certificate authority, as somebody would have it who stole its key.
-async fn authority_of(mesh: &Mesh) -> Forge {
+pub async fn authority_of(mesh: &Mesh) -> Forge {
     let api: Api<Secret> = Api::namespaced(mesh.client.clone(), &mesh.system());
     let data = api.get("istio-ca-secret").await.unwrap().data.unwrap();
     let text = |key: &str| String::from_utf8(data[key].0.clone()).unwrap();

@@ -18,6 +18,8 @@ mod federation;
 mod forwarder;
 mod health;
 mod hostile;
+mod hostile_peer;
+mod lists;
 mod mesh;
 mod names;
 mod program;
