@@ -7,6 +7,7 @@ mod support {
     pub mod federation;
     pub mod process;
     pub mod propagation;
+    pub mod report;
     pub mod workload;
 }
 
@@ -15,7 +16,8 @@ use std::time::Duration;
 
 use support::federation::{Federation, Gateways, apply};
 use support::process::memory;
-use support::propagation::{EXPORT, IMPORT, Rounds, bench, percentiles, until};
+use support::propagation::{EXPORT, IMPORT, Rounds, until};
+use support::report::{bench, percentiles};
 use support::workload::{Workload, serve, write_endpoint};
 
 /// The whole run ends within this, whatever happens.

@@ -7,6 +7,7 @@ mod support {
     pub mod federation;
     pub mod process;
     pub mod propagation;
+    pub mod report;
     pub mod workload;
 }
 
@@ -22,7 +23,8 @@ use kube::runtime::wait::{await_condition, conditions};
 use meshfed_api::ServiceMeshPeer;
 use support::federation::{Federation, Gateways, NAMESPACE, apply, within};
 use support::process::memory;
-use support::propagation::{EXPORT, IMPORT, Rounds, bench, percentiles, service, until};
+use support::propagation::{EXPORT, IMPORT, Rounds, service, until};
+use support::report::{bench, percentiles};
 use support::workload::{Workload, serve, write_endpoint};
 
 /// The whole run ends within this, whatever happens.

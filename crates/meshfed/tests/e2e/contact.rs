@@ -4,37 +4,19 @@ use std::time::{Duration, Instant};
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use meshfed_api::peer::WatchStatus;
 use meshfed_api::{ImportedServiceSet, ServiceMeshPeer};
 use meshfed_testkit::{LoopbackNet, eventually};
 use serde_json::json;
 
-use crate::federation::{Federation, Mesh};
+use crate::federation::Federation;
 use crate::forwarder::Forwarder;
+use crate::notice::says_connected;
 use crate::program::PATIENCE;
 use crate::removal::api;
 
 /// What TCP tells is noticed within this on a busy machine too. Without word, the next list would be asked
 /// for after 60 s, and a dead path be probed after 20 s.
 const TOLD: Duration = Duration::from_secs(10);
-
-/// What green-mesh says of its watch of red-mesh.
-async fn watch(green: &Mesh) -> Option<WatchStatus> {
-    let peers: Api<ServiceMeshPeer> = api(green);
-    let status = peers.get_status("red-mesh").await.unwrap().status?;
-    let discovery = status.discovery_status;
-    let mut pods = discovery.active.into_iter().chain(discovery.inactive);
-    pods.next().map(|pod| pod.watch)
-}
-
-/// Waits until the status says so; returns how long it took.
-async fn says_connected(green: &Mesh, connected: bool, since: Instant) -> Duration {
-    eventually(PATIENCE, async || match watch(green).await {
-        Some(watch) if watch.connected == connected => Ok(since.elapsed()),
-        other => Err(other),
-    })
-    .await
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_goes_and_comes_back_is_noticed_at_once() {

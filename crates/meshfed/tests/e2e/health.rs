@@ -1,6 +1,5 @@
 //! What callers in one mesh notice when the last endpoint in the other one goes and comes back.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Service;
@@ -12,78 +11,13 @@ use meshfed_testkit::eventually;
 use serde_json::json;
 
 use crate::federation::{App, Federation, IMPORTED, Mesh, metric};
+use crate::notice::{Came, Traffic, ratings_is_ready};
 use crate::program::PATIENCE;
 use crate::removal::api;
 
 /// Well below the 60 s after which a mesh would ask for the whole list; it takes some 50 ms.
 const TOLD: Duration = Duration::from_secs(10);
 const LOCAL: &str = "ratings.bookinfo.svc.cluster.local:9080";
-
-/// What a call came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Came {
-    Answered,
-    /// The caller's own sidecar knows that there is nobody, and sent nothing.
-    NobodyThere,
-    Failed(String),
-}
-
-/// Calls one after the other, without a pause, and what became of each.
-#[derive(Default)]
-struct Traffic(Mutex<Vec<(Instant, Came)>>);
-
-impl Traffic {
-    async fn run(&self, federation: &Federation, authority: &str) {
-        loop {
-            let came = match federation.call_to(authority).await {
-                Ok(()) => Came::Answered,
-                Err(answer)
-                    if answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("no endpoint\n") =>
-                {
-                    Came::NobodyThere
-                }
-                Err(answer) => Came::Failed(answer),
-            };
-            self.0.lock().unwrap().push((Instant::now(), came));
-        }
-    }
-
-    fn since(&self, since: Instant) -> Vec<(Instant, Came)> {
-        let all = self.0.lock().unwrap();
-        all.iter().filter(|(at, _)| *at > since).cloned().collect()
-    }
-
-    /// Waits for the first call that came to this after `since`.
-    async fn first(&self, came: &Came, since: Instant) -> Instant {
-        eventually(PATIENCE, async || {
-            let all = self.since(since);
-            let first = all.iter().find(|(_, c)| c == came);
-            first.map(|(at, _)| *at).ok_or(all.last().cloned())
-        })
-        .await
-    }
-
-    /// Waits for this many more, and returns what all since then came to.
-    async fn more(&self, count: usize, since: Instant) -> Vec<Came> {
-        eventually(PATIENCE, async || {
-            let all = self.since(since);
-            match all.len() {
-                enough if enough >= count => Ok(all.into_iter().map(|(_, c)| c).collect()),
-                few => Err(few),
-            }
-        })
-        .await
-    }
-}
-
-/// Ratings of red-mesh has endpoints no more, or again.
-async fn ratings_is_ready(red: &Mesh, ready: bool) {
-    let services: Api<Service> = Api::namespaced(red.client.clone(), "red-mesh-bookinfo");
-    let app = if ready { "ratings" } else { "nobody" };
-    let patch = Patch::Merge(json!({"spec": {"selector": {"app": app}}}));
-    let params = PatchParams::default();
-    services.patch("ratings", &params, &patch).await.unwrap();
-}
 
 /// Connections that red-mesh's ingress gateway was given for services.
 async fn at_ingress(red: &Mesh) -> u64 {

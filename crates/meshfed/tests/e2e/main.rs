@@ -22,6 +22,7 @@ mod hostile_peer;
 mod lists;
 mod mesh;
 mod names;
+mod notice;
 mod program;
 mod readiness;
 mod removal;
