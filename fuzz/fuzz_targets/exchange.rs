@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| meshfed_fuzz::exchange(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| meshfed_fuzz::exchange::client(data));

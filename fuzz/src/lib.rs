@@ -1,14 +1,11 @@
 //! One function for each parser of what others send. It panics if something does not hold that must
 //! hold for every input.
 
-use std::sync::Arc;
-use std::time::Duration;
+pub mod exchange;
 
-use meshfed_federation::discovery::client::{Action, Client, ClientSettings, RemoteState};
 use meshfed_federation::discovery::extension::{MAX_REPORT_BYTES, Report};
 use meshfed_federation::discovery::message::{EventDecoder, Limits, decode_list};
 use meshfed_federation::discovery::remote::RemoteServices;
-use meshfed_federation::moment::Moment;
 use meshfed_pki::{SpiffeId, TrustDomain, TrustStore, peer_certificate};
 use rustls_pki_types::CertificateDer;
 
@@ -16,11 +13,12 @@ use rustls_pki_types::CertificateDer;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("list", list),
     ("events", events),
     ("report", report),
-    ("exchange", exchange),
+    ("exchange", exchange::client),
+    ("asked", exchange::server),
     ("spiffe_id", spiffe_id),
     ("certificate", certificate),
     ("roots", roots),
@@ -63,39 +61,6 @@ pub fn report(data: &[u8]) {
         assert!(text.bytes().all(|b| matches!(b, b' '..=b'~')));
         Report::decode(text.as_bytes()).expect("what we write can be read");
     }
-}
-
-/// The client with a peer that sends this: the first part as its list, the rest as its events, up to
-/// each byte 0. Whatever comes, it keeps within its limits and asks again.
-pub fn exchange(data: &[u8]) {
-    let mut client = Client::new(ClientSettings::default(), 1, RemoteState::default());
-    let mut parts = data.split(|byte| *byte == 0);
-    let document = parts.next().unwrap_or_default();
-    let now = |seconds| Moment::after(jiff::Timestamp::UNIX_EPOCH, Duration::from_secs(seconds));
-    let mut watch = None;
-    let mut actions = client.tick(now(0));
-    while let Some(action) = actions.pop() {
-        match action {
-            Action::OpenWatch(id) => {
-                watch = Some(id);
-                actions.extend(client.watch_opened(id, true, now(0)));
-            }
-            Action::GetList(id) => {
-                client.list_data(id, document, now(0));
-                actions.extend(client.list_done(id, None, now(0)));
-            }
-            Action::Cancel(_) | Action::Changed { .. } => {}
-        }
-    }
-    for (seconds, part) in parts.enumerate() {
-        let now = now(seconds as u64);
-        if let Some(id) = watch {
-            client.watch_data(id, part, now);
-        }
-    }
-    let state: &Arc<RemoteState> = client.state();
-    assert!(state.services.len() <= Limits::default().services);
-    assert!(client.wake_at() < Duration::MAX);
 }
 
 /// An identity that is taken is written as it is read.

@@ -2,7 +2,16 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+
+/// By how much two clocks may differ, or one that is read in two places. A time that lies further
+/// ahead was told by a clock that was wrong.
+pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(10);
+
+/// Whether `at` may have been told by a clock that is right.
+pub fn is_credible(at: Timestamp, now: Timestamp) -> bool {
+    at.duration_since(now) <= CLOCK_SKEW
+}
 
 /// A point in time as the shell saw it when it called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,7 +31,8 @@ pub(super) fn is_expired(settings: &PeerSettings, remote: &RemoteState, now: Tim
         && expires_at(settings, remote).is_none_or(|at| at <= now)
 }
 
-/// When the imports end unless the peer is heard; without a time of contact they have ended.
+/// When the imports end unless the peer is heard; without a time of contact they have ended. A
+/// contact that lies ahead ends none: the client sets it right as soon as it is at work.
 fn expires_at(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
     let life = SignedDuration::try_from(settings.imports_outlive_contact?).ok()?;
     remote.last_contact?.checked_add(life).ok()

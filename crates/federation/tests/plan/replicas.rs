@@ -163,6 +163,48 @@ fn an_instance_that_is_gone_is_forgotten_and_another_takes_over() {
 }
 
 #[test]
+fn an_instance_that_is_gone_does_not_live_on_in_a_time_that_lies_ahead() {
+    let views = views();
+    let mut replicas = Replicas::new([views[0].clone(), views[2].clone()]);
+    // The clock of the first one was ahead when it stopped.
+    let ahead = SignedDuration::from_hours(2);
+    for at in [ahead, -ahead] {
+        let world = &mut replicas.worlds[0];
+        world.now += at;
+        let state = Arc::make_mut(world.observed.peers.get_mut("red-mesh").unwrap());
+        let remote = Arc::make_mut(&mut state.remote);
+        let watch = &mut remote.watch;
+        let times = [
+            &mut remote.last_contact,
+            &mut remote.last_full_sync,
+            &mut watch.last_connected,
+            &mut watch.last_event,
+        ];
+        for time in times.into_iter().flatten() {
+            *time += at;
+        }
+        for watcher in &mut state.watchers {
+            let times = [
+                &mut watcher.last_connected,
+                &mut watcher.last_disconnect,
+                &mut watcher.last_event,
+                &mut watcher.last_full_sync,
+            ];
+            for time in times.into_iter().flatten() {
+                *time += at;
+            }
+        }
+        if at == ahead {
+            replicas.turn(0);
+        }
+    }
+    replicas.turn(1);
+    assert!(!replicas.turn(1));
+    assert_eq!(replicas.reason(), "NotConnected", "the second one says it");
+    assert!(replicas.status().discovery_status.active.is_empty());
+}
+
+#[test]
 fn entries_of_instances_that_were_long_away_go_and_their_number_is_bounded() {
     let views = views();
     let mut replicas = Replicas::new([views[0].clone(), views[0].clone()]);

@@ -1,6 +1,7 @@
 //! What is still believed of a peer, and for how long; and what both ends tell of each other.
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::extension::{Health, Report};
 use meshfed_federation::names::ServiceKey;
@@ -80,6 +81,34 @@ fn nothing_is_connected_that_was_not_heard_for_two_resync_periods() {
     let plan = green.plan();
     let status = plan.statuses.peers.values().next().unwrap();
     assert_eq!(status.last_contact.as_ref().unwrap().0, ago(120));
+}
+
+#[test]
+fn a_contact_that_lies_ahead_was_told_by_a_wrong_clock() {
+    let (_, mut green) = red_and_green();
+    let ahead = now() + SignedDuration::from_hours(1);
+    last_heard(&mut green, ahead);
+    let plan = green.plan();
+    assert_ne!(reason(&plan), "Connected");
+    let status = |plan: &Plan| plan.statuses.peers.values().next().unwrap().clone();
+    assert_eq!(status(&plan).last_contact, None);
+    let until = plan.wake_at.unwrap();
+    assert!(until > now() && until < ahead);
+
+    // One that was written to the status does not outlast it either.
+    let heard = now() - SignedDuration::from_secs(30);
+    last_heard(&mut green, heard);
+    let mut wrong = status(&plan);
+    wrong.last_contact = Some(Time(ahead));
+    green.edit_peer("red-mesh", |peer| peer.status = Some(wrong.clone()));
+    let plan = green.plan();
+    assert_eq!(status(&plan).last_contact, Some(Time(heard)));
+    assert_eq!(reason(&plan), "Connected");
+    // The clocks of two instances are never quite the same.
+    let soon = now() + SignedDuration::from_secs(2);
+    wrong.last_contact = Some(Time(soon));
+    green.edit_peer("red-mesh", |peer| peer.status = Some(wrong.clone()));
+    assert_eq!(status(&green.plan()).last_contact, Some(Time(soon)));
 }
 
 #[test]

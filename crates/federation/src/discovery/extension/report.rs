@@ -9,7 +9,7 @@ use crate::names::{ServiceKey, clip};
 pub const MAX_REPORT_BYTES: usize = 4096;
 /// What everything but the names takes at most: a clipped error with every character escaped.
 const REST: usize = 1600;
-/// Names in a report that is received.
+/// Names in a report that we write; in one that is read its bytes are the bound.
 const MAX_NAMES: usize = 512;
 
 /// What became of a list that a mesh was sent.

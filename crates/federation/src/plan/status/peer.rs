@@ -1,6 +1,7 @@
 //! Status of ServiceMeshPeer.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -17,6 +18,7 @@ use super::{connection, replicas, time};
 use crate::discovery::client::RemoteState;
 use crate::discovery::extension::Report;
 use crate::discovery::server::SourceStatus;
+use crate::moment::{CLOCK_SKEW, is_credible};
 use crate::plan::peers::{PeerProblem, Peers, Trusted};
 use crate::plan::staleness;
 use crate::plan::{PeerSettings, SettingProblem, Step};
@@ -39,7 +41,7 @@ pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, Service
             let present = object.status.as_ref().map(|s| s.conditions.as_slice());
             let status = ServiceMeshPeerStatus {
                 discovery_status: discovery_status(decided, object, &state),
-                last_contact: last_contact(object, &state.remote),
+                last_contact: last_contact(object, &state.remote, world.now),
                 conditions: conditions(
                     present,
                     [verdict, settings(object)]
@@ -140,9 +142,11 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
 }
 
 /// The latest that any instance of the control plane knows of, so that they do not fight over it.
-fn last_contact(object: &ServiceMeshPeer, remote: &RemoteState) -> Option<Time> {
+fn last_contact(object: &ServiceMeshPeer, remote: &RemoteState, now: Timestamp) -> Option<Time> {
     let told = object.status.as_ref().and_then(|s| s.last_contact.clone());
-    remote.last_contact.map(time).max(told)
+    let known = [remote.last_contact.map(time), told];
+    let credible = known.into_iter().flatten();
+    credible.filter(|at| is_credible(at.0, now)).max()
 }
 
 /// How far the removal of a peer has come.
@@ -205,12 +209,15 @@ fn settings(object: &ServiceMeshPeer) -> Verdict {
 
 /// Never without an event or an answer to `services` in the last two resync periods.
 fn is_connected(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
-    remote.watch.connected && counts_until(settings, remote).is_some_and(|until| now < until)
+    remote.watch.connected && counts(settings, remote).is_some_and(|time| time.contains(&now))
 }
 
-fn counts_until(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+/// The time for which the last contact counts: not before it, as then a wrong clock told it.
+fn counts(settings: &PeerSettings, remote: &RemoteState) -> Option<Range<Timestamp>> {
     let time = SignedDuration::try_from(settings.resync_period * CONTACT).ok()?;
-    remote.last_contact?.checked_add(time).ok()
+    let contact = remote.last_contact?;
+    let until = contact.checked_add(time).ok()?;
+    Some(contact.checked_sub(CLOCK_SKEW).ok()?..until)
 }
 
 /// When a watch stops to count as connected although nothing was heard.
@@ -218,7 +225,9 @@ pub(in crate::plan) fn next_change(world: &World, peers: &Peers<'_>) -> Option<T
     let trusted = peers.iter().filter_map(|(key, peer)| {
         let settings = &peer.as_ref().ok()?.settings;
         let remote = &state_of(world, key).remote;
-        counts_until(settings, remote).filter(|_| is_connected(settings, remote, world.now))
+        let counts = counts(settings, remote).filter(|_| remote.watch.connected)?;
+        let changes = [counts.start, counts.end].into_iter();
+        changes.filter(|at| *at > world.now).min()
     });
     trusted.min()
 }

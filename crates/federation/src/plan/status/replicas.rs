@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use meshfed_api::peer::{DiscoveryStatus, PodDiscoveryStatus};
 
 use super::Decided;
+use crate::moment::is_credible;
 use crate::world::ObjectKey;
 
 /// An instance that is connected hears something in this time: a list is asked for every minute.
@@ -29,13 +30,14 @@ pub(super) fn merged(
 ) -> DiscoveryStatus {
     let mut others = others(present, suffix, now);
     let is_idle = |entry: &PodDiscoveryStatus| {
-        last_contact(entry).is_some_and(|at| !is_within(at, now, KEPT))
+        times(entry).next().is_some() && !times(entry).any(|at| is_within(at, now, KEPT))
     };
     if others.iter().chain([&ours]).any(|entry| !is_idle(entry)) {
         others.retain(|entry| !is_idle(entry));
     }
     others.sort_by(|a, b| {
-        let newest_first = last_contact(b).cmp(&last_contact(a));
+        let last = |entry| times(entry).filter(|at| is_credible(*at, now)).max();
+        let newest_first = last(b).cmp(&last(a));
         newest_first.then_with(|| a.pod.cmp(&b.pod))
     });
     others.truncate(MAX_OTHERS);
@@ -63,9 +65,7 @@ pub(super) fn others(
             let name = entry.pod.strip_suffix(suffix);
             !name.is_some_and(|name| name.ends_with('-'))
         })
-        .filter(|entry| {
-            !is_connected(entry) || last_contact(entry).is_some_and(|at| is_within(at, now, FRESH))
-        })
+        .filter(|entry| !is_connected(entry) || is_fresh(entry, now))
         .cloned()
         .collect()
 }
@@ -74,7 +74,8 @@ fn is_connected(entry: &PodDiscoveryStatus) -> bool {
     entry.watch.connected || entry.remotes.iter().any(|remote| remote.connected)
 }
 
-fn last_contact(entry: &PodDiscoveryStatus) -> Option<Timestamp> {
+/// When it was in contact with the peer.
+fn times(entry: &PodDiscoveryStatus) -> impl Iterator<Item = Timestamp> {
     let watch = &entry.watch;
     let of_watch = [
         &watch.last_connected,
@@ -91,12 +92,17 @@ fn last_contact(entry: &PodDiscoveryStatus) -> Option<Timestamp> {
         ]
     });
     let times = of_watch.into_iter().chain(of_remotes);
-    times.flatten().map(|time| time.0).max()
+    times.flatten().map(|time| time.0)
 }
 
+fn is_fresh(entry: &PodDiscoveryStatus, now: Timestamp) -> bool {
+    times(entry).any(|at| is_within(at, now, FRESH))
+}
+
+/// A time ahead, of a clock that was wrong, says nothing.
 fn is_within(at: Timestamp, now: Timestamp, time: Duration) -> bool {
     let time = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
-    now.duration_since(at) < time
+    now.duration_since(at) < time && is_credible(at, now)
 }
 
 /// Whether this instance writes what all instances share.
@@ -109,9 +115,7 @@ pub(super) fn leads<'s>(
     let entries: Vec<&PodDiscoveryStatus> = peers
         .flat_map(|(_, status)| status.active.iter().chain(&status.inactive))
         .collect();
-    let fresh = entries
-        .iter()
-        .filter(|entry| last_contact(entry).is_some_and(|at| is_within(at, now, FRESH)));
+    let fresh = entries.iter().filter(|entry| is_fresh(entry, now));
     let first = fresh.map(|entry| entry.pod.as_str()).min();
     let first = first.or_else(|| entries.iter().map(|entry| entry.pod.as_str()).min());
     first.is_none_or(|first| first == ours)
