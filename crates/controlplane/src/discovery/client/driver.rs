@@ -36,7 +36,7 @@ pub(super) struct Driver {
     clock: Clock,
     machine: Client,
     publishing: Publishing,
-    /// Of the last list; a peer is told of once for each time that its lists begin to disagree.
+    /// Of the last list; it is said once when a peer's lists begin to disagree, and when that ends.
     checksum_agrees: bool,
     requests: BTreeMap<RequestId, Asked>,
     tasks: JoinSet<()>,
@@ -202,6 +202,8 @@ impl Driver {
         let agrees = state.list_checksum_agrees || state.last_full_sync.is_none();
         if self.checksum_agrees && !agrees {
             warn!(peer = %self.name, "the checksum of the peer's list is not that of its services; the list was taken");
+        } else if agrees && !self.checksum_agrees {
+            info!(peer = %self.name, "the checksum of the peer's list is that of its services again");
         }
         self.checksum_agrees = agrees;
     }
