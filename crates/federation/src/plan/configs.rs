@@ -14,7 +14,7 @@ use super::imports::{Imports, PeerImports};
 use super::ingress::{Ingress, IngressPeer};
 use super::local::LocalService;
 use super::peers::{Peers, Trusted};
-use super::proxy::{MESH_TRUST, Mesh};
+use super::proxy::{MESH_TRUST, Mesh, bundle, peer_trust};
 use super::sidecar::{Outbound, Sidecar, SidecarPeer, Workload};
 use super::{GatewayKind, ProxyKey};
 use crate::names::{PeerName, ServiceKey};
@@ -25,6 +25,8 @@ pub(super) struct Decisions<'d, 'w> {
     pub world: &'w World,
     pub ruling: &'d Ruling<'w>,
     pub peers: &'d Peers<'w>,
+    /// Peers that have left, and whose open connections may go on for a while.
+    pub draining: &'d [Trusted<'w>],
     pub services: &'d OrdMap<ServiceKey, Arc<LocalService>>,
     pub exports: &'d BTreeMap<PeerName, PeerExports>,
     pub imports: &'d Imports,
@@ -52,7 +54,12 @@ impl Proxies {
 
     pub fn follow(&mut self, decided: &Decisions<'_, '_>) {
         let (world, ruling) = (decided.world, decided.ruling);
+        let peers = decided.trusted().chain(decided.draining);
+        let bundles: Vec<_> = peers
+            .map(|p| (peer_trust(&p.name), bundle(&p.trust_domain, &p.roots.pem)))
+            .collect();
         let mesh = Mesh {
+            peers: &bundles,
             trust_domain: &ruling.trust_domain,
             trust_name: &MESH_TRUST.into(),
             roots: &world.observed.own_roots,
@@ -189,7 +196,6 @@ impl Decisions<'_, '_> {
             .map(|peer| EgressPeer {
                 name: &peer.name,
                 trust_domain: &peer.trust_domain,
-                roots: &peer.roots.pem,
                 addresses: &peer.object.spec.remote.addresses,
                 service_port: peer.service_port,
                 discovery_port: peer.discovery_port,

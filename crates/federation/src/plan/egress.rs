@@ -20,7 +20,7 @@ use super::changes::{changes, put, put_all, replace};
 use super::gateways::GatewayAddress;
 use super::imports::{Import, Offer};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
-use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh, bundle, peer_trust};
+use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh, peer_trust};
 use crate::names::{DiscoveryHost, PeerName, ServiceKey};
 
 /// Request header by which an egress gateway tells peers apart.
@@ -43,8 +43,6 @@ const LEFT_OUT: OutlierDetection = OutlierDetection {
 pub(super) struct EgressPeer<'a> {
     pub name: &'a PeerName,
     pub trust_domain: &'a TrustDomain,
-    /// PEM certificates that vouch for it.
-    pub roots: &'a Arc<str>,
     /// IP addresses or DNS names of its ingress gateways.
     pub addresses: &'a [String],
     pub service_port: u16,
@@ -108,9 +106,7 @@ impl Egress {
             &mut config.listeners,
             listeners.map(|l| (l.name.as_str().into(), l)),
         );
-        let of_peers = peers
-            .iter()
-            .map(|p| (peer_trust(p.name), bundle(p.trust_domain, p.roots)));
+        let of_peers = mesh.peers.iter().cloned();
         put_all(
             &mut config.trust,
             [mesh.trust()].into_iter().chain(of_peers),

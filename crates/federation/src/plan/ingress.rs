@@ -22,7 +22,7 @@ use super::changes::{changes, fill, put, put_all, replace};
 use super::exports::Exported;
 use super::gateways::GatewayAddress;
 use super::local::LocalPort;
-use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh, bundle, peer_trust};
+use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh, peer_trust};
 use crate::names::{ExportedHost, PeerName};
 
 /// Header in which a proxy says who its client is.
@@ -91,14 +91,14 @@ impl Ingress {
             .iter()
             .map(|p| (p.trust_domain.clone(), p.roots.clone()))
             .collect();
-        let of_peers = peers
-            .iter()
-            .map(|p| (peer_trust(p.name), bundle(p.trust_domain, p.roots)));
         let all = [
             mesh.trust(),
             (DISCOVERY_TRUST.into(), TrustBundle { domains }),
         ];
-        put_all(&mut config.trust, all.into_iter().chain(of_peers));
+        put_all(
+            &mut config.trust,
+            all.into_iter().chain(mesh.peers.iter().cloned()),
+        );
         replace(&mut self.config, config)
     }
 

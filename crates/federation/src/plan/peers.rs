@@ -13,7 +13,7 @@ use super::control_plane::Ruling;
 use super::gateways::{GatewayAddress, GatewayProblem};
 use super::roots::{ReadRoots, RootProblem, Roots, roots_of_peer};
 use super::settings::PeerSettings;
-use super::withdrawal::is_told;
+use super::withdrawal::{drained_at, is_told};
 use crate::discovery::checksum::remote_hash;
 use crate::names::{DiscoveryHost, DomainSuffix, Label, NameError, PeerName, clip};
 use crate::world::{ObjectKey, World};
@@ -195,6 +195,54 @@ fn judge_one<'w>(
     key: &ObjectKey,
     object: &'w ServiceMeshPeer,
 ) -> Result<Trusted<'w>, PeerProblem> {
+    let trusted = beyond_doubt(world, ruling, holders, read, key, object)?;
+    if has_left(world, &trusted) {
+        return Err(PeerProblem::Leaving);
+    }
+    Ok(trusted)
+}
+
+/// A peer that is being deleted has left when its watchers need not be waited for. Without a way in
+/// there is nobody who can be told.
+fn has_left(world: &World, peer: &Trusted<'_>) -> bool {
+    let told = || is_told(world, peer.name.as_str(), &peer.object.metadata);
+    peer.going && (peer.ingress.is_err() || told())
+}
+
+/// Peers that have left, and whose open connections may go on for a while. Their roots still vouch
+/// for those; nothing else is left of them.
+pub(super) fn draining<'w>(
+    world: &'w World,
+    ruling: &Ruling<'_>,
+    read: &mut ReadRoots,
+    peers: &Peers<'w>,
+) -> Vec<Trusted<'w>> {
+    let left = peers.iter().filter(|(key, judged)| {
+        let object = world.resources.peers.get(*key);
+        let drained = object.and_then(|object| drained_at(world, object));
+        matches!(judged, Err(PeerProblem::Leaving)) && drained.is_some_and(|at| world.now < at)
+    });
+    let left: Vec<&ObjectKey> = left.map(|(key, _)| key).collect();
+    if left.is_empty() {
+        return Vec::new();
+    }
+    let holders = domain_holders(world);
+    left.into_iter()
+        .filter_map(|key| {
+            let object = world.resources.peers.get(key)?;
+            beyond_doubt(world, ruling, &holders, read, key, object).ok()
+        })
+        .collect()
+}
+
+fn beyond_doubt<'w>(
+    world: &'w World,
+    ruling: &Ruling<'_>,
+    holders: &BTreeMap<&str, &str>,
+    read: &mut ReadRoots,
+    key: &ObjectKey,
+    object: &'w ServiceMeshPeer,
+) -> Result<Trusted<'w>, PeerProblem> {
     let system = &world.mesh.system_namespace;
     if key.namespace != *system {
         return Err(PeerProblem::OutsideSystemNamespace(system.clone()));
@@ -213,10 +261,6 @@ fn judge_one<'w>(
     let gateways = &object.spec.gateways;
     let ingress = gateway(ruling, GatewayKind::Ingress, &gateways.ingress.name);
     let going = object.metadata.deletion_timestamp.is_some();
-    // Without a way in there is nobody who can be told.
-    if going && (ingress.is_err() || is_told(world, &key.name, &object.metadata)) {
-        return Err(PeerProblem::Leaving);
-    }
     Ok(Trusted {
         service_port: port("servicePort", remote.service_port, DEFAULT_SERVICE_PORT)?,
         discovery_port: port(

@@ -58,6 +58,7 @@ impl Planner {
         let control_plane = ruling.object.map(|(key, _)| key);
         let membership = membership::membership(world, control_plane);
         let peers = peers::judge(world, &ruling, &mut self.roots);
+        let draining = peers::draining(world, &ruling, &mut self.roots, &peers);
         let withdrawal = withdrawal::withdrawal(world, &ruling, &peers);
 
         let touched = self.services.follow(
@@ -80,6 +81,7 @@ impl Planner {
             world,
             ruling: &ruling,
             peers: &peers,
+            draining: &draining,
             services: self.services.all(),
             exports: &given,
             imports: &self.imports,

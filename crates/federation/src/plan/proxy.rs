@@ -28,6 +28,9 @@ pub struct Mesh<'a> {
     pub trust_name: &'a Arc<str>,
     /// PEM certificates that vouch for it.
     pub roots: &'a Arc<str>,
+    /// The bundles of all peers, for gateways. One that leads to a peer no more still needs the
+    /// peer's roots: connections that go on are cut when nothing vouches for them.
+    pub peers: &'a [(Arc<str>, TrustBundle)],
     pub system_namespace: &'a str,
     pub cluster_domain: &'a str,
     pub control_plane_id: &'a SpiffeId,

@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! ServiceMeshPeer deleted -> Exports: its watchers hear that everything is gone
-//!                         -> Names:   no proxy has a name or a connection of it
-//!                         -> Trust:   no gateway has its root, its last list is off the disk
+//!                         -> Connections: what is open may go on for its drain period
+//!                         -> Names:   no proxy has a name, a connection or the root of it
+//!                         -> Trust:   its last list is off the disk
 //!                         -> Done:    our finalizer goes, and the object with it
 //! ingress gateway leaves  -> its peers' watchers hear that everything is gone; then its finalizer goes
 //! ```
+//!
+//! Names and ways are gone with the first step; in the second the peer's root stays at the gateways
+//! that have connections of it, as those of a peer whose root is gone are cut.
 //!
 //! Nothing is remembered: a step follows from the objects of the API and from what is seen, so a
 //! control plane that starts in the middle goes on there. Every step ends after a time, since a
@@ -17,12 +21,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use meshfed_api::ServiceMeshControlPlane;
+use meshfed_api::{ServiceMeshControlPlane, ServiceMeshPeer};
 
 use super::GatewayKind;
 use super::control_plane::Ruling;
 use super::gateways;
-use super::peers::{Peers, Trusted};
+use super::peers::{PeerProblem, Peers, Trusted};
+use super::settings::PeerSettings;
 use crate::names::PeerName;
 use crate::world::{ObjectKey, World, in_namespace};
 
@@ -32,10 +37,11 @@ pub const FINALIZER: &str = "meshfed.io/withdraw";
 
 /// How long watchers have to take the removal of what was exported to them.
 const EXPORTS: Duration = Duration::from_secs(2);
-/// How long proxies have to confirm a configuration without the peer.
-const NAMES: Duration = Duration::from_secs(5);
-/// When a peer is gone whatever else happens.
-const TRUST: Duration = Duration::from_secs(8);
+/// How long proxies have to confirm a configuration without the peer, once its connections have
+/// drained.
+const NAMES: Duration = Duration::from_secs(3);
+/// When a peer is gone whatever else happens, after the same moment.
+const TRUST: Duration = Duration::from_secs(6);
 /// What was sent needs a moment for its way through the gateway.
 const ON_THE_WAY: Duration = Duration::from_millis(250);
 
@@ -65,6 +71,8 @@ pub struct Removal {
 pub enum Step {
     /// Until the peer's watchers have heard that nothing is exported any more.
     Exports,
+    /// Until the drain period of the connections that were open is over.
+    Connections,
     /// Until no connected proxy has a configuration with the peer.
     Names,
     /// Until nothing is kept of the peer.
@@ -108,6 +116,17 @@ fn deadline(world: &World, metadata: &ObjectMeta, within: Duration) -> Option<Ti
     deleted.max(world.mesh.started).checked_add(within).ok()
 }
 
+/// When the connections of a peer that is being deleted have had their time. It begins when its
+/// watchers need not be waited for any more, as what they are told by is one of them.
+pub(super) fn drained_at(world: &World, peer: &ServiceMeshPeer) -> Option<Timestamp> {
+    let metadata = &peer.metadata;
+    let deadline = deadline(world, metadata, EXPORTS)?;
+    let told = told_at(world, metadata.name.as_deref()?);
+    let began = told.map_or(deadline, |told| told.min(deadline));
+    let (settings, _) = PeerSettings::parse(metadata.annotations.as_ref());
+    began.checked_add(settings.drain_period).ok()
+}
+
 pub(super) fn withdrawal(world: &World, ruling: &Ruling<'_>, peers: &Peers<'_>) -> Withdrawal {
     let mut all = Withdrawal::default();
     for (key, judged) in peers {
@@ -125,14 +144,21 @@ pub(super) fn withdrawal(world: &World, ruling: &Ruling<'_>, peers: &Peers<'_>) 
         let metadata = &object.metadata;
         let mut held = true;
         if metadata.deletion_timestamp.is_some() {
-            let step = step(world, key, metadata, trusted.is_some());
-            let (uid, held_now) = (metadata.uid.clone(), step != Step::Done);
-            let uid = uid.unwrap_or_default();
+            // What was open of a peer that is in doubt is cut, not drained.
+            let drains = matches!(judged, Err(PeerProblem::Leaving));
+            let drained = match trusted {
+                Some(_) => None,
+                None if drains => drained_at(world, object),
+                None => deadline(world, metadata, EXPORTS),
+            };
+            let step = drained.map_or(Step::Exports, |at| step(world, key, object, drains, at));
+            let uid = metadata.uid.clone().unwrap_or_default();
             all.peers.insert(key.clone(), Removal { uid, step });
-            for within in [EXPORTS, NAMES, TRUST] {
-                all.wake_at(world, deadline(world, metadata, within));
+            all.wake_at(world, deadline(world, metadata, EXPORTS));
+            for after in [Duration::ZERO, NAMES, TRUST] {
+                all.wake_at(world, drained.and_then(|at| at.checked_add(after).ok()));
             }
-            held = held_now;
+            held = step != Step::Done;
         }
         all.finalizers.peers.insert(key.clone(), held);
     }
@@ -141,13 +167,20 @@ pub(super) fn withdrawal(world: &World, ruling: &Ruling<'_>, peers: &Peers<'_>) 
     all
 }
 
-fn step(world: &World, key: &ObjectKey, metadata: &ObjectMeta, is_open: bool) -> Step {
+/// The step of a peer that has left, whose connections end by themselves at `drained`.
+fn step(
+    world: &World,
+    key: &ObjectKey,
+    object: &ServiceMeshPeer,
+    drains: bool,
+    drained: Timestamp,
+) -> Step {
     let seen = world.observed.peers.get(&key.name);
-    let is_over = |within| deadline(world, metadata, within).is_some_and(|at| at <= world.now);
-    let uid = metadata.uid.as_ref();
+    let is_over = |after| drained.checked_add(after).is_ok_and(|at| at <= world.now);
+    let uid = object.metadata.uid.as_ref();
     let is_ours = |seen: &Option<String>| seen.is_some() && seen.as_ref() == uid;
-    if is_open {
-        Step::Exports
+    if drains && !is_over(Duration::ZERO) {
+        Step::Connections
     } else if !seen.is_some_and(|s| is_ours(&s.farewell.let_go)) && !is_over(NAMES) {
         Step::Names
     } else if !seen.is_some_and(|s| is_ours(&s.farewell.forgotten)) && !is_over(TRUST) {

@@ -2,7 +2,7 @@
 
 use meshfed_api::ServiceMeshPeer;
 use meshfed_api::peer::CertificateChain;
-use meshfed_federation::plan::Plan;
+use meshfed_federation::plan::{Plan, ProxyKey};
 use meshfed_federation::world::ObjectKey;
 use serde_json::json;
 
@@ -228,19 +228,26 @@ fn a_missing_gateway_closes_its_direction() {
     assert_eq!(set.conditions[0].reason.as_deref(), Some("GatewayMissing"));
 }
 
+/// Gateways ask for the bundles that they use, by name; all gateways may, as one that a peer was
+/// moved away from still judges its connections.
 #[test]
-fn roots_of_peers_reach_the_gateways_that_serve_them_and_nobody_else() {
+fn roots_of_peers_are_used_by_the_gateways_that_serve_them_and_offered_to_no_workload() {
     let (red, green) = red_and_green();
     for (lab, peer) in [(&red, "green"), (&green, "red")] {
         let plan = lab.plan();
         let root = root_of(peer);
         for (proxy, config) in &plan.proxies {
-            let trusted = config
-                .trust
-                .values()
-                .any(|bundle| bundle.domains.values().any(|pem| **pem == *root));
+            let bundles = config.trust.iter();
+            let of_peer = bundles
+                .filter(|(_, bundle)| bundle.domains.values().any(|pem| **pem == *root))
+                .map(|(name, _)| format!("{name:?}"))
+                .collect::<Vec<_>>();
+            let is_gateway = matches!(proxy, ProxyKey::Gateway(_));
+            assert_eq!(!of_peer.is_empty(), is_gateway, "{proxy:?}");
+            let users = format!("{:?} {:?}", config.listeners, config.clusters);
             let serves = format!("{proxy:?}").contains(&format!("gress-{peer}-mesh"));
-            assert_eq!(trusted, serves, "{proxy:?}");
+            let uses = of_peer.iter().any(|name| users.contains(name));
+            assert_eq!(uses, serves, "{proxy:?}");
         }
     }
 }

@@ -55,6 +55,14 @@ fn knows_green(plan: &Plan) -> bool {
     format!("{:?}", plan.proxies).contains("green-mesh-exports")
 }
 
+fn trusts_green(plan: &Plan) -> bool {
+    let root = crate::lab::root_of("green");
+    plan.proxies.values().any(|config| {
+        let mut bundles = config.trust.values();
+        bundles.any(|bundle| bundle.domains.values().any(|pem| **pem == *root))
+    })
+}
+
 /// The Service of a gateway as it is stored: it carries what the plan gave it.
 fn edit_gateway(
     lab: &mut Lab,
@@ -127,18 +135,24 @@ fn a_peer_that_was_told_loses_its_names_and_its_root_everywhere_before_it_goes()
     assert_eq!(step(&red.plan()), Step::Exports);
     wait(&mut red, 0.25);
 
+    // What is open may go on, for as long as the root is there.
+    let plan = red.plan();
+    assert_eq!(step(&plan), Step::Connections);
+    assert_eq!(withdrawn(&plan).0, "DrainingConnections");
+    assert!(!knows_green(&plan));
+    assert!(!plan.exports.contains_key("green-mesh"));
+    assert!(!plan.discovery_clients.contains_key("green-mesh"));
+    assert!(trusts_green(&plan));
+    seen(&mut red, |f| f.let_go = Some("of another one".into()));
+    wait(&mut red, 4.9);
+    assert_eq!(step(&red.plan()), Step::Connections);
+    wait(&mut red, 0.1);
+
     let plan = red.plan();
     assert_eq!(step(&plan), Step::Names);
     assert_eq!(withdrawn(&plan).0, "RemovingNames");
     assert!(!knows_green(&plan));
-    assert!(!plan.exports.contains_key("green-mesh"));
-    assert!(!plan.discovery_clients.contains_key("green-mesh"));
-    let root = crate::lab::root_of("green");
-    let trusted = plan.proxies.values().any(|config| {
-        let mut bundles = config.trust.values();
-        bundles.any(|bundle| bundle.domains.values().any(|pem| **pem == *root))
-    });
-    assert!(!trusted);
+    assert!(!trusts_green(&plan));
 
     seen(&mut red, |f| f.let_go = Some("of another one".into()));
     assert_eq!(step(&red.plan()), Step::Names);
@@ -171,7 +185,12 @@ fn a_peer_and_gateways_that_are_away_hold_nothing_up_for_long() {
     }
     assert_eq!(
         steps,
-        [(Step::Exports, 2), (Step::Names, 5), (Step::Trust, 8)]
+        [
+            (Step::Exports, 2),
+            (Step::Connections, 7),
+            (Step::Names, 10),
+            (Step::Trust, 13)
+        ]
     );
     assert_eq!(step(&red.plan()), Step::Done);
 }
@@ -185,7 +204,48 @@ fn a_control_plane_that_starts_in_the_middle_gives_watchers_their_time_again() {
     assert_eq!(step(&plan), Step::Exports);
     assert!(plan.exports["green-mesh"].is_empty());
     wait(&mut red, 2.0);
-    assert_eq!(step(&red.plan()), Step::Names);
+    assert_eq!(step(&red.plan()), Step::Connections);
+}
+
+#[test]
+fn the_drain_period_of_a_peer_that_goes_can_be_ended_and_a_peer_in_doubt_has_none() {
+    let mut red = red_without_green();
+    let drain = |red: &mut Lab, period: &str| {
+        let setting = ("meshfed.io/drain-period".to_owned(), period.to_owned());
+        red.edit_peer("green-mesh", |peer| {
+            peer.metadata.annotations = Some([setting].into());
+        });
+    };
+    drain(&mut red, "1h");
+    wait(&mut red, 3601.0);
+    let plan = red.plan();
+    assert_eq!(step(&plan), Step::Connections);
+    assert!(trusts_green(&plan));
+    let end = now() + SignedDuration::from_secs(3602);
+    assert_eq!(plan.withdrawal.next_change, Some(end));
+
+    drain(&mut red, "0s");
+    assert_eq!(step(&red.plan()), Step::Done);
+    assert!(!trusts_green(&red.plan()));
+
+    drain(&mut red, "1h");
+    assert_eq!(step(&red.plan()), Step::Connections);
+    red.edit_peer("green-mesh", |peer| peer.spec.security.client_id = None);
+    assert_eq!(step(&red.plan()), Step::Done);
+    assert!(!trusts_green(&red.plan()));
+}
+
+#[test]
+fn a_closed_peer_has_no_root_at_any_gateway_and_a_moved_one_at_the_gateway_that_it_left() {
+    let (mut red, _) = red_and_green();
+    red.edit_peer("green-mesh", |peer| {
+        peer.spec.gateways.ingress.name = "ingress-blue-mesh".into();
+    });
+    let plan = red.plan();
+    let left = crate::lab::gateway(&plan, "ingress-green-mesh");
+    assert!(left.trust.contains_key("peer/green-mesh"));
+    red.edit_peer("green-mesh", |peer| peer.spec.security.client_id = None);
+    assert!(!trusts_green(&red.plan()));
 }
 
 #[test]
@@ -197,7 +257,7 @@ fn a_peer_that_was_never_connected_has_nobody_to_tell() {
     red.edit_peer("green-mesh", |peer| {
         peer.spec.gateways.ingress.name = "nowhere".into();
     });
-    assert_eq!(step(&red.plan()), Step::Names);
+    assert_eq!(step(&red.plan()), Step::Connections);
     // Without a control plane nothing is held for ever either.
     let mut red = red_without_green();
     red.delete(

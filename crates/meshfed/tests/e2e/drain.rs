@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use meshfed_api::{ExportedServiceSet, ROOT_CERT_KEY, ServiceMeshPeer};
 use meshfed_testkit::eventually;
 use meshfed_testkit::forge::Forge;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::federation::{Federation, Mesh, Tunnel};
 use crate::program::PATIENCE;
-use crate::removal::api;
+use crate::removal::{api, create, delete};
 
 /// Unlike the default, to see that it counts.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -95,11 +95,8 @@ async fn a_withdrawn_export_ends_when_its_time_is_over_and_a_withdrawn_root_cuts
     let federation = Federation::start(&[], &[]).await;
     let (red, green) = (&federation.red, &federation.green);
     federation.works().await;
-    let period = json!({"metadata": {"annotations": {"meshfed.io/drain-period": "2s"}}});
-    for (mesh, peer) in [(red, "green-mesh"), (green, "red-mesh")] {
-        let peers: Api<ServiceMeshPeer> = api(mesh);
-        merge(&peers, peer, period.clone()).await;
-    }
+    set_drain(red, "green-mesh", "2s").await;
+    set_drain(green, "red-mesh", "2s").await;
     let mut tunnel = federation.tunnel().await;
     work(&federation, &mut tunnel).await;
     withdraw(&federation, &mut tunnel).await;
@@ -132,4 +129,85 @@ async fn a_withdrawn_export_ends_when_its_time_is_over_and_a_withdrawn_root_cuts
     .await;
     trust(red, &own).await;
     federation.works().await;
+}
+
+async fn set_drain(mesh: &Mesh, peer: &str, period: &str) {
+    let peers: Api<ServiceMeshPeer> = api(mesh);
+    let patch = json!({"metadata": {"annotations": {"meshfed.io/drain-period": period}}});
+    merge(&peers, peer, patch).await;
+}
+
+/// The tunnel ends, cut by this component of the mesh that closed its peer.
+async fn is_cut(mesh: &Mesh, component: &str, tunnel: &mut Tunnel, before: usize) {
+    ends(tunnel).await;
+    eventually(PATIENCE, async || {
+        match ended(mesh, &[component], " end=trust_removed") {
+            now if now > before => Ok(()),
+            _ => Err(mesh.log_of(component)),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_closed_peer_has_open_is_cut_and_what_a_removed_one_has_open_drains() {
+    let federation = Federation::start(&[], &[]).await;
+    let (red, green) = (&federation.red, &federation.green);
+    federation.works().await;
+    set_drain(red, "green-mesh", "1h").await;
+    set_drain(green, "red-mesh", "1h").await;
+
+    for (mesh, peer, component) in [
+        (red, "green-mesh", "ingress-green-mesh"),
+        (green, "red-mesh", "egress-red-mesh"),
+    ] {
+        let cut = || ended(mesh, &[component], " end=trust_removed");
+        federation.works().await;
+        let (mut tunnel, before) = (federation.tunnel().await, cut());
+        work(&federation, &mut tunnel).await;
+        let root: ConfigMap = delete(mesh, &format!("{peer}-ca-root-cert")).await;
+        is_cut(mesh, component, &mut tunnel, before).await;
+        assert!(federation.call().await.is_err());
+        create(mesh, &root).await;
+        federation.works().await;
+
+        let peers: Api<ServiceMeshPeer> = api(mesh);
+        let id = peers.get(peer).await.unwrap().spec.security.client_id;
+        let client = |id: Value| json!({"spec": {"security": {"clientID": id}}});
+        let (mut tunnel, before) = (federation.tunnel().await, cut());
+        work(&federation, &mut tunnel).await;
+        merge(&peers, peer, client(Value::Null)).await;
+        is_cut(mesh, component, &mut tunnel, before).await;
+        assert!(federation.call().await.is_err());
+        merge(&peers, peer, client(json!(id))).await;
+    }
+
+    federation.works().await;
+    let mut tunnel = federation.tunnel().await;
+    let peers: Api<ServiceMeshPeer> = api(red);
+    let params = DeleteParams::default();
+    peers.delete("green-mesh", &params).await.unwrap();
+    eventually(PATIENCE, async || {
+        let status = peers.get_status("green-mesh").await.unwrap().status;
+        let all = status.iter().flat_map(|status| &status.conditions);
+        let reasons: Vec<_> = all.filter_map(|c| c.reason.clone()).collect();
+        if reasons.iter().any(|r| r == "DrainingConnections") {
+            Ok(())
+        } else {
+            Err(reasons)
+        }
+    })
+    .await;
+    assert!(federation.call().await.is_err());
+    let until = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < until {
+        tunnel.call().await.unwrap();
+    }
+    set_drain(red, "green-mesh", "0s").await;
+    ends(&mut tunnel).await;
+    eventually(PATIENCE, async || match peers.get_opt("green-mesh").await {
+        Ok(None) => Ok(()),
+        other => Err(format!("it is not gone: {other:?}")),
+    })
+    .await;
 }

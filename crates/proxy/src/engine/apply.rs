@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::Tables;
 use super::chains::{Chain, Chains};
 use super::change::{Change, Rejection, RejectionCause, difference};
+use super::leaving::Leaving;
 use super::running::Running;
 use crate::cluster::Cluster;
 use crate::cut::Cut;
@@ -56,6 +57,7 @@ pub struct Engine {
     /// Cluster names by the EDS resource, and by the trust bundle, that they use.
     by_endpoints: HashMap<String, HashSet<String>>,
     by_trust: HashMap<String, HashSet<String>>,
+    leaving: Leaving,
 }
 
 impl Engine {
@@ -75,6 +77,7 @@ impl Engine {
             endpoints: HashMap::new(),
             by_endpoints: HashMap::new(),
             by_trust: HashMap::new(),
+            leaving: Leaving::default(),
             options,
         }
     }
@@ -162,6 +165,7 @@ impl Engine {
                 if let Some(old) = self.tables.clusters.remove(&name) {
                     self.unlink(&old.config);
                     old.remove();
+                    self.leaving.cluster(&old);
                 }
                 Ok(())
             }
@@ -173,7 +177,7 @@ impl Engine {
             Change::RemoveListener(name) => {
                 self.reserved.remove(&name);
                 if let Some(running) = self.listeners.remove(&name) {
-                    running.drain();
+                    self.leave(running);
                 }
                 Ok(())
             }
@@ -196,8 +200,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether connections whose way is gone still go on by this trust bundle.
+    pub fn uses_trust(&self, name: &str) -> bool {
+        self.leaving.use_trust(name)
+    }
+
     /// Ends what the bundle no longer vouches for, at both ends.
-    fn trust_changed(&self, name: &str) {
+    fn trust_changed(&mut self, name: &str) {
         let trust = self.tables.trust.get(name);
         let store = trust.as_ref().map(|t| &t.store);
         let mut judge = Judge::default();
@@ -213,6 +222,16 @@ impl Engine {
             running
                 .shared
                 .judge_members(using, &self.tables, &mut judge);
+        }
+        self.leaving.judge(name, store, &mut judge);
+    }
+
+    /// Stops listening; what is open may go on for a while.
+    fn leave(&mut self, running: Running) {
+        let chains = running.shared.chains.load_full();
+        running.drain();
+        for chain in chains.all() {
+            self.leaving.chain(chain);
         }
     }
 
@@ -311,6 +330,11 @@ impl Engine {
             let touched = old.touched_by(&chains);
             let judge = &mut Judge::default();
             running.shared.judge_members(touched, &self.tables, judge);
+            for chain in old.all() {
+                if chains.by_name(&chain.name).is_none() {
+                    self.leaving.chain(chain);
+                }
+            }
             return Ok(());
         }
         // Another address: the new one must be there before the old one goes.
@@ -329,7 +353,7 @@ impl Engine {
         let socket = reserved.listen()?;
         let running = Running::start(config.address, socket, shared, self.tables.clone())?;
         if let Some(old) = self.listeners.insert(name.to_owned(), running) {
-            old.drain();
+            self.leave(old);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod apply;
 mod chains;
 mod change;
+mod leaving;
 mod running;
 
 use std::sync::Arc;

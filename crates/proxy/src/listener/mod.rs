@@ -145,7 +145,19 @@ fn judge(
     known: &mut Judge,
 ) -> Verdict {
     let Some(now) = chains.choose(subject.sni.as_deref()) else {
-        return gone;
+        // It may go on for a while, if the bundle that it came by still vouches for it.
+        let holds = match (&subject.chain.config.tls, &subject.proof) {
+            (Some(tls), Some(proof)) => {
+                let trust = tables.trust.get(&tls.trust);
+                trust.is_some_and(|trust| known.holds(proof, &trust.store))
+            }
+            _ => true,
+        };
+        return if holds {
+            gone
+        } else {
+            Verdict::Cut(Cut::TrustRemoved)
+        };
     };
     match (&now.config.tls, &subject.proof) {
         (None, None) => {}

@@ -20,6 +20,8 @@ const INVALID_ARGUMENT: i32 = 3;
 pub(super) trait Apply {
     fn check(&mut self, change: &Change) -> Result<(), Rejection>;
     fn apply(&mut self, change: Change) -> Result<(), Rejection>;
+    /// Whether a trust bundle that nothing refers to any more still has connections to judge.
+    fn uses_trust(&self, name: &str) -> bool;
 }
 
 impl Apply for Engine {
@@ -29,6 +31,10 @@ impl Apply for Engine {
 
     fn apply(&mut self, change: Change) -> Result<(), Rejection> {
         self.apply_one(change)
+    }
+
+    fn uses_trust(&self, name: &str) -> bool {
+        Engine::uses_trust(self, name)
     }
 }
 
@@ -247,13 +253,23 @@ impl Subscriber {
         }
     }
 
-    /// Adds the changed subscriptions to the requests, and drops what is no longer wanted.
+    /// Adds the changed subscriptions to the requests, and drops what is no longer wanted. Trust that
+    /// connections still go on by stays subscribed to, so that they end when it is withdrawn.
     fn subscribe(
         &mut self,
-        wants: Wants,
+        mut wants: Wants,
         requests: &mut Vec<DeltaDiscoveryRequest>,
         engine: &mut impl Apply,
     ) {
+        let is_used = |(kind, name): &Name| *kind == TypeUrl::Trust && engine.uses_trust(name);
+        self.warming.release(|name| !is_used(name), &mut wants);
+        wants.unsubscribe.retain(|name| {
+            let stays = is_used(name);
+            if stays {
+                self.warming.hold(name);
+            }
+            !stays
+        });
         let mut by_kind: BTreeMap<TypeUrl, (Vec<String>, Vec<String>)> = BTreeMap::new();
         for (kind, name) in wants.subscribe {
             by_kind.entry(kind).or_default().0.push(name);

@@ -18,6 +18,8 @@ pub(super) struct Warming {
     users: HashMap<Name, HashSet<Name>>,
     /// What has arrived, or is known not to exist.
     arrived: HashSet<Name>,
+    /// What stays wanted although nothing refers to it.
+    held: BTreeSet<Name>,
 }
 
 #[derive(Default)]
@@ -127,6 +129,23 @@ impl Warming {
                     wants.unsubscribe.insert(name.clone());
                 }
             }
+        }
+    }
+
+    /// Keeps a reference wanted although no cluster or listener has it: it has itself.
+    pub(super) fn hold(&mut self, name: &Name) {
+        let users = self.users.entry(name.clone()).or_default();
+        users.insert(name.clone());
+        self.held.insert(name.clone());
+    }
+
+    /// Ends that for those of which `is_done` says so.
+    pub(super) fn release(&mut self, is_done: impl Fn(&Name) -> bool, wants: &mut Wants) {
+        let done: Vec<Name> = self.held.iter().filter(|n| is_done(n)).cloned().collect();
+        for name in done {
+            self.held.remove(&name);
+            let itself = BTreeSet::from([name.clone()]);
+            self.relink(&name, &itself, &BTreeSet::new(), wants);
         }
     }
 

@@ -236,7 +236,6 @@ async fn a_removed_peer_drains_and_the_connections_of_another_one_go_on() {
         let mut in_ = Listener::clone(&c.listeners["in"]);
         in_.chains.remove(0);
         add_listener(c, in_);
-        c.trust.remove("peer");
         c.clusters.remove(SNI);
     });
     assert!(going.works().await);

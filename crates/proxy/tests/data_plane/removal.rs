@@ -190,9 +190,9 @@ async fn what_goes_drains_and_roots_are_replaced_while_other_services_run_withou
         for service in ["ratings", "reviews", "details"] {
             c.clusters.remove(&*exported(service, "blue"));
         }
-        c.trust.remove("blue");
     });
     going.drains(began).await;
+    ingress.change(|c| _ = c.trust.remove("blue"));
 
     // A gateway goes.
     let going = Open::to(egress.address("by-the-second")).await;
@@ -233,4 +233,94 @@ async fn what_goes_drains_and_roots_are_replaced_while_other_services_run_withou
     assert_eq!(ends(&egress, " end=drained"), 1);
     let cut = ends(&ingress, " end=trust_removed") + ends(&egress, " end=trust_removed");
     assert!(cut >= 1);
+}
+
+/// Cut at once, whatever its drain period says.
+async fn is_cut(mut open: Open) {
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, open.0.read_to_end(&mut rest));
+    let _ = end.await.expect("the connection is cut");
+}
+
+#[tokio::test]
+async fn what_goes_with_the_trust_that_it_came_by_is_cut_at_both_ends_however_long_it_may_drain() {
+    let (red, green) = (Mesh::new("red-mesh.local"), Mesh::new("green-mesh.local"));
+    let other = Mesh::new("red-mesh.local");
+    let backend = Backend::echo("b").await;
+    let mut ingress = Gateway::new(red.identity("ingress"));
+    let mut egress = Gateway::new(green.identity("egress"));
+    let hour = MAX_DRAIN;
+    let open_ingress = |c: &mut ProxyConfig| {
+        add_trust(c, "green", bundle(&[&green]));
+        add_cluster(
+            c,
+            cluster(&exported("ratings", "green"), &[backend.address]),
+        );
+        let chain = FilterChain {
+            drain: hour,
+            ..exports_to(&green, "green")
+        };
+        for name in ["15443", "second"] {
+            add_listener(c, listener(name, vec![chain.clone()]));
+        }
+    };
+    // Without the chain, without the listener.
+    let take_chain = |c: &mut ProxyConfig| {
+        let changed = listener("15443", vec![]);
+        add_listener(c, changed);
+        c.listeners.remove("second");
+    };
+    let import = |to| Cluster {
+        drain: hour,
+        ..import("ratings", "green", to, &red)
+    };
+    // In one change, and with the trust later than all that referred to it.
+    for later in [false, true] {
+        for at in ["15443", "second"] {
+            ingress.change(open_ingress);
+            egress.change(|c| {
+                add_trust(c, "red", bundle(&[&red]));
+                add_cluster(c, import(ingress.address(at)));
+                add_listener(c, entrance("ratings"));
+            });
+            let mut open = Open::to(egress.address("ratings")).await;
+            if later {
+                ingress.change(take_chain);
+                assert!(open.works().await);
+                assert!(ingress.engine.uses_trust("green"));
+                ingress.change(|c| _ = c.trust.remove("green"));
+            } else {
+                ingress.change(|c| {
+                    take_chain(c);
+                    c.trust.remove("green");
+                });
+            }
+            is_cut(open).await;
+            assert!(!ingress.engine.uses_trust("green"));
+        }
+        ingress.change(open_ingress);
+        let to = ingress.address("15443");
+        egress.change(|c| add_cluster(c, import(to)));
+        let mut open = Open::to(egress.address("ratings")).await;
+        if later {
+            egress.change(|c| _ = c.clusters.remove("ratings"));
+            // Another root comes first, and then the old one goes.
+            egress.change(|c| add_trust(c, "red", both(&red, &other)));
+            assert!(open.works().await);
+            assert!(egress.engine.uses_trust("red"));
+            egress.change(|c| add_trust(c, "red", bundle(&[&other])));
+        } else {
+            egress.change(|c| {
+                c.clusters.remove("ratings");
+                c.trust.remove("red");
+            });
+        }
+        is_cut(open).await;
+    }
+    let ends = |gateway: &Gateway| {
+        let lines = gateway.lines();
+        let cut = lines.iter().filter(|l| l.ends_with(" end=trust_removed"));
+        cut.count()
+    };
+    assert_eq!((ends(&ingress), ends(&egress)), (4, 2));
 }

@@ -162,9 +162,13 @@ fn withdrawn(
             "WithdrawingExports",
             "the peer is told that nothing is exported to it any more",
         ),
+        Step::Connections => (
+            "DrainingConnections",
+            "what was open goes on for the drain period; the annotation meshfed.io/drain-period: 0s ends it now",
+        ),
         Step::Names => (
             "RemovingNames",
-            "proxies lose its names and connections; each confirms it",
+            "proxies lose its names, connections and root; each confirms it",
         ),
         Step::Trust => ("RemovingTrust", "what is kept of it is removed"),
         Step::Done => {

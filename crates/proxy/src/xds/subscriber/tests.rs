@@ -14,6 +14,8 @@ struct Fake {
     applied: Vec<String>,
     /// A name that is rejected.
     bad: Option<&'static str>,
+    /// A bundle by which connections go on.
+    used: Option<&'static str>,
 }
 
 impl Apply for Fake {
@@ -48,6 +50,10 @@ impl Apply for Fake {
             Change::RemoveRoutes(name) => format!("-routes {name}"),
         });
         Ok(())
+    }
+
+    fn uses_trust(&self, name: &str) -> bool {
+        self.used == Some(name)
     }
 }
 
@@ -222,6 +228,31 @@ fn a_reference_of_two_is_fetched_once_and_left_with_the_last() {
     let applied = scene.receive(TypeUrl::Cluster, vec![], &["c2"]);
     assert_eq!(applied, ["-cluster c2", "-endpoints e"]);
     assert_eq!(scene.wants(), set(&["-endpoints e"]));
+}
+
+#[test]
+fn trust_that_connections_go_on_by_is_followed_until_they_have_ended_or_it_is_withdrawn() {
+    for withdrawn in [false, true] {
+        let mut scene = Scene::new();
+        scene.receive(TypeUrl::Listener, vec![listener("l", "t")], &[]);
+        scene.receive(TypeUrl::Trust, vec![trust("t")], &[]);
+        scene.fake.used = Some("t");
+        let applied = scene.receive(TypeUrl::Listener, vec![], &["l"]);
+        assert_eq!(applied, ["-listener l"]);
+        assert!(scene.wants().is_empty());
+        let again = scene.subscriber.begin(Node::default());
+        let asks = again.iter().any(|r| r.resource_names_subscribe == ["t"]);
+        assert!(asks, "also on a new stream: {again:?}");
+        let applied = scene.receive(TypeUrl::Trust, vec![trust("t")], &[]);
+        assert_eq!(applied, ["+trust t"]);
+        scene.fake.used = None;
+        let applied = match withdrawn {
+            true => scene.receive(TypeUrl::Trust, vec![], &["t"]),
+            false => scene.receive(TypeUrl::Cluster, vec![], &[]),
+        };
+        assert_eq!(applied[0], "-trust t");
+        assert_eq!(scene.wants(), set(&["-trust t"]));
+    }
 }
 
 #[test]
