@@ -32,7 +32,7 @@ const NOT_EXPORTED: &str =
 const OF_ANOTHER_PEER: &str = "outbound_.9080_._.red-ratings.bookinfo.svc.blue-mesh-exports.local";
 const DISCOVERY_SNI: &str = "discovery.red-mesh-system.svc.red-mesh.local";
 /// The one identity that is let in.
-const CLIENT_ID: &str =
+pub const CLIENT_ID: &str =
     "spiffe://green-mesh.local/ns/green-mesh-system/sa/egress-red-mesh-service-account";
 /// A request that the application would answer, and discovery would write down; nobody honest
 /// uses PUT there.
