@@ -138,6 +138,20 @@ impl App {
         Self::start_with(None).await
     }
 
+    /// With TLS, as a server with this identity for clients of our own mesh.
+    async fn start_as(as_id: &str, forge: &Forge, clients: &Authority) -> Self {
+        let forged = forge.issue(as_id);
+        let identity = meshfed_pki::Identity::from_pem(&forged.chain_pem, &forged.key_pem).unwrap();
+        let trust = TrustStore::single(id(GATEWAY).trust_domain().clone(), clients.ca.root_pem());
+        let config = server_config_optional_client(ServerTls {
+            identity: Arc::new(IdentityCell::new(Some(identity))),
+            trust: Arc::new(trust.unwrap()),
+            client_ids: Vec::new(),
+            alpn: Vec::new(),
+        });
+        Self::start_with(Some(TlsAcceptor::from(config.unwrap()))).await
+    }
+
     /// With TLS, each connection's greeting is followed by the client's identity.
     async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -448,18 +462,7 @@ async fn an_egress_shows_its_certificate_and_takes_only_the_servers_that_it_was_
     let green = Forge::new("green-mesh");
     let server = "spiffe://green-mesh.local/ns/green-mesh-system/sa/ingress-service-account";
     let impostor = "spiffe://green-mesh.local/ns/green-mesh-system/sa/impostor";
-    let tls_app = async |as_id: &str, forge: &Forge| {
-        let forged = forge.issue(as_id);
-        let identity = meshfed_pki::Identity::from_pem(&forged.chain_pem, &forged.key_pem).unwrap();
-        let trust = TrustStore::single(id(GATEWAY).trust_domain().clone(), authority.ca.root_pem());
-        let config = server_config_optional_client(ServerTls {
-            identity: Arc::new(IdentityCell::new(Some(identity))),
-            trust: Arc::new(trust.unwrap()),
-            client_ids: Vec::new(),
-            alpn: Vec::new(),
-        });
-        App::start_with(Some(TlsAcceptor::from(config.unwrap()))).await
-    };
+    let tls_app = async |as_id: &str, forge| App::start_as(as_id, forge, &authority).await;
     let honest = tls_app(server, &green).await;
     let wrong_id = tls_app(impostor, &green).await;
     let wrong_ca = tls_app(server, &Forge::new("green-mesh")).await;
@@ -524,6 +527,76 @@ async fn an_egress_shows_its_certificate_and_takes_only_the_servers_that_it_was_
             "{name}"
         );
     }
+    mesh.assert_no_complaints();
+}
+
+#[tokio::test]
+async fn an_egress_spreads_a_name_that_two_peers_share_and_reaches_each_by_its_hidden_name() {
+    let net = LoopbackNet::lock();
+    let authority = Authority::new();
+    let forges = [Forge::new("green-mesh"), Forge::new("blue-mesh")];
+    let peers = ["green", "blue"];
+    let server = |peer: &str| format!("spiffe://{peer}-mesh.local/ns/a/sa/ingress");
+    let local = sni(9080, "ratings.bookinfo.svc.cluster.local");
+    let hidden = peers.map(|peer| sni(9080, &format!("ratings.bookinfo.svc.{peer}.remote")));
+    let at = SocketAddr::new(net.address(10), 15443);
+
+    let mut ads = Ads::default();
+    let mut apps = Vec::new();
+    for ((peer, forge), name) in peers.iter().zip(&forges).zip(&hidden) {
+        let app = App::start_as(&server(peer), forge, &authority).await;
+        let domain = id(&server(peer)).trust_domain().clone();
+        let domains = [(domain, forge.root_pem().into())].into();
+        ads.add(*peer, encode::trust(peer, &TrustBundle { domains }));
+        let upstream = UpstreamTls {
+            trust: (*peer).into(),
+            server: ServerIds::OneOf(vec![id(&server(peer))]),
+            sni: Some(sni(9080, &format!("{peer}.bookinfo.svc.red-exports.local"))),
+            alpn: Vec::new(),
+        };
+        let to = cluster(name, Discovery::Static(vec![app.address]), Some(upstream));
+        ads.add(&**name, encode::cluster(&to));
+        apps.push(app);
+    }
+    let own = || {
+        Some(DownstreamTls {
+            trust: "own".to_string(),
+            client_ids: Vec::new(),
+            alpn: Vec::new(),
+        })
+    };
+    let chain = |name: &str, server_names, target| FilterChain {
+        name: name.to_string(),
+        server_names,
+        tls: own(),
+        drain: DEFAULT_DRAIN,
+        network: tcp(target, None),
+    };
+    let weighted = TcpTarget::Weighted(hidden.iter().map(|name| (name.clone(), 1)).collect());
+    let chains = vec![
+        chain("imports", Vec::new(), TcpTarget::SniCluster),
+        chain(&local, vec![ServerName::Exact(local.to_string())], weighted),
+    ];
+    ads.add("egress", encode::listener(&listener("egress", at, chains)));
+    let Some(mesh) = Mesh::start(&net, &authority, ads).await else {
+        return;
+    };
+
+    let workload = "spiffe://red-mesh.local/ns/bookinfo/sa/client";
+    let ca = authority.ca.to_pem();
+    let client = Forge::stolen(&ca.ca_cert, &ca.ca_key).issue(workload);
+    let expected = [GREETING, GATEWAY.as_bytes(), b"ping\n"].concat();
+    for (name, app) in hidden.iter().zip(&apps) {
+        assert_eq!(call(at, name, Some(&client)).await.unwrap(), expected);
+        assert_eq!(app.connections(), 1, "{name}");
+    }
+    // That one of two is never chosen in so many calls does not happen.
+    for _ in 0..60 {
+        assert_eq!(call(at, &local, Some(&client)).await.unwrap(), expected);
+    }
+    let counts: Vec<usize> = apps.iter().map(App::connections).collect();
+    assert_eq!(counts.iter().sum::<usize>(), 62);
+    assert!(counts.iter().all(|count| *count > 1), "{counts:?}");
     mesh.assert_no_complaints();
 }
 

@@ -1,6 +1,7 @@
 //! Listeners: where a proxy accepts connections and what it does with them.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshfed_pki::SpiffeId;
@@ -74,6 +75,10 @@ pub enum TcpTarget {
     /// The cluster whose name is the SNI (Envoy's `sni_cluster` filter); none of that name closes
     /// the connection.
     SniCluster,
+    /// One of these clusters for each connection, each as often as its weight says: 1 to
+    /// [`MAX_WEIGHT`](crate::MAX_WEIGHT). What is outside is written as the nearest bound. Never
+    /// empty.
+    Weighted(Vec<(Arc<str>, u32)>),
 }
 
 /// One way to be let through. All the conditions that are set must hold.

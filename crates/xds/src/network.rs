@@ -1,16 +1,19 @@
 //! Network filters: what is done with the bytes of a connection.
 
 use std::mem::take;
+use std::sync::Arc;
 use std::time::Duration;
 
-use meshfed_proxy_config::{AllowPolicy, Http, HttpRoutes, Network, Tcp, TcpTarget};
+use meshfed_proxy_config::{AllowPolicy, Http, HttpRoutes, MAX_WEIGHT, Network, Tcp, TcpTarget};
 use prost::{Message, Name};
 
 use crate::pb::hcm::{
     self, HttpConnectionManager, HttpFilter, Rds, http_connection_manager as hcm_types, http_filter,
 };
 use crate::pb::listener::{Filter, filter};
-use crate::pb::tcp_proxy::{TcpProxy, UpstreamConnectMode, tcp_proxy::ClusterSpecifier};
+use crate::pb::tcp_proxy::tcp_proxy::weighted_cluster::ClusterWeight;
+use crate::pb::tcp_proxy::tcp_proxy::{ClusterSpecifier, WeightedCluster};
+use crate::pb::tcp_proxy::{TcpProxy, UpstreamConnectMode};
 use crate::pb::{Any, BoolValue, UInt32Value, core, http_rbac, network_rbac, router, sni_cluster};
 use crate::wire::{
     self, Path, Read, clip, duration, name, nothing_else, pack, read_duration, read_limit,
@@ -31,6 +34,8 @@ const NO_SUCH_SNI: &str = "no-such-sni";
 /// Endpoints that are tried, at most, before a connection or request is given up. Only a failure to
 /// connect leads to the next one, so nothing is ever sent twice.
 pub const CONNECT_ATTEMPTS: u32 = 3;
+/// Clusters that the connections of one chain may be spread over, at most.
+pub const MAX_WEIGHTED: usize = 1024;
 /// How long a client may take to send the headers of a request.
 pub const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest headers of a request, in KiB.
@@ -104,23 +109,55 @@ fn tcp(chain: &str, t: &Tcp, has_tls: bool) -> Vec<Filter> {
         };
         filters.push(filter(NETWORK_RBAC, any_of::<network_rbac::Rbac>(&check)));
     }
-    let cluster = match &t.target {
-        TcpTarget::Cluster(name) => name,
+    let target = match &t.target {
+        TcpTarget::Cluster(name) => ClusterSpecifier::Cluster(name.clone()),
         TcpTarget::SniCluster => {
             filters.push(filter(SNI_CLUSTER, pack(&sni_cluster::SniCluster {})));
-            NO_SUCH_SNI
+            ClusterSpecifier::Cluster(NO_SUCH_SNI.to_owned())
         }
+        TcpTarget::Weighted(all) => weighted(all),
     };
     filters.push(filter(
         TCP_PROXY,
         pack(&TcpProxy {
             stat_prefix: chain.to_string(),
             idle_timeout: Some(duration(t.idle_timeout)),
-            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+            cluster_specifier: Some(target),
             ..tcp_template(has_tls)
         }),
     ));
     filters
+}
+
+fn weighted(all: &[(Arc<str>, u32)]) -> ClusterSpecifier {
+    let clusters = all.iter().map(|(name, weight)| ClusterWeight {
+        name: name.to_string(),
+        weight: (*weight).clamp(1, MAX_WEIGHT),
+        metadata_match: None,
+    });
+    ClusterSpecifier::WeightedClusters(WeightedCluster {
+        clusters: clusters.collect(),
+    })
+}
+
+fn read_weighted(at: &Path<'_>, all: WeightedCluster) -> Read<TcpTarget> {
+    let count = all.clusters.len();
+    if count == 0 || count > MAX_WEIGHTED {
+        return Err(at.field("clusters").refuse(Reason::OutOfRange));
+    }
+    let clusters = all.clusters.into_iter().enumerate();
+    let clusters = clusters.map(|(i, cluster)| {
+        let at = &at.item("clusters", i);
+        if cluster.metadata_match.is_some() {
+            return Err(at.field("metadata_match").refuse(Reason::Unsupported));
+        }
+        if !(1..=MAX_WEIGHT).contains(&cluster.weight) {
+            return Err(at.field("weight").refuse(Reason::OutOfRange));
+        }
+        let name = name(&at.field("name"), cluster.name)?;
+        Ok((Arc::from(name), cluster.weight))
+    });
+    Ok(TcpTarget::Weighted(clusters.collect::<Read<_>>()?))
 }
 
 /// Nothing is opened behind the proxy before the client has proved who it is.
@@ -154,15 +191,24 @@ fn read_tcp(
     let idle_timeout = read_limit(&at.field("idle_timeout"), m.idle_timeout.take())?;
     let cluster = m.cluster_specifier.take();
     nothing_else(at, &m, &tcp_template(has_tls))?;
-    let Some(ClusterSpecifier::Cluster(cluster)) = cluster else {
-        return Err(at.field("cluster_specifier").refuse(Reason::Unsupported));
-    };
-    let at = &at.field("cluster");
     let target = match (by_sni, cluster) {
-        // Another name would be where connections without SNI go, which the subset cannot say.
-        (true, c) if c != NO_SUCH_SNI => return Err(at.refuse(Reason::Unsupported)),
-        (true, _) => TcpTarget::SniCluster,
-        (false, c) => TcpTarget::Cluster(name(at, c)?),
+        (true, Some(ClusterSpecifier::Cluster(name))) if name == NO_SUCH_SNI => {
+            TcpTarget::SniCluster
+        }
+        (false, Some(ClusterSpecifier::Cluster(cluster))) => {
+            TcpTarget::Cluster(name(&at.field("cluster"), cluster)?)
+        }
+        (false, Some(ClusterSpecifier::WeightedClusters(all))) => {
+            read_weighted(&at.field("weighted_clusters"), all)?
+        }
+        // Where connections without SNI go, which the subset cannot say.
+        (true, Some(ClusterSpecifier::Cluster(_))) => {
+            return Err(at.field("cluster").refuse(Reason::Unsupported));
+        }
+        (true, Some(ClusterSpecifier::WeightedClusters(_))) => {
+            return Err(at.field("weighted_clusters").refuse(Reason::Unsupported));
+        }
+        (_, None) => return Err(at.field("cluster_specifier").refuse(Reason::Unsupported)),
     };
     Ok(Tcp {
         target,

@@ -125,6 +125,29 @@ fn filter<M: Message + Name + Default>(
     inside(any, change);
 }
 
+fn weighted(weights: &[u32]) -> tcp_proxy::tcp_proxy::ClusterSpecifier {
+    use tcp_proxy::tcp_proxy::weighted_cluster::ClusterWeight;
+    let clusters = weights.iter().map(|weight| ClusterWeight {
+        name: "c".to_string(),
+        weight: *weight,
+        metadata_match: None,
+    });
+    let clusters = clusters.collect();
+    tcp_proxy::tcp_proxy::ClusterSpecifier::WeightedClusters(
+        tcp_proxy::tcp_proxy::WeightedCluster { clusters },
+    )
+}
+
+/// Clusters of these weights in place of the one that the SNI names.
+fn spread(l: &mut listener::Listener, weights: &[u32]) {
+    l.filter_chains[TCP]
+        .filters
+        .retain(|f| !f.name.ends_with("sni_cluster"));
+    filter(l, TCP, |m: &mut tcp_proxy::TcpProxy| {
+        m.cluster_specifier = Some(weighted(weights));
+    });
+}
+
 fn downstream_tls(l: &mut listener::Listener, change: impl FnOnce(&mut tls::DownstreamTlsContext)) {
     use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
     let socket = l.filter_chains[TCP].transport_socket.as_mut().unwrap();
@@ -165,7 +188,7 @@ fn assert_field(refused: &DecodeError, resource: &str, field: &str) {
 #[test]
 fn a_listener_that_asks_for_more_is_refused_at_the_field() {
     type Change = fn(&mut listener::Listener);
-    let cases: [(&str, Change); 15] = [
+    let cases: [(&str, Change); 19] = [
         ("transparent", |l| {
             l.transparent = Some(BoolValue { value: true })
         }),
@@ -222,6 +245,26 @@ fn a_listener_that_asks_for_more_is_refused_at_the_field() {
                 m.cluster_specifier = Some(other);
             });
         }),
+        (
+            "filter_chains[1].filters[2].typed_config.weighted_clusters",
+            |l| {
+                filter(l, TCP, |m: &mut tcp_proxy::TcpProxy| {
+                    m.cluster_specifier = Some(weighted(&[1]));
+                });
+            },
+        ),
+        (
+            "filter_chains[1].filters[1].typed_config.weighted_clusters.clusters",
+            |l| spread(l, &[]),
+        ),
+        (
+            "filter_chains[1].filters[1].typed_config.weighted_clusters.clusters[1].weight",
+            |l| spread(l, &[1, 0]),
+        ),
+        (
+            "filter_chains[1].filters[1].typed_config.weighted_clusters.clusters[0].weight",
+            |l| spread(l, &[MAX_WEIGHT + 1]),
+        ),
     ];
     for (field, change) in cases {
         let refused = refused_listener(change);

@@ -124,6 +124,11 @@ impl<'a> Net<'a> {
         allowed(tcp.allow.as_deref(), &from.id, tls.sni.as_deref())?;
         match &tcp.target {
             TcpTarget::SniCluster => self.cluster(&to, tls.sni.as_deref().unwrap_or_default()),
+            TcpTarget::Weighted(all) => {
+                let each = all.iter().map(|(name, _)| self.cluster(&to, name));
+                let each: Result<Vec<Reached>, Stop> = each.collect();
+                Ok(each?.into_iter().flatten().collect())
+            }
             TcpTarget::Cluster(name) => {
                 assert!(name.starts_with("inbound|"), "{name}");
                 Ok(BTreeSet::from([(to.mesh, address)]))

@@ -15,7 +15,7 @@ use meshfed_proxy_config::{Cluster as Config, Discovery, Endpoints, ServerIds, U
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-pub(crate) use connect::{Failure, connect};
+pub(crate) use connect::{Connected, Failure, connect};
 use hosts::Hosts;
 pub(crate) use pool::{Exchange, Lease, send};
 

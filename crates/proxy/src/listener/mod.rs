@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshfed_pki::TrustStore;
-use meshfed_proxy_config::Network;
+use meshfed_proxy_config::{Network, TcpTarget};
 use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
@@ -182,9 +182,18 @@ fn judge(
         return Verdict::Keep;
     }
     match (&now.config.network, &subject.chain.config.network) {
-        (Network::Tcp(new), Network::Tcp(old)) if new.target != old.target => gone,
+        (Network::Tcp(new), Network::Tcp(old)) if leads_elsewhere(&old.target, &new.target) => gone,
         (Network::Tcp(_), Network::Http(_)) | (Network::Http(_), Network::Tcp(_)) => gone,
         _ => judge_policies(subject, gone, now),
+    }
+}
+
+/// Clusters that are chosen for each connection say by themselves whether theirs goes on.
+fn leads_elsewhere(old: &TcpTarget, new: &TcpTarget) -> bool {
+    match (old, new) {
+        (TcpTarget::Cluster(old), TcpTarget::Cluster(new)) => old != new,
+        (TcpTarget::Cluster(_), _) | (_, TcpTarget::Cluster(_)) => true,
+        _ => false,
     }
 }
 

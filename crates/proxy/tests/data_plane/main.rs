@@ -11,5 +11,6 @@ mod dns;
 mod http;
 mod ingress;
 mod removal;
+mod shared;
 mod support;
 mod upstream;

@@ -162,6 +162,7 @@ fn network() -> impl Strategy<Value = Network> {
     let target = prop_oneof![
         host().prop_map(TcpTarget::Cluster),
         Just(TcpTarget::SniCluster),
+        vec((host().prop_map(Into::into), 1..=MAX_WEIGHT), 1..4).prop_map(TcpTarget::Weighted),
     ];
     let tcp = (target, allow(), limit()).prop_map(|(target, allow, idle_timeout)| {
         Network::Tcp(Tcp {
