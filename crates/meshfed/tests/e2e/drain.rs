@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::federation::{Federation, Mesh, Tunnel};
 use crate::program::PATIENCE;
-use crate::removal::{api, create, delete};
+use crate::removal::{api, create, delete, fails};
 
 /// Unlike the default, to see that it counts.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -66,11 +66,7 @@ async fn withdraw(federation: &Federation, tunnel: &mut Tunnel) {
     let export = |rules: Value| json!({"spec": {"exportRules": rules}});
     let began = Instant::now();
     merge(&sets, "green-mesh", export(none)).await;
-    eventually(PATIENCE, async || match federation.call().await {
-        Ok(()) => Err("a call succeeds"),
-        Err(_) => Ok(()),
-    })
-    .await;
+    fails(federation).await;
     tunnel.call().await.unwrap();
     ends(tunnel).await;
     let took = began.elapsed();
@@ -167,7 +163,7 @@ async fn what_a_closed_peer_has_open_is_cut_and_what_a_removed_one_has_open_drai
         work(&federation, &mut tunnel).await;
         let root: ConfigMap = delete(mesh, &format!("{peer}-ca-root-cert")).await;
         is_cut(mesh, component, &mut tunnel, before).await;
-        assert!(federation.call().await.is_err());
+        fails(&federation).await;
         create(mesh, &root).await;
         federation.works().await;
 
@@ -178,7 +174,7 @@ async fn what_a_closed_peer_has_open_is_cut_and_what_a_removed_one_has_open_drai
         work(&federation, &mut tunnel).await;
         merge(&peers, peer, client(Value::Null)).await;
         is_cut(mesh, component, &mut tunnel, before).await;
-        assert!(federation.call().await.is_err());
+        fails(&federation).await;
         merge(&peers, peer, client(json!(id))).await;
     }
 
@@ -198,7 +194,7 @@ async fn what_a_closed_peer_has_open_is_cut_and_what_a_removed_one_has_open_drai
         }
     })
     .await;
-    assert!(federation.call().await.is_err());
+    fails(&federation).await;
     let until = Instant::now() + Duration::from_secs(1);
     while Instant::now() < until {
         tunnel.call().await.unwrap();
