@@ -130,7 +130,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     let client = Workload::join(&ours.green).await?;
     let behind_tls = Target {
         address: serve(Some(client.server()?)).await?,
-        tls: Some((client.client()?, sni("ratings", "bookinfo")?)),
+        tls: Some((client.client()?, sni("red-ratings", "bookinfo")?)),
     };
     ways.push(Way::new("direct mTLS", behind_tls, Vec::new()));
     let target = through(&ours, &client).await?;
@@ -339,7 +339,7 @@ async fn own_gateway(mesh: &Mesh, gateway: &str) -> anyhow::Result<Process> {
 async fn through(federation: &Federation, client: &Workload) -> anyhow::Result<Target> {
     let target = Target {
         address: federation.egress().await?,
-        tls: Some((client.client()?, sni("ratings", "bookinfo")?)),
+        tls: Some((client.client()?, sni("red-ratings", "bookinfo")?)),
     };
     within(async {
         while target.call_once().await.is_err() {

@@ -271,9 +271,15 @@ impl<'a> Import<'a> {
             .take(1)
             .map(|a| format!("listens on {}:{}", a.ip, a.service_port))
             .collect();
+        let hidden = RemoteHost::new(self.service, peer);
+        // A local name may be that of several peers.
+        let name = match as_local {
+            true => host.as_str(),
+            false => hidden.as_str(),
+        };
         let asked = ports
             .iter()
-            .map(|port| format!("is asked for {}", sni(*port, host.as_str())));
+            .map(|port| format!("is asked for {}", sni(*port, name)));
         answer.hop(
             format!("our egress gateway {}", egress.name),
             at.into_iter().chain(asked).collect(),

@@ -78,7 +78,15 @@ pub struct RemoteHost(Arc<str>);
 impl RemoteHost {
     /// `key` is the exported name and namespace.
     pub fn new(key: &ServiceKey, peer: &PeerName) -> Self {
-        Self(format!("{}.{}.svc.{peer}.remote", key.name, key.namespace).into())
+        let (name, namespace) = (key.name.as_str(), key.namespace.as_str());
+        Self(joined(&[
+            name,
+            ".",
+            namespace,
+            ".svc.",
+            peer.as_str(),
+            ".remote",
+        ]))
     }
 
     pub fn as_str(&self) -> &str {

@@ -16,33 +16,46 @@ pub(super) struct Way {
     pub health: Option<Health>,
 }
 
-impl Way {
-    fn is_open(&self, alternative: bool) -> bool {
-        self.health
-            .is_none_or(|health| health.takes_requests(alternative))
-    }
-
-    fn weight(&self) -> u32 {
-        let ready = self.health.map_or(1, |health| health.ready_endpoints);
+/// How much of the traffic goes to each of several meshes; 0 is nothing. One without ready
+/// endpoints gets none, and neither does one in which the service drains while there is another
+/// place, here (`local`) or in another mesh. Otherwise each gets its share by its ready endpoints.
+pub(super) fn weights(local: bool, all: &[Option<Health>]) -> Vec<u32> {
+    let is_open = |health: &Option<Health>, alternative| {
+        health.is_none_or(|health| health.takes_requests(alternative))
+    };
+    let each = all.iter().enumerate().map(|(i, health)| {
+        let mut others = all.iter().enumerate().filter(|(other, _)| *other != i);
+        let alternative = local || others.any(|(_, other)| is_open(other, true));
+        if !is_open(health, alternative) {
+            return 0;
+        }
+        let ready = health.map_or(1, |health| health.ready_endpoints);
         ready.clamp(1, MAX_WEIGHT)
-    }
+    });
+    each.collect()
 }
 
-/// Adds to the endpoints of this mesh the ways to others that take requests. A mesh in which the
-/// service drains is left out while there is another place. If nothing is left, callers are told at
-/// once that there is nobody. Among several places each mesh gets its share by its ready endpoints.
+/// Adds to the endpoints of this mesh the ways to others, by their [`weights`]. If nothing is left,
+/// callers are told at once that there is nobody. Peers behind one gateway are one endpoint, in the
+/// locality of the first; the gateway spreads what it gets.
 pub(super) fn add_ways(localities: &mut Vec<LocalityEndpoints>, ways: &[Way]) {
     let local = localities.iter().any(|l| !l.endpoints.is_empty());
-    let open = |way: &Way| {
-        let others = ways.iter().filter(|other| other.egress != way.egress);
-        way.is_open(local || others.into_iter().any(|other| other.is_open(true)))
-    };
-    let all: Vec<&Way> = ways.iter().filter(|way| open(way)).collect();
+    let healths: Vec<_> = ways.iter().map(|way| way.health).collect();
+    let mut all: Vec<(&Way, u32)> = Vec::with_capacity(ways.len());
+    for (way, weight) in ways.iter().zip(weights(local, &healths)) {
+        if weight == 0 {
+            continue;
+        }
+        match all.iter_mut().find(|(there, _)| there.egress == way.egress) {
+            Some((_, there)) => *there = MAX_WEIGHT.min(*there + weight),
+            None => all.push((way, weight)),
+        }
+    }
     let alone = !local && all.len() == 1;
-    for way in all {
+    for (way, weight) in all {
         let endpoint = Endpoint {
             // One that is alone gets everything anyhow, and need not be told of each change.
-            weight: if alone { 1 } else { way.weight() },
+            weight: if alone { 1 } else { weight },
             ..Endpoint::new(way.egress)
         };
         match localities.iter_mut().find(|l| l.locality == way.locality) {
@@ -118,5 +131,23 @@ mod tests {
         assert_eq!(spread(&[8, 9], &ways), [(8, 1), (9, 1), (1, 5), (2, 1)]);
         let most = way(1, Some((u32::MAX, false)));
         assert_eq!(spread(&[9], &[most]), [(9, 1), (1, MAX_WEIGHT)]);
+    }
+
+    #[test]
+    fn peers_behind_one_gateway_are_one_endpoint_with_the_weight_of_those_that_take_requests() {
+        let (five, four) = (way(1, Some((5, false))), way(1, Some((4, false))));
+        assert_eq!(spread(&[], &[five.clone(), four.clone()]), [(1, 1)]);
+        assert_eq!(spread(&[9], &[five.clone(), four]), [(9, 1), (1, 9)]);
+        let other = way(2, Some((2, false)));
+        let draining = way(1, Some((3, true)));
+        let all = [draining.clone(), other, five];
+        assert_eq!(spread(&[], &all), [(2, 2), (1, 5)]);
+        let away = way(1, Some((0, false)));
+        assert_eq!(spread(&[], &[draining, away]), [(1, 1)]);
+        let most = way(1, Some((u32::MAX, false)));
+        assert_eq!(
+            spread(&[9], &[most.clone(), most]),
+            [(9, 1), (1, MAX_WEIGHT)]
+        );
     }
 }

@@ -105,7 +105,12 @@ impl Proxies {
                 }
                 Some(GatewayKind::Egress) => {
                     let egress = self.egresses.entry(name.clone()).or_default();
-                    egress.follow(mesh, &view.addresses, &decided.egress_peers(name))
+                    egress.follow(
+                        mesh,
+                        &view.addresses,
+                        &decided.egress_peers(name),
+                        decided.imports,
+                    )
                 }
             };
             set(&mut self.all, ProxyKey::Gateway(name.clone()), config);
@@ -195,6 +200,7 @@ impl Decisions<'_, '_> {
             .filter(|peer| matches!(&peer.egress, Ok(egress) if egress.name == gateway))
             .map(|peer| EgressPeer {
                 name: &peer.name,
+                created: peer.created(),
                 trust_domain: &peer.trust_domain,
                 addresses: &peer.object.spec.remote.addresses,
                 service_port: peer.service_port,

@@ -3,25 +3,32 @@
 //! 15443 takes mutual TLS of our mesh; the SNI names the imported service, and the cluster of that
 //! name leads to the peer's ingress gateway under the name that the peer gave the service. 8188
 //! takes discovery requests of our control plane alone.
+//!
+//! Every import has its hidden name here, which tells peers apart. A local name may be that of
+//! several peers: its clusters lead to the first one, and where several are reached from here, a filter
+//! chain for the name spreads connections over their hidden ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use imbl::OrdMap;
+use jiff::Timestamp;
 use meshfed_pki::TrustDomain;
 use meshfed_proxy_config::{
     AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, FilterChain, HeaderMatch, Http, HttpRoutes,
     Listener, Network, OutlierDetection, Parts, PathMatch, ProxyConfig, Route, RouteAction,
-    RouteTable, ServerIds, Tcp, TcpTarget, UpstreamProtocol, UpstreamTls, VirtualHost, sni,
+    RouteTable, ServerIds, ServerName, Tcp, TcpTarget, UpstreamProtocol, UpstreamTls, VirtualHost,
+    sni,
 };
 
+use super::balance::weights;
 use super::changes::{changes, put, put_all, replace};
 use super::gateways::GatewayAddress;
-use super::imports::{Import, Offer};
+use super::imports::{Import, Imports, Offer};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
 use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh, peer_trust};
-use crate::names::{DiscoveryHost, PeerName, ServiceKey};
+use crate::names::{DiscoveryHost, PeerName, RemoteHost, ServiceKey};
 
 /// Request header by which an egress gateway tells peers apart.
 pub const DISCOVERY_SERVICE_HEADER: &str = "discovery-service";
@@ -38,10 +45,16 @@ const LEFT_OUT: OutlierDetection = OutlierDetection {
     max_ejection_percent: 100,
 };
 
+/// Ports of shared names that have a filter chain of their own; a listener is one resource, and its size
+/// has a limit. Those beyond go to the first peer that has the name.
+const MOST_SHARED: usize = 1000;
+
 /// A peer that is reached from here.
 #[derive(Debug, Clone)]
 pub(super) struct EgressPeer<'a> {
     pub name: &'a PeerName,
+    /// Decides who comes first where several have a name.
+    pub created: Option<Timestamp>,
     pub trust_domain: &'a TrustDomain,
     /// IP addresses or DNS names of its ingress gateways.
     pub addresses: &'a [String],
@@ -61,6 +74,8 @@ pub(super) struct EgressPeer<'a> {
 pub(super) struct Egress {
     config: Arc<ProxyConfig>,
     peers: BTreeMap<PeerName, Shown>,
+    /// What several peers behind this gateway have together, by name.
+    shared: BTreeMap<Arc<str>, Vec<SharedPort>>,
     /// How many imports have a name that ends so.
     suffixes: BTreeMap<String, usize>,
 }
@@ -72,9 +87,21 @@ struct Shown {
     imports: OrdMap<ServiceKey, Arc<Offer>>,
 }
 
-/// How a peer is reached.
+/// A port of a name that several peers have.
+#[derive(Debug)]
+struct SharedPort {
+    /// The SNIs that ask for it.
+    names: Vec<Arc<str>>,
+    clusters: Vec<(Arc<str>, u32)>,
+}
+
+/// Local names whose carriers may be others than before, with the ports that they had.
+type Touched = BTreeMap<Arc<str>, BTreeSet<u16>>;
+
+/// How a peer is reached, and its place among those that share a name.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Way {
+    created: Option<Timestamp>,
     addresses: Vec<String>,
     service_port: u16,
     drain: Duration,
@@ -87,18 +114,19 @@ impl Egress {
         mesh: &Mesh<'_>,
         addresses: &[GatewayAddress],
         peers: &[EgressPeer<'_>],
+        imports: &Imports,
     ) -> &Arc<ProxyConfig> {
         let mut config = ProxyConfig::clone(&self.config);
-        self.imports(peers, &mut config.clusters);
+        let touched = self.imports(peers, &mut config.clusters);
+        self.local_names(imports, touched, &mut config.clusters);
         for peer in peers {
             let cluster = discovery_cluster(peer);
             put(&mut config.clusters, cluster.name.clone(), cluster);
         }
-        // The clusters of each peer have their own, which may be shorter.
-        let drain = peers.iter().map(|p| p.drain).max().unwrap_or(DEFAULT_DRAIN);
+        let chains = self.service_chains(mesh, peers);
         let listeners = addresses.iter().flat_map(|address| {
             [
-                service_listener(mesh, address, self.suffixes.keys(), drain),
+                service_listener(address, chains.clone()),
                 discovery_listener(mesh, address, peers),
             ]
         });
@@ -115,11 +143,13 @@ impl Egress {
     }
 
     /// Everything that goes, goes before something comes: a name may move from one peer to another.
-    fn imports(&mut self, peers: &[EgressPeer<'_>], clusters: &mut Parts<Cluster>) {
+    fn imports(&mut self, peers: &[EgressPeer<'_>], clusters: &mut Parts<Cluster>) -> Touched {
+        let mut touched = Touched::new();
         let wanted: BTreeMap<PeerName, Shown> = peers
             .iter()
             .map(|peer| {
                 let way = Way {
+                    created: peer.created,
                     addresses: peer.addresses.to_vec(),
                     service_port: peer.service_port,
                     drain: peer.drain,
@@ -136,18 +166,22 @@ impl Egress {
                 clusters.remove(&discovery_cluster_name(peer));
             }
             let now = now.unwrap_or(&nothing);
-            for (_, old, new) in changes(&before.imports, &now.imports) {
+            for (key, old, new) in changes(&before.imports, &now.imports) {
                 let Some(old) = old.and_then(|old| old.imported()) else {
                     continue;
                 };
                 let stay: BTreeSet<Arc<str>> = new
                     .and_then(|new| new.imported())
                     .into_iter()
-                    .flat_map(|new| names(new))
+                    .flat_map(|new| names(peer, key, new))
                     .map(|(name, _)| name)
                     .collect();
-                for (name, _) in names(old).filter(|(name, _)| !stay.contains(name)) {
+                for (name, _) in names(peer, key, old).filter(|(name, _)| !stay.contains(name)) {
                     clusters.remove(&name);
+                }
+                if old.as_local {
+                    let ports = touched.entry(old.host.as_str().into()).or_default();
+                    ports.extend(&old.ports);
                 }
                 let suffix = old.host.suffix();
                 if let Some(users) = self.suffixes.get_mut(suffix) {
@@ -164,6 +198,7 @@ impl Egress {
                 let Some(new) = new else { continue };
                 put_clusters(clusters, peer, &now.way, new);
                 if let Some(import) = new.imported() {
+                    touch(&mut touched, import);
                     let suffix = import.host.suffix();
                     match self.suffixes.get_mut(suffix) {
                         Some(users) => *users += 1,
@@ -176,42 +211,137 @@ impl Egress {
             if before.way != now.way {
                 for offer in now.imports.values() {
                     put_clusters(clusters, peer, &now.way, offer);
+                    if let Some(import) = offer.imported() {
+                        touch(&mut touched, import);
+                    }
                 }
             }
         }
+        touched
     }
-}
 
-/// Only names of imports are let through: the SNI picks a cluster, and the clusters of discovery are
-/// for the control plane alone.
-fn service_listener<'s>(
-    mesh: &Mesh<'_>,
-    address: &GatewayAddress,
-    suffixes: impl Iterator<Item = &'s String>,
-    drain: Duration,
-) -> Listener {
-    let allow = suffixes
-        .map(|suffix| AllowPolicy {
-            name: suffix.clone(),
-            principals: Vec::new(),
+    /// The clusters of local names, and who shares one.
+    fn local_names(&mut self, imports: &Imports, touched: Touched, clusters: &mut Parts<Cluster>) {
+        for (host, had) in touched {
+            let holders: Vec<_> = imports
+                .holders(&host)
+                .filter_map(|(peer, offer, import)| {
+                    let shown = self.peers.get(peer)?;
+                    Some((peer, &shown.way, offer, import))
+                })
+                .collect();
+            let ports: BTreeSet<u16> = holders
+                .iter()
+                .flat_map(|(_, _, _, import)| import.ports.iter().copied())
+                .collect();
+            for gone in had.difference(&ports) {
+                clusters.remove(&sni(*gone, &host));
+            }
+            // The bare host is the first port of the first one.
+            let bare = holders.first().and_then(|(_, _, _, i)| i.ports.first());
+            if bare.is_none() {
+                clusters.remove(&host);
+            }
+            let mut shared = Vec::new();
+            for port in ports {
+                let of_port = holders
+                    .iter()
+                    .filter(|(_, _, _, i)| i.ports.contains(&port));
+                let of_port: Vec<_> = of_port.collect();
+                let mut names = vec![sni(port, &host)];
+                names.extend((bare == Some(&port)).then(|| host.clone()));
+                if let Some((peer, way, offer, import)) = of_port.first() {
+                    for name in &names {
+                        let cluster = cluster(name.clone(), port, peer, way, offer, import);
+                        put(clusters, name.clone(), cluster);
+                    }
+                }
+                if of_port.len() > 1 {
+                    let healths: Vec<_> = of_port.iter().map(|(_, _, _, i)| i.health).collect();
+                    let of_peers = of_port
+                        .iter()
+                        .map(|(peer, _, offer, _)| hidden_sni(port, &offer.remote.key, peer));
+                    let clusters = spread(of_peers.zip(weights(false, &healths)).collect());
+                    shared.push(SharedPort { names, clusters });
+                }
+            }
+            if shared.is_empty() {
+                self.shared.remove(&host);
+            } else {
+                self.shared.insert(host, shared);
+            }
+        }
+    }
+
+    /// Only names of imports are let through: the SNI picks a cluster, and the clusters of
+    /// discovery are for the control plane alone.
+    fn service_chains(&self, mesh: &Mesh<'_>, peers: &[EgressPeer<'_>]) -> Vec<FilterChain> {
+        let hidden = peers.iter().map(|peer| hidden_suffix(peer.name));
+        let suffixes = self.suffixes.keys().cloned().chain(hidden);
+        let allow = suffixes.map(|suffix| AllowPolicy {
             server_name_suffix: Some(format!(".{suffix}")),
-        })
-        .collect();
-    Listener {
-        name: format!("{}_{}", address.ip, address.service_port),
-        address: (address.ip, address.service_port).into(),
-        handshake_timeout: HANDSHAKE_TIMEOUT,
-        chains: vec![FilterChain {
-            name: "imports".to_owned(),
+            principals: Vec::new(),
+            name: suffix,
+        });
+        // The clusters of each peer have their own, which may be shorter.
+        let drain = peers.iter().map(|p| p.drain).max().unwrap_or(DEFAULT_DRAIN);
+        let chain = |name: &str, target, allow| FilterChain {
+            name: name.to_owned(),
             server_names: Vec::new(),
             tls: Some(mesh.downstream_tls(Vec::new(), Vec::new())),
             drain,
             network: Network::Tcp(Tcp {
-                target: TcpTarget::SniCluster,
-                allow: Some(allow),
+                target,
+                allow,
                 idle_timeout: IDLE_TIMEOUT,
             }),
-        }],
+        };
+        let mut all = vec![chain(
+            "imports",
+            TcpTarget::SniCluster,
+            Some(allow.collect()),
+        )];
+        let shared = self.shared.values().flatten().take(MOST_SHARED);
+        all.extend(shared.map(|port| {
+            let exact = |name: &Arc<str>| ServerName::Exact(name.to_string());
+            FilterChain {
+                server_names: port.names.iter().map(exact).collect(),
+                // Who asks for exactly this name may have it.
+                ..chain(
+                    &port.names[0],
+                    TcpTarget::Weighted(port.clusters.clone()),
+                    None,
+                )
+            }
+        }));
+        all
+    }
+}
+
+fn touch(touched: &mut Touched, import: &Import) {
+    if import.as_local {
+        touched.entry(import.host.as_str().into()).or_default();
+    }
+}
+
+/// Without those that get nothing. If nobody takes requests, callers are told so by their sidecars
+/// before they come here.
+fn spread(mut all: Vec<(Arc<str>, u32)>) -> Vec<(Arc<str>, u32)> {
+    if all.iter().any(|(_, weight)| *weight > 0) {
+        all.retain(|(_, weight)| *weight > 0);
+    }
+    for (_, weight) in &mut all {
+        *weight = (*weight).max(1);
+    }
+    all
+}
+
+fn service_listener(address: &GatewayAddress, chains: Vec<FilterChain>) -> Listener {
+    Listener {
+        name: format!("{}_{}", address.ip, address.service_port),
+        address: (address.ip, address.service_port).into(),
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        chains,
     }
 }
 
@@ -305,35 +435,63 @@ fn discovery_cluster(peer: &EgressPeer<'_>) -> Cluster {
     }
 }
 
-/// The names of the clusters of an import: for each port the SNI that our workloads send, and the
-/// bare host for the first.
-fn names(import: &Import) -> impl Iterator<Item = (Arc<str>, u16)> {
-    let host = import.host.as_str();
-    let first = import.ports.first().map(|p| (host.into(), *p));
-    let by_port = import.ports.iter().map(move |p| (sni(*p, host), *p));
-    by_port.chain(first)
+fn hidden_suffix(peer: &PeerName) -> String {
+    format!("svc.{peer}.remote")
+}
+
+/// The SNI of a port of a peer's service under its hidden name, `<name>.<namespace>.svc.<peer>.remote`.
+/// `key` is its exported name and namespace.
+pub(super) fn hidden_sni(port: u16, key: &ServiceKey, peer: &PeerName) -> Arc<str> {
+    sni(port, RemoteHost::new(key, peer).as_str())
+}
+
+/// The names of the clusters that an import has for itself: the hidden one for each port, which our
+/// workloads ask for, and the bare host for the first. A local name may be that of others too.
+fn names(
+    peer: &PeerName,
+    key: &ServiceKey,
+    import: &Import,
+) -> impl Iterator<Item = (Arc<str>, u16)> {
+    let hidden = RemoteHost::new(key, peer);
+    let first = import.ports.first().filter(|_| !import.as_local);
+    let bare = first.map(|port| (import.host.as_str().into(), *port));
+    let by_port = import.ports.iter();
+    by_port
+        .map(move |port| (sni(*port, hidden.as_str()), *port))
+        .chain(bare)
 }
 
 fn put_clusters(clusters: &mut Parts<Cluster>, peer: &PeerName, way: &Way, offer: &Offer) {
     let Some(import) = offer.imported() else {
         return;
     };
-    for (name, port) in names(import) {
-        let cluster = Cluster {
-            name: name.clone(),
-            discovery: remote_endpoints(&way.addresses, way.service_port),
-            connect_timeout: CONNECT_TIMEOUT,
-            tls: Some(UpstreamTls {
-                trust: peer_trust(peer),
-                server: import.servers.clone(),
-                sni: Some(sni(port, offer.remote.host.as_str())),
-                alpn: Vec::new(),
-            }),
-            protocol: UpstreamProtocol::Http1,
-            outlier: Some(LEFT_OUT),
-            drain: way.drain,
-        };
+    for (name, port) in names(peer, &offer.remote.key, import) {
+        let cluster = cluster(name.clone(), port, peer, way, offer, import);
         put(clusters, name, cluster);
+    }
+}
+
+fn cluster(
+    name: Arc<str>,
+    port: u16,
+    peer: &PeerName,
+    way: &Way,
+    offer: &Offer,
+    import: &Import,
+) -> Cluster {
+    Cluster {
+        name,
+        discovery: remote_endpoints(&way.addresses, way.service_port),
+        connect_timeout: CONNECT_TIMEOUT,
+        tls: Some(UpstreamTls {
+            trust: peer_trust(peer),
+            server: import.servers.clone(),
+            sni: Some(sni(port, offer.remote.host.as_str())),
+            alpn: Vec::new(),
+        }),
+        protocol: UpstreamProtocol::Http1,
+        outlier: Some(LEFT_OUT),
+        drain: way.drain,
     }
 }
 

@@ -33,14 +33,6 @@ pub enum ImportProblem {
     NoPort,
     #[error("{host} is already the name of {holder}; give one of them an alias")]
     NameTaken { host: ImportedHost, holder: String },
-    #[error(
-        "{host} is already the name of {holder}, by the same egress gateway {egress}; peers that join one local service need egress gateways of their own"
-    )]
-    EgressShared {
-        host: ImportedHost,
-        holder: String,
-        egress: String,
-    },
     #[error("importAsLocal into {0}, the namespace of the control plane")]
     SystemNamespace(String),
     #[error(
@@ -112,8 +104,6 @@ pub(super) struct Terms {
     pub peer: PeerName,
     pub trust_domain: TrustDomain,
     pub rules: Arc<ImportRules>,
-    /// Name of our egress gateway for it.
-    pub egress: String,
     pub system_namespace: String,
     /// The members of this mesh, also those that do not exist yet. `None` where nothing is imported
     /// as local.
@@ -139,7 +129,6 @@ struct Source {
 #[derive(Debug)]
 struct Claim {
     rank: Rank,
-    egress: String,
     remote: Arc<RemoteService>,
     import: Arc<Import>,
 }
@@ -207,19 +196,14 @@ impl Imports {
         self.sources.get(peer).map(|source| &source.given)
     }
 
-    /// Who has a name, in the order of the peers' names.
-    pub fn holders(&self, host: &str) -> Vec<(&PeerName, &Arc<Import>)> {
+    /// Who has a name, the first one first.
+    pub fn holders(&self, host: &str) -> impl Iterator<Item = (&PeerName, &Offer, &Arc<Import>)> {
         let claims = self.claims.get(host).into_iter().flatten();
-        let mut holders: Vec<_> = claims
-            .filter_map(|claim| {
-                let (_, peer, key) = &claim.rank;
-                let offer = self.sources.get(peer)?.given.offers.get(key)?;
-                offer.imported()?;
-                Some((peer, &claim.import))
-            })
-            .collect();
-        holders.sort_by_key(|(peer, _)| *peer);
-        holders
+        claims.filter_map(|claim| {
+            let (_, peer, key) = &claim.rank;
+            let offer = self.sources.get(peer)?.given.offers.get(key)?;
+            Some((peer, &**offer, offer.imported()?))
+        })
     }
 
     fn retract(
@@ -254,7 +238,6 @@ impl Imports {
                 let (import, host) = (Arc::new(import.clone()), import.host);
                 let claim = Claim {
                     rank: (terms.created, terms.peer.clone(), remote.key.clone()),
-                    egress: terms.egress.clone(),
                     remote: remote.clone(),
                     import,
                 };
@@ -309,37 +292,25 @@ impl PeerImports {
 #[derive(Debug, Default)]
 struct Holder<'c> {
     first: Option<&'c Claim>,
-    /// The local name is shared by peers that are reached by different gateways: by the name alone
-    /// a gateway could not tell them apart.
+    /// Those that share the local name.
     peers: BTreeSet<&'c PeerName>,
-    egresses: BTreeSet<&'c str>,
 }
 
 impl<'c> Holder<'c> {
     fn take(&mut self, host: &ImportedHost, claim: &'c Claim) -> Result<(), ImportProblem> {
         let peer = &claim.rank.1;
         if let Some(first) = self.first {
-            let host = host.clone();
-            let holder = || format!("{} of {}", first.remote.key, first.rank.1);
             let joins = first.import.as_local && claim.import.as_local;
             if !joins || self.peers.contains(peer) {
                 return Err(ImportProblem::NameTaken {
-                    host,
-                    holder: holder(),
-                });
-            }
-            if self.egresses.contains(claim.egress.as_str()) {
-                return Err(ImportProblem::EgressShared {
-                    host,
-                    holder: holder(),
-                    egress: claim.egress.clone(),
+                    host: host.clone(),
+                    holder: format!("{} of {}", first.remote.key, first.rank.1),
                 });
             }
         } else {
             self.first = Some(claim);
         }
         self.peers.insert(peer);
-        self.egresses.insert(&claim.egress);
         Ok(())
     }
 }

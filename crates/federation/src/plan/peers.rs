@@ -137,6 +137,14 @@ pub(super) struct Trusted<'w> {
     pub going: bool,
 }
 
+impl Trusted<'_> {
+    /// Of two that want the same, the older one has it.
+    pub fn created(&self) -> Option<Timestamp> {
+        let created = self.object.metadata.creation_timestamp.as_ref();
+        created.map(|time| time.0)
+    }
+}
+
 /// A gateway of ours that serves a peer.
 #[derive(Debug, Clone)]
 pub(super) struct Gateway {

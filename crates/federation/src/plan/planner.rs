@@ -182,18 +182,18 @@ impl Planner {
             let Some(set) = world.resources.imports.get(key) else {
                 continue;
             };
-            let Ok(egress) = &peer.egress else { continue };
+            if peer.egress.is_err() {
+                continue;
+            }
             let Some(state) = world.observed.peers.get(&key.name) else {
                 continue;
             };
             let parse = || ImportRules::parse(&set.spec, &peer.name, &local_suffix);
             let rules = self.import_rules.of(key, set, parse);
-            let created = peer.object.metadata.creation_timestamp.as_ref();
             let terms = imports::Terms {
-                created: created.map(|time| time.0),
+                created: peer.created(),
                 peer: peer.name.clone(),
                 trust_domain: peer.trust_domain.clone(),
-                egress: egress.name.clone(),
                 system_namespace: world.mesh.system_namespace.clone(),
                 members: rules.joins_local().then(|| membership.asked.clone()),
                 rules,

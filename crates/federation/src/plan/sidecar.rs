@@ -16,6 +16,7 @@ use meshfed_proxy_config::{
 
 use super::balance::{Way, add_ways};
 use super::changes::{changes, put, put_all};
+use super::egress::hidden_sni;
 use super::imports::{Imports, Offer, PeerImports};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
 use super::local::LocalService;
@@ -92,6 +93,8 @@ struct Destination {
 /// A destination with all that carries it.
 struct Joined {
     destination: Destination,
+    /// What is asked for at every endpoint. Where several may carry a name, that is the name.
+    sni: Arc<str>,
     localities: Vec<LocalityEndpoints>,
     ways: Vec<Way>,
     /// Who may answer: any workload of the mesh for a local service, our egress gateways for an
@@ -235,6 +238,7 @@ impl Outbound {
                 };
                 let joint = Joined {
                     destination,
+                    sni: sni(port.number, host),
                     localities: port.endpoints.localities.clone(),
                     ways: Vec::new(),
                     servers: ServerIds::AnyOf(mesh.trust_domain.clone()),
@@ -243,8 +247,11 @@ impl Outbound {
                 joined.insert(port.number, joint);
             }
         }
-        for (peer, import) in imports.holders(host) {
-            let Some(peer) = self.peers.get(peer) else {
+        let mut holders: Vec<_> = imports.holders(host).collect();
+        // Not in their own order, which may change without a change of theirs.
+        holders.sort_by_key(|(peer, _, _)| *peer);
+        for (name, offer, import) in holders {
+            let Some(peer) = self.peers.get(name) else {
                 continue;
             };
             let Some((egress, id)) = &peer.egress else {
@@ -258,6 +265,10 @@ impl Outbound {
                         port: *port,
                         local: import.as_local,
                         leaves_mesh: true,
+                    },
+                    sni: match import.as_local {
+                        true => sni(*port, host),
+                        false => hidden_sni(*port, &offer.remote.key, name),
                     },
                     localities: Vec::new(),
                     ways: Vec::new(),
@@ -291,12 +302,7 @@ impl Outbound {
         };
         let cluster = Cluster {
             drain: joint.drain,
-            ..mesh.workload_cluster(
-                name.clone(),
-                sni(destination.port, &destination.host),
-                name.clone(),
-                joint.servers,
-            )
+            ..mesh.workload_cluster(name.clone(), joint.sni, name.clone(), joint.servers)
         };
         let mut changed = put(&mut self.clusters, name.clone(), cluster);
         changed |= put(&mut self.endpoints, name, endpoints);

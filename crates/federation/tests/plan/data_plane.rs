@@ -46,7 +46,8 @@ fn the_drain_period_of_a_peer_is_that_of_its_exports_and_imports_alone() {
 
     let plan = green.plan();
     let egress = gateway(&plan, "egress-red-mesh");
-    assert_eq!(drain_of(&egress, |n| n.contains("red-mesh-imports")), [two]);
+    let is_import = |name: &str| name.contains("red-mesh-imports") || name.contains(".remote");
+    assert_eq!(drain_of(&egress, is_import), [two]);
     let chain = |name: &str| {
         let mut chains = egress.listeners.values().flat_map(|l| &l.chains);
         chains.find(|chain| chain.name == name).unwrap().drain
@@ -55,12 +56,12 @@ fn the_drain_period_of_a_peer_is_that_of_its_exports_and_imports_alone() {
     let client = sidecar(&plan, "bookinfo", "client-v1");
     let imports = drain_of(&client, |name| name.contains("red-mesh-imports"));
     assert_eq!(imports, [two]);
-    let others = drain_of(&egress, |name| !name.contains("red-mesh-imports"));
+    let others = drain_of(&egress, |name| !is_import(name));
     assert_eq!(others, [DEFAULT_DRAIN]);
 }
 
 fn import(config: &ProxyConfig) -> &Cluster {
-    &config.clusters[&*sni(9080, IMPORTED)]
+    &config.clusters[&*sni(9080, "red-ratings.bookinfo.svc.red-mesh.remote")]
 }
 
 #[test]

@@ -518,8 +518,13 @@ fn start() -> Lab {
         ];
         peer(&mut lab, &mut Dice(choices.iter()));
         for kind in ["ExportedServiceSet", "ImportedServiceSet"] {
+            // No member has the name into which the last one would join.
+            let into = match (i, kind) {
+                (2, "ImportedServiceSet") => "c",
+                _ => "a",
+            };
             let rule = json!({"type": "NameSelector", "nameSelector": {"namespace": "*", "name": "*",
-                "alias": {"namespace": "a"}}, "importAsLocal": kind == "ImportedServiceSet"});
+                "alias": {"namespace": into}}, "importAsLocal": kind == "ImportedServiceSet"});
             lab.apply_json(json!({
                 "kind": kind, "metadata": {"name": name, "namespace": SYSTEM},
                 "spec": {"exportRules": [rule.clone()], "importRules": [rule]},

@@ -78,7 +78,7 @@ fn each_mesh_may_call_the_other_what_it_likes() {
     green.workload("bookinfo", "client", 30);
     let plan = green.plan();
     let egress = gateway(&plan, "egress-red-mesh");
-    let imported = sni(9080, "ratings.bookinfo.svc.red-mesh-imports.local");
+    let imported = sni(9080, "red-ratings.bookinfo.svc.red-mesh.remote");
     let tls = egress.clusters[&imported].tls.as_ref().unwrap();
     let exported = sni(9080, "red-ratings.bookinfo.svc.partner-exports.local");
     assert_eq!(tls.sni.as_ref(), Some(&exported));
@@ -98,9 +98,14 @@ fn every_tcp_port_of_an_import_is_reached() {
     let plan = green.plan();
     let egress = gateway(&plan, "egress-red-mesh");
     let host = "b.a.svc.red-mesh-imports.local";
-    assert!(egress.clusters.contains_key(&sni(9080, host)));
-    assert!(egress.clusters.contains_key(&sni(9090, host)));
-    assert!(!egress.clusters.contains_key(&sni(53, host)));
+    let hidden = "b.a.svc.red-mesh.remote";
+    assert!(egress.clusters.contains_key(&sni(9080, hidden)));
+    assert!(egress.clusters.contains_key(&sni(9090, hidden)));
+    assert!(!egress.clusters.contains_key(&sni(53, hidden)));
+    // The bare host is accepted, for the first port.
+    let bare = &egress.clusters[host];
+    let first = &egress.clusters[&sni(9080, hidden)];
+    assert_eq!(bare.tls, first.tls);
     let routes = &sidecar(&plan, "bookinfo", "client-v1").routes["http-proxy"];
     let domains: Vec<&String> = routes.hosts.values().flat_map(|h| &h.domains).collect();
     assert!(domains.iter().any(|d| **d == format!("{host}:9090")));
@@ -128,9 +133,7 @@ fn servers_are_those_of_the_peers_own_trust_domain() {
         );
         let plan = green.plan();
         let egress = gateway(&plan, "egress-red-mesh");
-        let cluster = egress
-            .clusters
-            .get(&sni(9080, "b.a.svc.red-mesh-imports.local"));
+        let cluster = egress.clusters.get(&sni(9080, "b.a.svc.red-mesh.remote"));
         let servers = cluster.map(|c| c.tls.as_ref().unwrap().server.clone());
         match (imported, servers) {
             (Some(_), Some(ServerIds::AnyOf(domain))) => {
@@ -227,11 +230,9 @@ fn imports_as_local_join_the_local_service_with_their_locality() {
     let regions: Vec<&str> = joined.iter().map(|l| l.locality.region.as_str()).collect();
     assert_eq!(regions, ["", "us-west"]);
     let egress = gateway(&plan, "egress-red-mesh");
-    assert!(
-        egress
-            .clusters
-            .contains_key(&sni(9080, "b.bookinfo.svc.cluster.local"))
-    );
+    for name in ["b.bookinfo.svc.cluster.local", "b.a.svc.red-mesh.remote"] {
+        assert!(egress.clusters.contains_key(&sni(9080, name)), "{name}");
+    }
 }
 
 #[test]

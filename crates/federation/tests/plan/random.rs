@@ -434,10 +434,8 @@ impl Story {
                 let holders = all
                     .entry(format!("{name}.{namespace}.{suffix}"))
                     .or_default();
-                // Peers that come by different gateways may share a local name.
-                let joins = rule.as_local
-                    && !mesh.shared_gateways
-                    && holders.iter().all(|(mesh, _)| *mesh != peer);
+                // Each peer may share a local name once.
+                let joins = rule.as_local && holders.iter().all(|(mesh, _)| *mesh != peer);
                 if holders.is_empty() || joins {
                     holders.push((peer, service));
                 }

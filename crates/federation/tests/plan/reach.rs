@@ -1,8 +1,12 @@
 //! What the documents say about names and ways, from the client in one mesh to the endpoints in
 //! another.
 
-use meshfed_federation::plan::Plan;
+use std::sync::Arc;
+
+use meshfed_federation::discovery::extension::Health;
+use meshfed_federation::plan::{Plan, ProxyKey};
 use meshfed_federation::world::ObjectKey;
+use meshfed_proxy_config::{Network, ServerName, TcpTarget};
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
@@ -454,7 +458,7 @@ fn endpoints_of_several_peers_and_of_a_local_service_answer_under_one_local_name
 }
 
 #[test]
-fn peers_behind_one_egress_gateway_do_not_share_a_local_name_and_the_set_says_so() {
+fn peers_behind_one_egress_gateway_share_a_local_name_too() {
     let mut red = Membership::of("red", &[(GREEN, "green-mesh"), (BLUE, "blue-mesh")]);
     red.peerings[1].created = 1;
     red.shared_gateways = true;
@@ -468,15 +472,85 @@ fn peers_behind_one_egress_gateway_do_not_share_a_local_name_and_the_set_says_so
         export(&mut meshes.labs[mesh], "red-mesh", everything());
     }
     import(&mut meshes.labs[RED], "green-mesh", joined());
+    meshes.settle();
+    let (green, blue) = (at(GREEN, 200, 9080), at(BLUE, 200, 9080));
+    let reached = |meshes: &Meshes| request(meshes, RED, "ratings:9080");
+    assert_eq!(reached(&meshes), Ok(Reached::from([green])));
+    assert_eq!(shared(&meshes.plans[RED]), []);
+
     import(&mut meshes.labs[RED], "blue-mesh", joined());
     meshes.settle();
-    assert_eq!(
-        request(&meshes, RED, "ratings:9080"),
-        Ok(Reached::from([at(GREEN, 200, 9080)]))
-    );
-    let (reason, message) = ready(&meshes.plans[RED], "blue-mesh");
-    assert_eq!(reason, "NotImported");
-    assert!(message.contains("egress gateway"), "{message}");
+    assert_eq!(reached(&meshes), Ok(Reached::from([green, blue])));
+    let (reason, _) = ready(&meshes.plans[RED], "blue-mesh");
+    assert_eq!(reason, "RulesApplied");
+    let hidden = |peer: &str| format!("outbound_.9080_._.ratings.bookinfo.svc.{peer}.remote");
+    let both = |green: u32, blue: u32| {
+        let all = [(hidden("green-mesh"), green), (hidden("blue-mesh"), blue)];
+        all.map(|(name, weight)| (Arc::from(name), weight))
+    };
+    assert_eq!(shared(&meshes.plans[RED]), both(1, 1));
+    // To our workloads, the gateway is one endpoint.
+    let endpoints = |meshes: &Meshes| {
+        let net = meshes.net();
+        let client = net.sidecar(RED, "bookinfo", "client-v1");
+        let all = &client.config.endpoints["outbound|9080||ratings.bookinfo.svc.cluster.local"];
+        all.localities
+            .iter()
+            .map(|l| l.endpoints.len())
+            .sum::<usize>()
+    };
+    assert_eq!(endpoints(&meshes), 1);
+
+    // Each gets its share by what it has, and one that drains nothing while there is the other.
+    let fares = |meshes: &mut Meshes, mesh: usize, ready_endpoints: u32, draining: bool| {
+        let mut list = meshes.labs[mesh].exports_to("red-mesh");
+        for service in &mut list.services {
+            service.health = Some(Health {
+                ready_endpoints,
+                capacity: 9,
+                draining,
+            });
+        }
+        let red = &mut meshes.labs[RED];
+        red.hears(&format!("{}-mesh", COLOURS[mesh]), &list);
+        red.plan()
+    };
+    fares(&mut meshes, GREEN, 5, false);
+    let plan = fares(&mut meshes, BLUE, 2, false);
+    assert_eq!(shared(&plan), both(5, 2));
+    let plan = fares(&mut meshes, BLUE, 2, true);
+    assert_eq!(shared(&plan), both(5, 2)[..1]);
+    let plan = fares(&mut meshes, GREEN, 0, false);
+    assert_eq!(shared(&plan), both(5, 2)[1..]);
+
+    // What is left of two is as if it had been alone.
+    export(&mut meshes.labs[GREEN], "red-mesh", json!([]));
+    meshes.settle();
+    assert_eq!(reached(&meshes), Ok(Reached::from([blue])));
+    assert_eq!(shared(&meshes.plans[RED]), []);
+}
+
+/// What the connections for the port of ratings are spread over at red's egress gateway.
+fn shared(plan: &Plan) -> Vec<(Arc<str>, u32)> {
+    let egress = plan.proxies.iter().find_map(|(key, config)| match key {
+        ProxyKey::Gateway(name) if name.starts_with("egress") => Some(config),
+        _ => None,
+    });
+    let chains = egress.unwrap().listeners.values().flat_map(|l| &l.chains);
+    let mut found = chains.filter_map(|chain| match &chain.network {
+        Network::Tcp(tcp) => match &tcp.target {
+            TcpTarget::Weighted(all) => Some((&chain.server_names, all.clone())),
+            _ => None,
+        },
+        Network::Http(_) => None,
+    });
+    let Some((names, all)) = found.next() else {
+        return Vec::new();
+    };
+    let host = "ratings.bookinfo.svc.cluster.local";
+    let asked = [format!("outbound_.9080_._.{host}"), host.to_owned()];
+    assert_eq!(*names, asked.map(ServerName::Exact));
+    all
 }
 
 #[test]

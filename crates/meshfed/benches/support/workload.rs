@@ -90,9 +90,9 @@ impl Workload {
     }
 }
 
-/// The name by which the egress gateway knows port 9080 of an imported service.
+/// The name by which the egress gateway knows port 9080 of what red-mesh exports as this.
 pub fn sni(service: &str, namespace: &str) -> anyhow::Result<ServerName<'static>> {
-    let name = format!("outbound_.9080_._.{service}.{namespace}.svc.red-mesh-imports.local");
+    let name = format!("outbound_.9080_._.{service}.{namespace}.svc.red-mesh.remote");
     Ok(ServerName::try_from(name)?)
 }
 
