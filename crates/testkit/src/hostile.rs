@@ -31,8 +31,10 @@ pub enum Deed {
     HeadForEver,
     /// These are its next events, again and again.
     Events(Vec<u8>),
-    /// Nothing bad; this is its next event.
-    Good(Vec<u8>),
+    /// It asks to be asked for its list, then tells this event, and has this list when it is let have it.
+    SlowList { event: Vec<u8>, list: Vec<u8> },
+    /// Nothing bad; these are its next events, one each time, and from the first again.
+    Good(Vec<Vec<u8>>),
 }
 
 /// A peer of the mesh under test.
@@ -41,6 +43,8 @@ pub struct Peer {
     good_list: Vec<u8>,
     turned: AtomicBool,
     more: Notify,
+    asked: AtomicBool,
+    list: Notify,
 }
 
 impl Peer {
@@ -50,6 +54,8 @@ impl Peer {
             good_list,
             turned: AtomicBool::new(false),
             more: Notify::new(),
+            asked: AtomicBool::new(false),
+            list: Notify::new(),
         })
     }
 
@@ -59,6 +65,16 @@ impl Peer {
             self.turned.store(true, Ordering::SeqCst);
         }
         self.more.notify_one();
+    }
+
+    /// Whether somebody waits for its slow list.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Lets it have its slow list.
+    pub fn give_list(&self) {
+        self.list.notify_one();
     }
 
     /// Answers discovery requests.
@@ -111,6 +127,13 @@ impl Peer {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
+            Deed::SlowList { list, .. } if turned => {
+                stream.write_all(HEAD).await?;
+                stream.flush().await?;
+                self.asked.store(true, Ordering::SeqCst);
+                self.list.notified().await;
+                stream.write_all(list).await?;
+            }
             Deed::HeadForEver if turned => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\n").await?;
                 let field = [b"x-flood: ", &[b'x'; 4096][..], b"\r\n"].concat();
@@ -127,16 +150,19 @@ impl Peer {
     }
 
     async fn watch(&self, mut stream: TlsStream<TcpStream>) -> io::Result<()> {
-        self.more.notified().await;
-        match &self.deed {
-            Deed::Events(events) => loop {
-                stream.write_all(events).await?;
-            },
-            Deed::Good(event) => stream.write_all(event).await?,
-            _ => stream.write_all(RESYNC).await?,
+        for time in 0_usize.. {
+            self.more.notified().await;
+            match &self.deed {
+                Deed::Events(events) => loop {
+                    stream.write_all(events).await?;
+                },
+                Deed::Good(events) => stream.write_all(&events[time % events.len()]).await?,
+                Deed::SlowList { event, .. } if time > 0 => stream.write_all(event).await?,
+                _ => stream.write_all(RESYNC).await?,
+            }
+            stream.flush().await?;
         }
-        stream.flush().await?;
-        std::future::pending().await
+        Ok(())
     }
 }
 

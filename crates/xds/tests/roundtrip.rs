@@ -1,7 +1,5 @@
 //! What is written is what is read, and nothing that was not written is read.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 mod common;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;

@@ -1,10 +1,12 @@
 //! Peers that mean no good, on both ends of discovery: what they do to themselves, and that nobody
 //! else notices.
 
+mod both_ends;
 mod callers;
 mod exporter;
 mod hostile_clients;
 mod hostile_servers;
+mod importer;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -115,8 +117,16 @@ fn list(names: &[&str]) -> ServiceList {
 }
 
 fn add(name: &str, then: &[&str]) -> Vec<u8> {
+    event(Action::Add, name, then)
+}
+
+fn remove(name: &str, then: &[&str]) -> Vec<u8> {
+    event(Action::Delete, name, then)
+}
+
+fn event(action: Action, name: &str, then: &[&str]) -> Vec<u8> {
     let event = WatchEvent {
-        action: Action::Add,
+        action,
         service: Some(service(name)),
         checksum: list(then).checksum,
     };

@@ -17,16 +17,22 @@ use super::*;
 use crate::discovery::DiscoveryServer;
 use crate::discovery::server::Bounds;
 
+/// Bytes of an account; longer ones are refused.
+const MAX_TEXT: usize = 2000;
+
 pub type Stream = TlsStream<TcpStream>;
 
 /// An export that takes some more than `bytes` on the wire.
 fn exports(generation: usize, bytes: usize) -> Exports {
     let key = ServiceKey::parse("a", "x").unwrap();
+    let text = |bytes| "0".repeat(bytes);
+    let mut accounts = vec![text(MAX_TEXT); bytes / MAX_TEXT];
+    accounts.push(format!("{}{generation}", text(bytes % MAX_TEXT)));
     let shown = Shown {
         host: ExportedHost::ours(&key, &"here".parse().unwrap()),
         key: key.clone(),
         ports: Arc::default(),
-        accounts: [format!("{}{generation}", "0".repeat(bytes))].into(),
+        accounts: accounts.into(),
     };
     let export = Export::new(shown, Health::default());
     [(key, Arc::new(export))].into_iter().collect()
@@ -94,15 +100,20 @@ impl Scene {
     }
 
     pub async fn connect_as(&self, identity: Arc<IdentityCell>) -> std::io::Result<Stream> {
+        self.caller(identity).connect().await
+    }
+
+    pub fn caller(&self, identity: Arc<IdentityCell>) -> Caller {
         let tls = client_config(ClientTls {
             identity,
             trust: (self.bench.identity.trust(id("x").trust_domain())).unwrap(),
             server: ServerIds::OneOf(vec![id("istiod")]),
             alpn: vec!["http/1.1".into()],
         });
-        let stream = TcpStream::connect(self.address).await?;
-        let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(tls.unwrap()).connect(name, stream).await
+        Caller {
+            address: self.address,
+            tls: TlsConnector::from(tls.unwrap()),
+        }
     }
 
     pub async fn ask(&self, peer: &str, path: &str, headers: &str) -> std::io::Result<Stream> {
@@ -147,6 +158,21 @@ impl Scene {
             if found { Ok(()) } else { Err(text) }
         })
         .await;
+    }
+}
+
+/// Somebody who can connect.
+#[derive(Clone)]
+pub struct Caller {
+    address: SocketAddr,
+    tls: TlsConnector,
+}
+
+impl Caller {
+    pub async fn connect(&self) -> std::io::Result<Stream> {
+        let stream = TcpStream::connect(self.address).await?;
+        let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+        self.tls.connect(name, stream).await
     }
 }
 
