@@ -9,7 +9,7 @@ use aws_lc_rs::rand;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     error::{ApiError, Subject},
@@ -53,9 +53,14 @@ pub struct WriteReport {
     /// Empty for what has none.
     pub namespace: String,
     pub name: String,
-    /// The resource version that the write made; of a deletion of many, a later one.
+    /// Of the object that was written; another one of this name has another.
+    pub uid: String,
+    /// The resource version that the write made.
     pub revision: u64,
 }
+
+/// Hears of writes. The thread that writes calls it, so it must not block.
+pub type Reporter = Box<dyn Fn(WriteReport) + Send + Sync>;
 
 pub struct Api {
     pub registry: Registry,
@@ -66,7 +71,7 @@ pub struct Api {
     /// Set once, when the part that makes the document runs.
     pub view: OnceLock<View>,
     /// Set once, when somebody wants to hear of writes.
-    pub reports: OnceLock<mpsc::Sender<WriteReport>>,
+    pub reports: Arc<OnceLock<Reporter>>,
     /// Set when the server is to end; watches end then.
     pub ending: watch::Sender<bool>,
 }

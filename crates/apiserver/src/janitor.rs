@@ -323,6 +323,7 @@ impl Api {
                 expect: Expect::Revision(current.revision),
                 change,
                 into_namespace: false,
+                by: None,
             };
             match self.store.write_blocking(write) {
                 Ok(_) | Err(WriteError::Missing) => return Ok(()),

@@ -10,16 +10,18 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, watch},
 };
 
 use crate::{
-    api::{Api, Clock, MOST_WATCHES, Target, View, WriteReport, random_uid},
+    api::{Api, Clock, MOST_WATCHES, Reporter, Target, View, WriteReport, random_uid},
     error::OpenError,
     http::{InProcess, Limits, ServeError, serve},
     janitor, json,
     registry::{Registry, definition_object},
-    store::{Change, Expect, Store, Stored, Write, WriteError, format_uid, io},
+    store::{
+        Change, Committed, Expect, Observers, Store, Stored, Write, WriteError, format_uid, io,
+    },
     token::{TokenSigner, TokenVerifier},
 };
 
@@ -56,7 +58,7 @@ impl Options {
 /// dropped; its data directory is free again then.
 #[derive(Clone)]
 pub struct ApiServer {
-    api: Arc<Api>,
+    pub(crate) api: Arc<Api>,
     limits: Limits,
 }
 
@@ -69,9 +71,15 @@ impl ApiServer {
         let registry = Registry::new(&options.crds)?;
         let (tasks, receiver) = std::sync::mpsc::channel();
         let namespaces = registry.namespaces;
-        let store = Store::open(dir, registry.store_kinds(), namespaces, move |committed| {
-            janitor::observe(namespaces, &tasks, committed);
-        })?;
+        let reports = Arc::new(OnceLock::new());
+        let observers = Observers {
+            before: Box::new({
+                let reports = Arc::clone(&reports);
+                move |committed| report(&reports, committed)
+            }),
+            after: Box::new(move |committed| janitor::observe(namespaces, &tasks, committed)),
+        };
+        let store = Store::open(dir, registry.store_kinds(), namespaces, observers)?;
         let signer = TokenSigner::open(&dir.join("sa-signer.pem"), &options.issuer)?;
         let api = Arc::new(Api {
             registry,
@@ -80,7 +88,7 @@ impl ApiServer {
             signer,
             watches: Arc::new(Semaphore::new(MOST_WATCHES)),
             view: OnceLock::new(),
-            reports: OnceLock::new(),
+            reports,
             ending: watch::Sender::new(false),
         });
         let server = Self {
@@ -140,10 +148,10 @@ impl ApiServer {
         self.api.view.set(view).is_ok()
     }
 
-    /// Tells of every write from outside of this process, after it is on disk. What does not fit
-    /// into the channel is dropped. False if somebody listens already.
-    pub fn report_writes(&self, to: mpsc::Sender<WriteReport>) -> bool {
-        self.api.reports.set(to).is_ok()
+    /// Tells of every write from outside of this process, when it is on disk and before anybody sees
+    /// it. `to` must not block. False if somebody listens already.
+    pub fn report_writes(&self, to: impl Fn(WriteReport) + Send + Sync + 'static) -> bool {
+        self.api.reports.set(Box::new(to)).is_ok()
     }
 
     /// Ends all watches, for good. Readers in this process would otherwise keep the server alive.
@@ -208,6 +216,7 @@ impl ApiServer {
                 expect: Expect::Revision(object.revision),
                 change: Change::Delete,
                 into_namespace: false,
+                by: None,
             })?;
         }
         Ok(())
@@ -254,8 +263,28 @@ impl ApiServer {
             expect: current.map_or(Expect::Absent, |current| Expect::Revision(current.revision)),
             change: Change::Put(Box::new(stored)),
             into_namespace: false,
+            by: None,
         };
         api.store.write_blocking(write).map(drop)
+    }
+}
+
+/// Tells of the writes that somebody else asked for.
+fn report(reports: &OnceLock<Reporter>, committed: &[Committed]) {
+    let Some(to) = reports.get() else { return };
+    for write in committed {
+        let Some(by) = &write.by else { continue };
+        let object = &write.event.object;
+        to(WriteReport {
+            user: by.user.clone(),
+            groups: by.groups.clone(),
+            verb: by.verb,
+            kind: by.kind.clone(),
+            namespace: object.namespace().to_owned(),
+            name: object.name().to_owned(),
+            uid: format_uid(object.uid),
+            revision: write.event.revision,
+        });
     }
 }
 

@@ -73,6 +73,20 @@ async fn ask(
     method: Method,
     path: &str,
 ) -> Answer {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers = bearer
+        .iter()
+        .map(|bearer| ("authorization", bearer.as_str()));
+    ask_with(s, identity, &headers.collect::<Vec<_>>(), method, path).await
+}
+
+async fn ask_with(
+    s: &HttpsServer,
+    identity: Option<&Identity>,
+    headers: &[(&str, &str)],
+    method: Method,
+    path: &str,
+) -> Answer {
     let stream = connect(s, identity, &[b"h2"]).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -83,8 +97,8 @@ async fn ask(
         .method(method)
         .version(Version::HTTP_2)
         .uri(format!("{}{path}", s.url));
-    if let Some(token) = token {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
     }
     let response = sender
         .send_request(request.body(Full::<bytes::Bytes>::default()).unwrap())
@@ -208,11 +222,44 @@ async fn a_view_is_read_by_administrators_alone_and_is_no_resource() {
 }
 
 #[tokio::test]
+async fn nobody_acts_as_somebody_else() {
+    let s = HttpsServer::start(|_| {}).await;
+    let admin = s.authority.admin();
+    for header in [
+        "Impersonate-User",
+        "Impersonate-Group",
+        "impersonate-extra-scopes",
+    ] {
+        for (method, path) in [
+            (Method::DELETE, "/api/v1/namespaces/default/configmaps/a"),
+            (Method::GET, "/api/v1/namespaces"),
+            (Method::GET, "/apis"),
+        ] {
+            let headers = [(header, "bob")];
+            let answer = ask_with(&s, Some(&admin), &headers, method, path).await;
+            assert_eq!(answer.code, 403, "{header} {path}");
+            let message = answer.body["message"].as_str().unwrap();
+            assert!(
+                message.starts_with("impersonation is not supported"),
+                "{message}"
+            );
+        }
+    }
+    let headers = [("Impersonate-User", "bob")];
+    let stranger = ask_with(&s, None, &headers, Method::GET, "/api/v1/namespaces").await;
+    assert_eq!(stranger.code, 401);
+    s.stop().await;
+}
+
+#[tokio::test]
 async fn writes_from_outside_are_told_with_who_made_them_and_our_own_are_not() {
     let s = HttpsServer::start(|_| {}).await;
-    let (told, mut reports) = tokio::sync::mpsc::channel(8);
-    assert!(s.server.report_writes(told.clone()));
-    assert!(!s.server.report_writes(told), "somebody listens already");
+    let (told, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    assert!(
+        s.server
+            .report_writes(move |report| told.send(report).unwrap())
+    );
+    assert!(!s.server.report_writes(drop), "somebody listens already");
     let inside = Client::new(s.server.service(), "default");
     let maps: Api<ConfigMap> = Api::default_namespaced(inside);
     let map = ConfigMap {
@@ -239,9 +286,17 @@ async fn writes_from_outside_are_told_with_who_made_them_and_our_own_are_not() {
     );
     assert_eq!(report.namespace, "default");
     assert!(report.groups.contains(&"system:masters".to_owned()));
-    let stored = maps.get("a").await.unwrap().metadata.resource_version;
-    assert_eq!(Some(report.revision.to_string()), stored);
-    assert!(reports.try_recv().is_err(), "the others are not told");
+    let stored = maps.get("a").await.unwrap().metadata;
+    assert_eq!(
+        Some(report.revision.to_string()),
+        stored.resource_version.clone()
+    );
+    assert_eq!(Some(report.uid), stored.uid);
+    assert_eq!(delete("").await.code, 200);
+    assert!(
+        reports.try_recv().is_err(),
+        "what wrote nothing, or was ours, is not told"
+    );
 }
 
 #[tokio::test]

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -16,9 +15,9 @@ use meshfed_runtime::{AccessLog, Drain, DrainWatch, Metrics};
 use meshfed_xds::ca::server::IstioCertificateServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tonic::service::Routes;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::ads::{AdsMetrics, AdsService, Nodes};
 use crate::apply::{self, Outcomes};
@@ -27,7 +26,7 @@ use crate::discovery::{DiscoveryClient, DiscoveryServer, PeerCache};
 use crate::grpc::{GrpcMetrics, GrpcServer, serve_grpc};
 use crate::hub::{Ends, Hub};
 use crate::identity::{OwnIdentity, OwnIdentityError};
-use crate::journal::{self, AuditLog, Write};
+use crate::journal::{self, AuditLog, Writes};
 use crate::observe;
 use crate::proxies::Proxies;
 use crate::registration;
@@ -60,8 +59,8 @@ pub struct ControlPlane<A> {
     pub access_log: AccessLog,
     /// A line for each change of what is shared.
     pub audit_log: AuditLog,
-    /// Writes to the API by others, as its server saw them; ended where it does not tell.
-    pub writes: BoxStream<'static, Write>,
+    /// Writes to the API by others, as its server saw them; `None` where it does not tell.
+    pub writes: Option<Writes>,
     pub metrics: Metrics,
     pub drain: DrainWatch,
 }
@@ -79,24 +78,55 @@ pub enum StartError {
     Listener(#[source] std::io::Error),
 }
 
+/// The last writes have this long to be planned with, and then their lines to be written.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+const LAST_LINES: Duration = Duration::from_secs(5);
+
 /// A running control plane; its tasks end with it.
 #[derive(Debug)]
 pub struct Running {
     pub outcomes: Outcomes,
+    writes: Option<Writes>,
     tasks: JoinSet<()>,
     /// The tasks that ask peers.
     peers: Drain,
+    /// Ends by itself when nobody plans any more.
+    journal: JoinHandle<()>,
 }
 
 impl Running {
     /// Resolves when a task ends, which none should before the drain.
     pub async fn ended(&mut self) {
-        self.tasks.join_next().await;
+        tokio::select! {
+            _ = self.tasks.join_next() => {}
+            _ = &mut self.journal => {}
+        }
     }
 
-    /// Ends it, once what peers said last is on disk.
-    pub async fn stop(self) {
+    /// Ends it, once what peers said last is on disk, and what was written to the API before that was
+    /// closed is in the audit log.
+    pub async fn stop(mut self) {
+        if let Some(writes) = &self.writes {
+            let all = self.outcomes.wait_for(|newest| {
+                let newest = newest.as_ref();
+                newest.is_some_and(|newest| writes.are_in(&newest.world.resources))
+            });
+            if tokio::time::timeout(LAST_WRITES, all).await.is_err() {
+                warn!("the last writes to the API were not observed, so the audit log lacks them");
+            }
+        }
         self.peers.drain(STORE_PATIENCE).await;
+        self.tasks.shutdown().await;
+        if self.journal.is_finished() {
+            return;
+        }
+        if tokio::time::timeout(LAST_LINES, &mut self.journal)
+            .await
+            .is_err()
+        {
+            warn!("the last lines of the audit log could not be written in time");
+            self.journal.abort();
+        }
     }
 }
 
@@ -143,6 +173,7 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
                 observations,
                 seen,
                 outcomes,
+                backlog,
             },
         ) = Hub::new(world);
         seen.own_roots(self.identity.authority.load().root_pem().into());
@@ -155,12 +186,9 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         let kinds = observe::start(&self.client, &self.namespace, &observations, &mut tasks);
         drop(observations);
         tasks.spawn(hub.run(kinds));
-        tasks.spawn(journal::keep(
-            self.client.clone(),
-            self.audit_log,
-            self.writes,
-            outcomes.clone(),
-        ));
+        tasks.spawn(journal::post(self.client.clone(), outcomes.clone()));
+        let writes = self.writes.clone();
+        let journal = tokio::spawn(journal::keep(self.audit_log, writes, backlog));
         apply::start(&self.client, self.subnet, &outcomes, &mut tasks);
         tasks.spawn(self.identity.clone().keep(outcomes.clone()));
 
@@ -221,8 +249,10 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         tasks.spawn(client.follow(kept, outcomes.clone(), stopping));
         Ok(Running {
             outcomes,
+            writes: self.writes,
             tasks,
             peers,
+            journal,
         })
     }
 }

@@ -19,6 +19,7 @@ use meshfed_federation::world::{GatewayState, Observed, PeerState, Shared, World
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info};
 
+use crate::journal::{Backlog, Feed, backlog};
 use crate::observe::Observation;
 
 /// Observations that wait before their senders do.
@@ -155,6 +156,7 @@ pub struct Hub {
     observations: mpsc::Receiver<Observation>,
     seen: watch::Receiver<Observed>,
     out: watch::Sender<Option<Arc<Outcome>>>,
+    every: Feed,
 }
 
 /// What the hub's surroundings need.
@@ -162,7 +164,10 @@ pub struct Hub {
 pub struct Ends {
     pub observations: mpsc::Sender<Observation>,
     pub seen: Seen,
+    /// The newest.
     pub outcomes: watch::Receiver<Option<Arc<Outcome>>>,
+    /// Each of them.
+    pub backlog: Backlog,
 }
 
 impl Hub {
@@ -170,17 +175,20 @@ impl Hub {
         let (observations_in, observations) = mpsc::channel(INBOX);
         let (seen_in, seen) = watch::channel(world.observed.clone());
         let (out, outcomes) = watch::channel(None);
+        let (every, backlog) = backlog();
         let hub = Self {
             world,
             planner: Planner::new(),
             observations,
             seen,
             out,
+            every,
         };
         let ends = Ends {
             observations: observations_in,
             seen: Seen(Arc::new(seen_in)),
             outcomes,
+            backlog,
         };
         (hub, ends)
     }
@@ -217,10 +225,12 @@ impl Hub {
             let plan = self.planner.plan(&self.world);
             wake_at = plan.wake_at;
             debug!(proxies = plan.proxies.len(), "planned");
-            self.out.send_replace(Some(Arc::new(Outcome {
+            let outcome = Arc::new(Outcome {
                 world: self.world.clone(),
                 plan,
-            })));
+            });
+            self.every.push(outcome.clone());
+            self.out.send_replace(Some(outcome));
         }
     }
 }

@@ -1,59 +1,58 @@
-//! What changed, for administrators: Events of the API, and the audit log of what is shared.
+//! What changed, for administrators: the audit log of what is shared, and Events of the API.
 //!
-//! Follows the outcomes. Each is compared with the one before; changes that come in a moment are
-//! one.
+//! The log looks at every outcome, one by one, so that what was shared for a moment is in it. Events
+//! are hints, in a task of their own: outcomes that come in a moment are one.
 
 mod audit;
 mod authors;
+mod backlog;
 mod events;
+mod writes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
+use kube::Client;
 use meshfed_federation::difference::Sharing;
 use meshfed_federation::news::news;
 
 pub use self::audit::{AuditError, AuditLog};
-pub use self::authors::Write;
-use self::authors::Writes;
+use self::authors::Scribe;
+pub use self::backlog::Backlog;
+pub(crate) use self::backlog::{Feed, backlog};
 use self::events::Poster;
+pub use self::writes::{Write, Writes};
 use crate::apply::Outcomes;
 use crate::hub::Outcome;
 
-/// Outcomes that come within this time are looked at together.
+/// Outcomes that come within this time are one to those who read Events.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// Writes Events and the audit log until nobody plans any more.
-pub async fn keep(
-    client: kube::Client,
-    mut log: AuditLog,
-    writes: BoxStream<'static, Write>,
-    mut outcomes: Outcomes,
-) {
-    let mut writes = Writes::new(writes);
+/// Writes the audit log until nobody plans any more and everything planned is in it. `writes`: `None`
+/// where the API server does not tell who writes.
+pub async fn keep(mut log: AuditLog, writes: Option<Writes>, mut backlog: Backlog) {
+    let mut scribe = Scribe::new(writes);
+    while let Some(steps) = backlog.next().await {
+        let entries: Vec<_> = steps.iter().filter_map(|step| scribe.entry(step)).collect();
+        if !entries.is_empty() {
+            log = log.append(entries).await;
+        }
+    }
+}
+
+/// Posts Events until nobody plans any more.
+pub async fn post(client: Client, mut outcomes: Outcomes) {
     let mut poster = Poster::new(client);
     let mut before: Option<(Arc<Outcome>, Sharing)> = None;
     loop {
         let newest = outcomes.borrow_and_update().clone();
         if let Some(after) = newest {
-            writes.take_all();
             let sharing = Sharing::of(&after.world, &after.plan);
-            match &before {
-                Some((known, shared)) => {
-                    let difference = sharing.since(shared);
-                    let (old, new) = ((&known.world, &known.plan), (&after.world, &after.plan));
-                    poster.post(news(old, new, &difference)).await;
-                    if !difference.is_empty() {
-                        let entry = authors::entry(&known.world, &after.world, &writes, difference);
-                        log = log.append(entry).await;
-                    }
-                }
-                None => {
-                    log = log.append(authors::started(&after.world, &sharing)).await;
-                }
+            if let Some((known, shared)) = &before {
+                let difference = sharing.since(shared);
+                let (old, new) = ((&known.world, &known.plan), (&after.world, &after.plan));
+                poster.post(news(old, new, &difference)).await;
             }
-            writes.forget_old();
             before = Some((after, sharing));
         }
         if outcomes.changed().await.is_err() {

@@ -16,7 +16,7 @@ use imbl::ordmap::DiffItem;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::terms::roots_of_peer;
-pub use self::terms::{PeerChange, Terms};
+pub use self::terms::{PeerChange, Terms, root_config_map};
 use crate::names::{ExportedHost, PeerName};
 use crate::plan::{Exported, Offer, Plan, Shares};
 use crate::world::World;
@@ -84,6 +84,19 @@ impl Sharing {
         Self {
             shares: plan.shares.clone(),
             peers: terms::all(world, plan),
+        }
+    }
+
+    /// What `plan`, which follows from `world`, shares, when `self` is what the state `before` it
+    /// shared. The same as [`of`](Self::of), at the cost of what differs.
+    pub fn then(&self, before: (&World, &Plan), world: &World, plan: &Plan) -> Self {
+        Self {
+            shares: plan.shares.clone(),
+            peers: if terms::are_same(before, (world, plan)) {
+                self.peers.clone()
+            } else {
+                terms::all(world, plan)
+            },
         }
     }
 

@@ -11,15 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use kube::Client;
-use meshfed_apiserver::{ApiServer, Kubeconfig, View, WriteReport};
+use meshfed_apiserver::{ApiServer, Kubeconfig, View};
 use meshfed_controlplane::apply::Outcomes;
 use meshfed_controlplane::control_plane::{ControlPlane, ensure_namespace};
 use meshfed_controlplane::discovery::PeerCache;
 use meshfed_controlplane::identity::{OwnIdentity, authority};
-use meshfed_controlplane::journal::{AuditLog, Write};
+use meshfed_controlplane::journal::{AuditLog, Write, Writes};
 use meshfed_controlplane::subnet::Subnet;
 use meshfed_federation::observations::{Observations, PATH};
 use meshfed_federation::world::ObjectKey;
@@ -45,8 +43,6 @@ const DISCOVERY_PORT: u16 = 8188;
 const ADMIN_PORT: u16 = 15014;
 /// Life of the administrator's certificate; a new one is issued at every start.
 const ADMIN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Writes to the API that wait for the audit log.
-const WRITES: usize = 1024;
 /// What is under way has this long to finish when the mesh is stopped.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -100,11 +96,15 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
 
     let (drain, watch) = Drain::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    // The API is closed first, so that the audit log can be complete.
+    let (api_drain, api_watch) = Drain::new();
+    let mut api_task: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let writes = writes(&api, &up.namespace);
     {
-        let (api, watch) = (api.clone(), watch.clone());
+        let api = api.clone();
         let tls = api_tls(&identity.cell, &root)?;
-        tasks.spawn(async move {
-            let stopping = async move { watch.signaled().await };
+        api_task.spawn(async move {
+            let stopping = async move { api_watch.signaled().await };
             api.serve_https(bound.api, tls, stopping)
                 .await
                 .context("the API server ended")
@@ -128,7 +128,7 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
         tokens: Tokens::new(&api, &client),
         peer_lists: PeerCache::open(dir.peers()).context("cannot keep the lists of peers")?,
         audit_log: AuditLog::open(&dir.audit())?,
-        writes: writes(&api),
+        writes: Some(writes),
         access_log: AccessLog::open(&dir.logs(), &format!("istiod-{}", up.name), &log_metrics)?,
         metrics: metrics.clone(),
         drain: watch.clone(),
@@ -162,19 +162,27 @@ async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCo
         _ = stop.recv() => Ok(()),
         () = stdin_ends(), if up.until_stdin_ends => Ok(()),
         () = control_plane.ended() => Err(anyhow::anyhow!("a part of the control plane ended")),
-        Some(ended) = tasks.join_next() => match ended {
-            Ok(Ok(())) => Err(anyhow::anyhow!("a part of the mesh ended")),
-            Ok(Err(error)) => Err(error),
-            Err(panic) => Err(panic.into()),
-        },
+        Some(ended) = tasks.join_next() => Err(why(ended)),
+        Some(ended) = api_task.join_next() => Err(why(ended)),
     };
     info!(mesh = up.name, "stopping");
+    api_drain.signal();
+    api_task.join_next().await;
     // Registrations stay as they are, or every workload would be taken out of its services.
     control_plane.stop().await;
     api.end_watches();
     drain.drain(DRAIN).await;
     tasks.shutdown().await;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Why a part that ended did.
+fn why(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(Ok(())) => anyhow::anyhow!("a part of the mesh ended"),
+        Ok(Err(error)) => error,
+        Err(panic) => panic.into(),
+    }
 }
 
 /// What tools are told beside the resources.
@@ -239,23 +247,22 @@ impl Bound {
     }
 }
 
-/// Writes to the API by others, for the audit log.
-fn writes(api: &ApiServer) -> BoxStream<'static, Write> {
-    let (told, reports) = tokio::sync::mpsc::channel(WRITES);
-    api.report_writes(told);
-    let next = async |mut reports: tokio::sync::mpsc::Receiver<WriteReport>| {
-        let report = reports.recv().await?;
-        let write = Write {
+/// Writes to the API by others, for the audit log. Told from before the first of them.
+fn writes(api: &ApiServer, namespace: &str) -> Writes {
+    let writes = Writes::new(namespace);
+    let book = writes.clone();
+    api.report_writes(move |report| {
+        book.tell(Write {
             user: report.user,
             groups: report.groups,
             verb: report.verb.to_owned(),
             kind: report.kind,
             object: ObjectKey::new(report.namespace, report.name),
+            uid: report.uid,
             revision: report.revision,
-        };
-        Some((write, reports))
-    };
-    futures::stream::unfold(reports, next).boxed()
+        });
+    });
+    writes
 }
 
 fn server_names(up: &Up) -> Vec<String> {

@@ -9,7 +9,7 @@
 mod certificate;
 pub mod reviews;
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
 
 pub use self::certificate::{AdminCertificate, admin_from_certificates};
 use crate::{
@@ -37,8 +37,24 @@ impl Caller {
         }
     }
 
-    /// Judges what a request brings. `admin` is what the connection's certificate proved.
+    /// Judges what a request brings. `admin` is what the connection's certificate proved. Nobody acts as
+    /// somebody else: a request that asks for it would otherwise be done, and told of, as the caller's own.
     pub fn authenticate(
+        api: &Api,
+        admin: Option<&AdminCertificate>,
+        headers: &HeaderMap,
+    ) -> Result<Self, ApiError> {
+        let caller = Self::identify(api, admin, headers)?;
+        let asks = |name: &&HeaderName| name.as_str().starts_with("impersonate-");
+        match headers.keys().find(asks) {
+            Some(header) if caller != Self::Anonymous => {
+                Err(ApiError::impersonation(header.as_str()))
+            }
+            _ => Ok(caller),
+        }
+    }
+
+    fn identify(
         api: &Api,
         admin: Option<&AdminCertificate>,
         headers: &HeaderMap,

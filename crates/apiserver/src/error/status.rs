@@ -138,6 +138,15 @@ impl ApiError {
         )
     }
 
+    /// A request in the name of somebody else.
+    pub fn impersonation(header: &str) -> Self {
+        let message = format!(
+            "impersonation is not supported by this server: send no header {header:?} \
+             (kubectl: no --as, --as-group or --as-uid)"
+        );
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+    }
+
     pub fn unauthorized(why: &str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", why)
     }

@@ -379,3 +379,6 @@ fn attributes<'a>(verb: &'a str, path: &'a ResourcePath, resource: &'a str) -> A
         name: &path.name,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,6 +141,7 @@ impl<'a> Query<'a> {
         Ok(WriteOptions {
             dry_run: self.dry_run()?,
             validation,
+            by: None,
         })
     }
 

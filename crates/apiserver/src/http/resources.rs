@@ -12,13 +12,13 @@ use super::{
     query::Query, read, review, route::ResourcePath, success, warn,
 };
 use crate::{
-    api::{Api, Target, WriteReport, rfc3339},
+    api::{Api, Target, rfc3339},
     auth::Caller,
     error::{ApiError, FieldError, Subject},
     json,
-    store::{Stored, format_uid},
+    store::{Author, Stored, format_uid},
     token::{DEFAULT_LIFE, LONGEST_LIFE, SHORTEST_LIFE, ServiceAccountRef},
-    verbs::{self, Body, DeleteOptions, Deleted, Part, Patch, Written},
+    verbs::{self, Body, DeleteOptions, Deleted, Part, Patch, WriteOptions, Written},
     watch::{Start, Watch, WatchOptions},
 };
 
@@ -209,29 +209,23 @@ impl Request<'_> {
 
     async fn create(&self, target: &Target, bytes: Bytes) -> Answer {
         self.shape()?;
-        let options = self.query.write_options()?;
+        let options = self.write_options("create", target)?;
         let body = self.parsed(&bytes)?;
         let written = verbs::create(self.api, target, body, options).await?;
-        if !options.dry_run {
-            self.report("create", target, &written.object, written.object.revision);
-        }
         self.written(StatusCode::CREATED, target, &written)
     }
 
     async fn update(&self, target: &Target, part: Part, bytes: Bytes) -> Answer {
         self.shape()?;
-        let options = self.query.write_options()?;
+        let options = self.write_options("update", target)?;
         let body = self.parsed(&bytes)?;
         let written = verbs::replace(self.api, target, part, body, options).await?;
-        if !options.dry_run {
-            self.report("update", target, &written.object, written.object.revision);
-        }
         self.written(StatusCode::OK, target, &written)
     }
 
     async fn patch(&self, target: &Target, part: Part, bytes: Bytes) -> Answer {
         self.shape()?;
-        let options = self.query.write_options()?;
+        let options = self.write_options("patch", target)?;
         let form = match media_type(self.headers) {
             "application/merge-patch+json" => Patch::Merge,
             "application/json-patch+json" => Patch::Json,
@@ -254,13 +248,10 @@ impl Request<'_> {
         let patch = form(document.value);
         let patched = verbs::patch(self.api, target, part, patch, document.duplicates, options);
         let written = patched.await?;
-        if !options.dry_run {
-            self.report("patch", target, &written.object, written.object.revision);
-        }
         self.written(StatusCode::OK, target, &written)
     }
 
-    fn delete_options(&self, bytes: &Bytes) -> Result<DeleteOptions, ApiError> {
+    fn delete_options(&self, target: &Target, bytes: &Bytes) -> Result<DeleteOptions, ApiError> {
         let body = if bytes.is_empty() {
             Value::Null
         } else {
@@ -292,17 +283,14 @@ impl Request<'_> {
             uid: text(&["preconditions", "uid"]),
             revision: text(&["preconditions", "resourceVersion"]),
             dry_run: dry,
+            by: self.author("delete", target),
         })
     }
 
     async fn delete(&self, target: &Target, bytes: Bytes) -> Answer {
         self.shape()?;
-        let options = self.delete_options(&bytes)?;
+        let options = self.delete_options(target, &bytes)?;
         let deleted = verbs::delete(self.api, target, &options).await?;
-        if !options.dry_run {
-            let (Deleted::Waiting(object) | Deleted::Gone(object)) = &deleted;
-            self.report("delete", target, object, object.revision);
-        }
         match deleted {
             Deleted::Waiting(object) => self.object(StatusCode::OK, target, &object),
             Deleted::Gone(object) => {
@@ -315,13 +303,10 @@ impl Request<'_> {
 
     async fn delete_collection(&self, target: &Target, bytes: Bytes) -> Answer {
         let shape = self.shape()?;
-        let options = self.delete_options(&bytes)?;
+        let options = self.delete_options(target, &bytes)?;
         let selection = self.query.list_options(&target.ty)?;
         let objects = verbs::delete_collection(self.api, target, &selection, &options).await?;
         let revision = self.api.store.read().revision;
-        for object in objects.iter().filter(|_| !options.dry_run) {
-            self.report("delete", target, object, revision);
-        }
         let page = verbs::Page {
             revision,
             objects,
@@ -332,26 +317,23 @@ impl Request<'_> {
         Ok(json_response(StatusCode::OK, out))
     }
 
-    /// Tells who listens of a write, unless it came from this process.
-    fn report(&self, verb: &'static str, target: &Target, object: &Stored, revision: u64) {
-        let Some(reports) = self.api.reports.get() else {
-            return;
-        };
-        if *self.caller == Caller::in_process() {
-            return;
-        }
-        let report = WriteReport {
-            user: self.caller.name(),
-            groups: self.caller.groups(),
-            verb,
-            kind: target.ty.kind.clone(),
-            namespace: object.namespace().to_owned(),
-            name: object.name().to_owned(),
-            revision,
-        };
-        if reports.try_send(report).is_err() {
-            tracing::warn!(verb, object = %object.key, "nobody could be told of this write");
-        }
+    fn write_options(&self, verb: &'static str, target: &Target) -> Result<WriteOptions, ApiError> {
+        Ok(WriteOptions {
+            by: self.author(verb, target),
+            ..self.query.write_options()?
+        })
+    }
+
+    /// Who writes, unless it is this process.
+    fn author(&self, verb: &'static str, target: &Target) -> Option<Arc<Author>> {
+        (*self.caller != Caller::in_process()).then(|| {
+            Arc::new(Author {
+                user: self.caller.name(),
+                groups: self.caller.groups(),
+                verb,
+                kind: target.ty.kind.clone(),
+            })
+        })
     }
 
     /// `kubectl create token`.

@@ -31,7 +31,7 @@ pub use self::{
     cache::{Cache, Event, KindId, TooOld},
     disk::io,
     object::{Key, StoreKind, Stored, Uid, format_uid, head, key, parse_uid},
-    writer::{Change, Committed, Expect, Write, WriteError},
+    writer::{Author, Change, Committed, Expect, Observers, Write, WriteError},
 };
 use self::{disk::Disk, writer::Writer};
 use crate::error::OpenError;
@@ -49,12 +49,12 @@ pub struct Store {
 
 impl Store {
     /// Opens the store in `dir`, which must exist. `namespaces` is the kind whose objects must be there before those
-    /// in them. `observer` is called by the writer after each commit, and must not block.
+    /// in them.
     pub fn open(
         dir: &Path,
         kinds: Vec<StoreKind>,
         namespaces: KindId,
-        observer: impl Fn(&[Committed]) + Send + 'static,
+        observers: Observers,
     ) -> Result<Self, OpenError> {
         let (disk, contents) = Disk::open(dir)?;
         let mut cache = Cache::new(kinds.len(), contents.revision);
@@ -85,7 +85,7 @@ impl Store {
             cache: cache.clone(),
             kinds,
             namespaces,
-            observer: Box::new(observer),
+            observers,
             healthy: Arc::clone(&healthy),
         };
         let writer = std::thread::Builder::new()

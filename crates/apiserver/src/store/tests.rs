@@ -17,7 +17,10 @@ fn mk_store(dir: &Path) -> Store {
         dir,
         vec![kind("/namespaces"), kind("g/things")],
         NAMESPACES,
-        |_| {},
+        Observers {
+            before: Box::new(|_| {}),
+            after: Box::new(|_| {}),
+        },
     )
     .unwrap()
 }
@@ -36,6 +39,7 @@ fn mk_put(kind: KindId, namespace: &str, name: &str, expect: Expect, n: u32) -> 
             Stored::from_value(&value, &StoreKind::default()).unwrap(),
         )),
         into_namespace: !namespace.is_empty(),
+        by: None,
     }
 }
 
@@ -46,6 +50,7 @@ fn mk_delete(kind: KindId, key: &Key, revision: u64) -> Write {
         expect: Expect::Revision(revision),
         change: Change::Delete,
         into_namespace: false,
+        by: None,
     }
 }
 
@@ -112,6 +117,7 @@ fn history_that_was_dropped_is_said_to_be_too_old() {
                     Stored::from_value(&value, &StoreKind::default()).unwrap(),
                 )),
                 into_namespace: false,
+                by: None,
             })
             .unwrap();
     }

@@ -44,6 +44,20 @@ pub struct Write {
     pub change: Change,
     /// The namespace must exist and not be ending.
     pub into_namespace: bool,
+    /// Who asked for it, if that is to be told.
+    pub by: Option<Arc<Author>>,
+}
+
+/// Somebody outside of this process who writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Author {
+    /// As authenticated.
+    pub user: String,
+    pub groups: Vec<String>,
+    /// `create`, `update`, `patch` or `delete`.
+    pub verb: &'static str,
+    /// What is written, such as `ConfigMap`.
+    pub kind: String,
 }
 
 /// Why a write did not happen.
@@ -73,6 +87,7 @@ pub enum WriteError {
 pub struct Committed {
     pub kind: KindId,
     pub event: Event,
+    pub by: Option<Arc<Author>>,
 }
 
 type Answer = Result<Arc<Stored>, WriteError>;
@@ -90,14 +105,22 @@ impl Request {
 }
 
 /// Hears of what was committed.
-type Observer = dyn Fn(&[Committed]) + Send;
+pub type Observer = Box<dyn Fn(&[Committed]) + Send>;
+
+/// Who hears of commits. The writer calls them, so they must not block.
+pub struct Observers {
+    /// Before readers see what was committed: nobody can act on a write that it was not told.
+    pub before: Observer,
+    /// After that.
+    pub after: Observer,
+}
 
 pub struct Writer {
     pub disk: Disk,
     pub cache: Arc<RwLock<Cache>>,
     pub kinds: Vec<StoreKind>,
     pub namespaces: KindId,
-    pub observer: Box<Observer>,
+    pub observers: Observers,
     /// Whether the last commit succeeded.
     pub healthy: Arc<AtomicBool>,
 }
@@ -145,8 +168,9 @@ impl Writer {
                     }
                 }
             } else {
+                (self.observers.before)(&staged.committed);
                 self.show(&staged.committed);
-                (self.observer)(&staged.committed);
+                (self.observers.after)(&staged.committed);
             }
         }
         for (sender, answer) in answers {
@@ -219,6 +243,7 @@ impl Writer {
                 previous: current,
                 deleted,
             },
+            by: write.by,
         });
         let after = (!deleted).then(|| object.clone());
         staged.overlay.insert((write.kind, write.key), after);

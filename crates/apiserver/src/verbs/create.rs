@@ -44,7 +44,7 @@ pub async fn create(
     loop {
         tries += 1;
         let attempt = attempt(target, &value, &prefix)?;
-        match write(api, target, attempt, options).await {
+        match write(api, target, attempt, &options).await {
             Err(WriteFailure::Exists) if !prefix.is_empty() && tries < NAMES_TRIED => {}
             Err(WriteFailure::Exists) => {
                 let name = json::text(&value, &["metadata", "name"]);
@@ -110,7 +110,7 @@ async fn write(
     api: &Api,
     target: &Target,
     (value, named): (Value, Target),
-    options: WriteOptions,
+    options: &WriteOptions,
 ) -> Result<Arc<crate::store::Stored>, WriteFailure> {
     let refused = |error| WriteFailure::Refused(Box::new(error));
     let mut stored = named.to_stored(value).map_err(refused)?;
@@ -140,6 +140,7 @@ async fn write(
         expect: Expect::Absent,
         change: Change::Put(Box::new(stored)),
         into_namespace: target.ty.namespaced,
+        by: options.by.clone(),
     };
     api.store.write(write).await.map_err(|error| match error {
         WriteError::Exists => WriteFailure::Exists,

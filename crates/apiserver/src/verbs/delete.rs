@@ -7,7 +7,7 @@ use crate::{
     api::{Api, Target},
     error::ApiError,
     json,
-    store::{Change, Expect, Stored, Write, WriteError, format_uid},
+    store::{Author, Change, Expect, Stored, Write, WriteError, format_uid},
 };
 
 const MOST_TRIES: usize = 16;
@@ -34,6 +34,8 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     pub revision: Option<String>,
     pub dry_run: bool,
+    /// Who asks, if that is to be told.
+    pub by: Option<Arc<Author>>,
 }
 
 /// Deletes an object, or begins to if it has finalizers.
@@ -63,6 +65,7 @@ pub async fn delete(
             expect: Expect::Revision(current.revision),
             change,
             into_namespace: false,
+            by: options.by.clone(),
         };
         match api.store.write(write).await {
             Ok(object) if waits => return Ok(Deleted::Waiting(object)),

@@ -17,14 +17,16 @@ pub use self::{
     list::{Cursor, ListOptions, Page, get, list, too_old},
     update::{Patch, patch, replace},
 };
-use crate::store::Stored;
+use crate::store::{Author, Stored};
 
 /// How a write is asked for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct WriteOptions {
     /// Do everything but write.
     pub dry_run: bool,
     pub validation: Validation,
+    /// Who asks, if that is to be told.
+    pub by: Option<Arc<Author>>,
 }
 
 /// Which part of an object a write is about.

@@ -8,7 +8,7 @@ use crate::{
     error::{ApiError, FieldError},
     json,
     patch::{self, PatchError},
-    store::{Change, Expect, Stored, Write, WriteError},
+    store::{Author, Change, Expect, Stored, Write, WriteError},
 };
 
 /// Times that a patch is applied anew because another write came between.
@@ -44,7 +44,7 @@ pub async fn replace(
     let warnings = admit::strip(target, &mut body, options.validation)?;
     let new = body.value;
     let write = move |_: &Value| Ok((new.clone(), warnings.clone()));
-    update(api, target, part, options, write).await
+    update(api, target, part, &options, write).await
 }
 
 /// Changes an object, or its status.
@@ -74,7 +74,7 @@ pub async fn patch(
         let warnings = admit::strip(target, &mut body, options.validation)?;
         Ok((body.value, warnings))
     };
-    update(api, target, part, options, change).await
+    update(api, target, part, &options, change).await
 }
 
 fn apply(target: &Target, value: &mut Value, patch: &Patch) -> Result<(), PatchError> {
@@ -105,7 +105,7 @@ async fn update(
     api: &Api,
     target: &Target,
     part: Part,
-    options: WriteOptions,
+    options: &WriteOptions,
     change: impl Fn(&Value) -> Result<(Value, Vec<String>), ApiError>,
 ) -> Result<Written, ApiError> {
     for _ in 0..MOST_TRIES {
@@ -134,7 +134,7 @@ async fn update(
             true => Change::Delete,
             false => Change::Put(Box::new(stored)),
         };
-        match write(api, target, &current, change).await {
+        match write(api, target, &current, change, options.by.clone()).await {
             Ok(object) => return Ok(Written { object, warnings }),
             // Nothing that the sender said depends on the version that was overtaken.
             Err(WriteError::Changed) => {}
@@ -149,6 +149,7 @@ async fn write(
     target: &Target,
     current: &Stored,
     change: Change,
+    by: Option<Arc<Author>>,
 ) -> Result<Arc<Stored>, WriteError> {
     let write = Write {
         kind: target.ty.store,
@@ -156,6 +157,7 @@ async fn write(
         expect: Expect::Revision(current.revision),
         change,
         into_namespace: false,
+        by,
     };
     api.store.write(write).await
 }

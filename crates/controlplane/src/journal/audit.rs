@@ -1,5 +1,6 @@
 //! The audit log: append-only, one JSON document a line, on disk before anything else goes on.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -24,12 +25,26 @@ pub struct AuditError {
     source: io::Error,
 }
 
+/// Where lines go.
+trait Sink: io::Write + fmt::Debug + Send {
+    /// What was written is on disk when it returns.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl Sink for File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
 /// The log of one mesh.
 #[derive(Debug)]
 pub struct AuditLog {
     path: PathBuf,
-    file: File,
+    file: Box<dyn Sink>,
     bytes: u64,
+    /// The last line may be there in part.
+    torn: bool,
     max_bytes: u64,
 }
 
@@ -50,22 +65,23 @@ impl AuditLog {
         let (file, bytes) = open(&path).map_err(failed)?;
         Ok(Self {
             path,
-            file,
+            file: Box::new(file),
             bytes,
+            torn: false,
             max_bytes: MAX_BYTES,
         })
     }
 
-    /// Writes a line, off the async threads. A line that cannot be written is told of in the
-    /// program's own log, whole.
-    pub(super) async fn append(mut self, entry: impl Serialize + Send + 'static) -> Self {
+    /// Writes a line for each entry, off the async threads; all are on disk when it returns. A line
+    /// that cannot be written is told of in the program's own log, whole.
+    pub(super) async fn append<E>(mut self, entries: Vec<E>) -> Self
+    where
+        E: Serialize + Send + 'static,
+    {
         let path = self.path.clone();
         let writing = tokio::task::spawn_blocking(move || {
-            let line = serde_json::to_string(&entry).unwrap_or_default();
-            if let Err(error) = self.write(&line) {
-                let path = self.path.display();
-                error!(%error, %path, line, "an entry of the audit log was not written");
-            }
+            let lines = entries.iter().map(serde_json::to_string);
+            self.write_all(lines.map(Result::unwrap_or_default).collect());
             self
         });
         match writing.await {
@@ -77,24 +93,49 @@ impl AuditLog {
         }
     }
 
+    fn write_all(&mut self, lines: Vec<String>) {
+        let mut not_synced = Vec::new();
+        let path = self.path.clone();
+        let failed = |error: &io::Error, line: String| {
+            let path = path.display();
+            error!(%error, %path, line, "an entry of the audit log was not written");
+        };
+        for line in lines {
+            match self.write(&line) {
+                Ok(()) => not_synced.push(line),
+                Err(error) => failed(&error, line),
+            }
+        }
+        if let Err(error) = self.file.sync() {
+            for line in not_synced {
+                failed(&error, line);
+            }
+        }
+    }
+
     fn write(&mut self, line: &str) -> io::Result<()> {
         if self.bytes > 0 && self.bytes + line.len() as u64 > self.max_bytes {
             self.rotate()?;
         }
-        let line = format!("{line}\n");
+        // What a failed write left stands alone, as what a crash left does.
+        let end = if self.torn { "\n" } else { "" };
+        let line = format!("{end}{line}\n");
+        self.torn = true;
         self.file.write_all(line.as_bytes())?;
-        self.file.sync_data()?;
+        self.torn = false;
         self.bytes += line.len() as u64;
         Ok(())
     }
 
     fn rotate(&mut self) -> io::Result<()> {
+        self.file.sync()?;
         let numbered = |n: usize| PathBuf::from(format!("{}.{n}", self.path.display()));
         for n in (1..KEPT).rev() {
             rename(&numbered(n), &numbered(n + 1))?;
         }
         rename(&self.path, &numbered(1))?;
-        (self.file, self.bytes) = open(&self.path)?;
+        let (file, bytes) = open(&self.path)?;
+        (self.file, self.bytes, self.torn) = (Box::new(file), bytes, false);
         Ok(())
     }
 }
@@ -134,6 +175,8 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -148,7 +191,7 @@ mod tests {
         let at = dir.path().join("audit");
         for n in 0..2 {
             let log = AuditLog::open(&at).unwrap();
-            log.append(n).await;
+            log.append(vec![n]).await;
         }
         assert_eq!(lines(&at, FILE), ["0", "1"]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -160,7 +203,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "{\"a\":1}\n{\"to").unwrap();
         let log = AuditLog::open(dir.path()).unwrap();
-        log.append(7).await;
+        log.append(vec![7]).await;
         assert_eq!(lines(dir.path(), FILE), ["{\"a\":1}", "{\"to", "7"]);
     }
 
@@ -170,12 +213,51 @@ mod tests {
         let mut log = AuditLog::open(dir.path()).unwrap();
         log.max_bytes = 10;
         for n in 0..12 {
-            log = log.append(format!("entry {n:02}")).await;
+            log = log.append(vec![format!("entry {n:02}")]).await;
         }
         assert_eq!(lines(dir.path(), FILE), ["\"entry 11\""]);
         assert_eq!(lines(dir.path(), "audit.log.1"), ["\"entry 10\""]);
         assert_eq!(lines(dir.path(), "audit.log.9"), ["\"entry 02\""]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), KEPT + 1);
+    }
+
+    /// A disk that has so many bytes left.
+    #[derive(Debug)]
+    struct Full(File, Arc<AtomicUsize>);
+
+    impl io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let left = self.1.load(Ordering::Relaxed);
+            if left == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let written = self.0.write(&bytes[..bytes.len().min(left)])?;
+            self.1.fetch_sub(written, Ordering::Relaxed);
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink for Full {
+        fn sync(&mut self) -> io::Result<()> {
+            self.0.sync()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_that_a_full_disk_has_torn_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = AuditLog::open(dir.path()).unwrap();
+        let room = Arc::new(AtomicUsize::new(8));
+        let (file, _) = open(&log.path).unwrap();
+        log.file = Box::new(Full(file, room.clone()));
+        log = log.append(vec![11, 22, 333333, 44]).await;
+        room.store(1000, Ordering::Relaxed);
+        log.append(vec![55, 66]).await;
+        assert_eq!(lines(dir.path(), FILE), ["11", "22", "33", "55", "66"]);
     }
 
     #[test]

@@ -1,80 +1,28 @@
-//! Whose doing a change is: writes to the API as its server authenticated them, else what an object
-//! says of its last writer, and peers whose lists changed.
+//! The lines of the audit log, and whose doing each is: writes to the API as its server authenticated
+//! them, else what an object says of its last writer, and peers whose lists changed.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use futures::stream::BoxStream;
-use futures::{FutureExt as _, StreamExt as _};
-use jiff::Timestamp;
+use imbl::ordmap::DiffItem;
+use jiff::{SignedDuration, Timestamp};
 use kube::Resource;
 use meshfed_api::{
     ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshMember,
     ServiceMeshMemberRoll, ServiceMeshPeer,
 };
-use meshfed_federation::difference::{Difference, Sharing};
+use meshfed_federation::difference::{Difference, Sharing, root_config_map};
 use meshfed_federation::world::{ObjectKey, Shared, World};
 use serde::Serialize;
 
-/// Writes that are remembered until what follows from them is seen.
-const REMEMBERED: usize = 4096;
-/// For this long.
-const MEMORY: Duration = Duration::from_secs(60);
+use super::backlog::Step;
+use super::writes::{Version, Write, Writes};
+use crate::hub::Outcome;
+
 /// Authors that one entry names; a flood of writes in a moment is cut.
 const MAX_AUTHORS: usize = 100;
-
-/// A write to the API by somebody, as its server saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Write {
-    pub user: String,
-    pub groups: Vec<String>,
-    /// `create`, `update`, `patch` or `delete`.
-    pub verb: String,
-    pub kind: String,
-    pub object: ObjectKey,
-    /// The revision that the write made.
-    pub revision: u64,
-}
-
-/// The writes of the last minute.
-pub(super) struct Writes {
-    incoming: BoxStream<'static, Write>,
-    known: VecDeque<(Instant, Write)>,
-}
-
-impl Writes {
-    pub fn new(incoming: BoxStream<'static, Write>) -> Self {
-        Self {
-            incoming,
-            known: VecDeque::new(),
-        }
-    }
-
-    pub fn take_all(&mut self) {
-        while let Some(Some(write)) = self.incoming.next().now_or_never() {
-            self.known.push_back((Instant::now(), write));
-        }
-    }
-
-    pub fn forget_old(&mut self) {
-        let is_old = |(at, _): &(Instant, Write)| at.elapsed() > MEMORY;
-        while self.known.len() > REMEMBERED || self.known.front().is_some_and(is_old) {
-            self.known.pop_front();
-        }
-    }
-
-    /// What made this object what it is now: writes after `from`, up to `to` or to its end.
-    fn of<'w>(&'w self, change: &'w Changed) -> impl Iterator<Item = &'w Write> {
-        let writes = self.known.iter().map(|(_, write)| write);
-        writes.filter(move |write| {
-            write.kind == change.kind
-                && write.object == change.object
-                && write.revision > change.from
-                && (write.verb == "delete" || write.revision <= change.to.unwrap_or(u64::MAX))
-        })
-    }
-}
+/// What follows from a write without being part of it, such as a gateway that goes, comes within this.
+const FOLLOWS_WITHIN: SignedDuration = SignedDuration::from_secs(5);
 
 /// A line of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -82,16 +30,46 @@ impl Writes {
 pub(super) struct Entry {
     pub time: Timestamp,
     pub event: &'static str,
-    /// Writes to the API that led to it.
+    /// Writes to the API that are part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by: Vec<Author>,
     /// Peers that changed what they export.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by_peers: Vec<String>,
+    /// Writes of the seconds before that may have led to it, where none is part of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub follows: Vec<Author>,
+    /// Writes that were too many to remember; `by` may lack some.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub writes_lost: u64,
+    /// States before this one that were not looked at.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub states_merged: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub totals: Option<Totals>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub difference: Option<Difference>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Entry {
+    fn new(time: Timestamp, event: &'static str) -> Self {
+        Self {
+            time,
+            event,
+            by: Vec::new(),
+            by_peers: Vec::new(),
+            follows: Vec::new(),
+            writes_lost: 0,
+            states_merged: 0,
+            totals: None,
+            difference: None,
+        }
+    }
 }
 
 /// How much was shared when the control plane began.
@@ -122,56 +100,133 @@ pub(super) struct Author {
     pub resource_version: Option<String>,
 }
 
-/// The first line after a start: changes before it are not seen by this process.
-pub(super) fn started(world: &World, sharing: &Sharing) -> Entry {
-    Entry {
-        time: world.now,
-        event: "Started",
-        by: Vec::new(),
-        by_peers: Vec::new(),
-        totals: Some(Totals {
-            exposed: sharing.exposed().count(),
-            imported: sharing.imported().count(),
-        }),
-        difference: None,
+/// Makes the lines, outcome by outcome.
+#[derive(Debug)]
+pub(super) struct Scribe {
+    /// `None`: nobody tells who writes, so the objects are asked.
+    writes: Option<Writes>,
+    before: Option<(Arc<Outcome>, Sharing)>,
+    recent: Recent,
+    /// Outcomes that were merged since the last line.
+    merged: u64,
+}
+
+impl Scribe {
+    pub fn new(writes: Option<Writes>) -> Self {
+        Self {
+            writes,
+            before: None,
+            recent: Recent::default(),
+            merged: 0,
+        }
+    }
+
+    /// The line about an outcome, if it is worth one.
+    pub fn entry(&mut self, step: &Step) -> Option<Entry> {
+        let Outcome { world, plan } = step.outcome.as_ref();
+        self.merged += step.merged;
+        let Some((known, shared)) = &self.before else {
+            let sharing = Sharing::of(world, plan);
+            let totals = Totals {
+                exposed: sharing.exposed().count(),
+                imported: sharing.imported().count(),
+            };
+            self.before = Some((step.outcome.clone(), sharing));
+            // Changes before it are not seen by this process.
+            self.merged = 0;
+            return Some(Entry {
+                totals: Some(totals),
+                ..Entry::new(world.now, "Started")
+            });
+        };
+        let sharing = shared.then((&known.world, &known.plan), world, plan);
+        let difference = sharing.since(shared);
+        let by = authors(&known.world, world, self.writes.as_ref(), &difference);
+        let entry = (!difference.is_empty()).then(|| {
+            let by_peers = by_peers(&known.world, world);
+            let follows = if by.is_empty() && by_peers.is_empty() {
+                self.recent.at(world.now)
+            } else {
+                Vec::new()
+            };
+            Entry {
+                by: by.clone(),
+                by_peers,
+                follows,
+                writes_lost: self.writes.as_ref().map_or(0, Writes::lost),
+                states_merged: std::mem::take(&mut self.merged),
+                difference: Some(difference),
+                ..Entry::new(world.now, "SharingChanged")
+            }
+        });
+        // A deletion takes steps.
+        let may_follow = |author: &Author| entry.is_none() || author.verb == "delete";
+        self.recent
+            .add(world.now, by.into_iter().filter(may_follow));
+        self.before = Some((step.outcome.clone(), sharing));
+        entry
     }
 }
 
-/// What changed between two worlds, and by whom.
-pub(super) fn entry(
+/// Whose writes were seen lately, and may have consequences yet.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<(Timestamp, Author)>);
+
+impl Recent {
+    fn at(&mut self, now: Timestamp) -> Vec<Author> {
+        let is_old = |at: Timestamp| now.duration_since(at).abs() > FOLLOWS_WITHIN;
+        while self.0.front().is_some_and(|(at, _)| is_old(*at)) {
+            self.0.pop_front();
+        }
+        self.0.iter().map(|(_, author)| author.clone()).collect()
+    }
+
+    fn add(&mut self, now: Timestamp, authors: impl Iterator<Item = Author>) {
+        self.0.extend(authors.map(|author| (now, author)));
+        while self.0.len() > MAX_AUTHORS {
+            self.0.pop_front();
+        }
+    }
+}
+
+/// Who wrote what differs between two worlds and has a say in what is shared.
+fn authors(
     before: &World,
     after: &World,
-    writes: &Writes,
-    difference: Difference,
-) -> Entry {
+    writes: Option<&Writes>,
+    difference: &Difference,
+) -> Vec<Author> {
     let mut by = Vec::new();
-    for change in changes(before, after, &difference) {
-        let mut known = writes.of(&change).peekable();
-        if known.peek().is_none() {
-            by.extend(change.by_itself());
+    for change in changes(before, after, difference) {
+        match writes {
+            Some(writes) => {
+                let made = writes.of(change.kind, &change.object, |write| change.is_by(write));
+                by.extend(made.iter().map(Author::of_write));
+            }
+            None => by.extend(change.by_itself()),
         }
-        by.extend(known.map(Author::of_write));
+        if by.len() >= MAX_AUTHORS {
+            by.truncate(MAX_AUTHORS);
+            break;
+        }
     }
-    by.truncate(MAX_AUTHORS);
+    by
+}
+
+/// Peers that changed what they export.
+fn by_peers(before: &World, after: &World) -> Vec<String> {
     let list = |world: &World, peer: &str| {
         let state = world.observed.peers.get(peer);
         state.map(|state| state.remote.services.clone())
     };
-    let by_peers = after.observed.peers.keys().filter(|peer| {
+    let changed = after.observed.peers.keys().filter(|peer| {
         let (old, new) = (list(before, peer), list(after, peer));
         match (old, new) {
             (Some(old), Some(new)) => !Arc::ptr_eq(&old, &new) && old != new,
             (old, new) => old.or(new).is_some_and(|list| list.iter().next().is_some()),
         }
     });
-    Entry {
-        time: after.now,
-        event: "SharingChanged",
-        by,
-        by_peers: by_peers.cloned().collect(),
-        totals: None,
-        difference: Some(difference),
-    }
+    changed.cloned().collect()
 }
 
 /// An object of the API that changed.
@@ -179,30 +234,50 @@ pub(super) fn entry(
 struct Changed {
     kind: &'static str,
     object: ObjectKey,
-    /// Its revision before; 0 if it was not there.
-    from: u64,
-    /// `None`: it is gone.
-    to: Option<u64>,
-    /// The field manager that wrote last.
+    before: Option<Version>,
+    after: Option<Version>,
+    /// Who wrote last, other than to the status, if that was between the two.
     manager: Option<String>,
 }
 
 impl Changed {
+    /// Whether a write made the one of the other. Writes to an object that had this name earlier did
+    /// not; whoever asked for a deletion that came in steps made its last step too.
+    fn is_by(&self, write: &Write) -> bool {
+        let (before, after) = (self.before.as_ref(), self.after.as_ref());
+        let of = |version: &&Version| version.uid == write.uid;
+        match (before.filter(of), after.filter(of)) {
+            (Some(old), Some(new)) => (old.revision + 1..=new.revision).contains(&write.revision),
+            (None, Some(new)) => write.revision <= new.revision,
+            (Some(old), None) => {
+                write.revision > old.revision || old.going && write.verb == "delete"
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// What the object itself says. Of a deletion it says nothing but that it was asked for.
     fn by_itself(&self) -> Option<Author> {
-        let verb = match (self.from, self.to) {
+        let was_going = self.before.as_ref().is_some_and(|old| old.going);
+        let verb = match (&self.before, &self.after) {
             (_, None) => "delete",
-            (0, _) => "create",
-            _ => "update",
+            (_, Some(new)) if new.going && !was_going => "delete",
+            (None, Some(_)) => "create",
+            (Some(old), Some(new)) if old.uid != new.uid => "create",
+            (Some(_), Some(_)) => "update",
         };
-        // A change without a word of who made it is ours: the garbage collector's, or a status.
-        let manager = self.manager.clone()?;
+        let manager = self.manager.clone().filter(|_| verb != "delete");
+        // A change without a word of who made it is ours: a status, or the end of a deletion.
+        if manager.is_none() && verb != "delete" {
+            return None;
+        }
         Some(Author {
-            manager: Some(manager),
+            manager,
             verb: verb.to_owned(),
             kind: self.kind.to_owned(),
             namespace: self.object.namespace.clone(),
             name: self.object.name.clone(),
-            resource_version: self.to.map(|revision| revision.to_string()),
+            resource_version: self.after.as_ref().map(|new| new.revision.to_string()),
             ..Author::default()
         })
     }
@@ -241,11 +316,15 @@ fn changes(before: &World, after: &World, difference: &Difference) -> Vec<Change
         exports: ExportedServiceSet,
         imports: ImportedServiceSet
     );
+    let peers = old.peers.iter().chain(&new.peers);
+    let roots: BTreeSet<ObjectKey> = peers
+        .map(|(key, peer)| root_config_map(key, peer))
+        .collect();
     all.extend(changed(
         "ConfigMap",
         &old.config_maps,
         &new.config_maps,
-        |key| key.namespace == after.mesh.system_namespace,
+        |key| roots.contains(key),
     ));
     let exposures = difference.exposed.iter().chain(&difference.hidden);
     let services: BTreeSet<&str> = exposures.map(|entry| entry.what.service.as_str()).collect();
@@ -253,69 +332,58 @@ fn changes(before: &World, after: &World, difference: &Difference) -> Vec<Change
         .iter()
         .filter_map(|service| Some(service.split_once('/')?.0))
         .collect();
-    all.extend(changed("Service", &old.services, &new.services, |key| {
-        services.contains(key.to_string().as_str())
-    }));
-    all.extend(changed(
-        "Namespace",
-        &old.namespaces,
-        &new.namespaces,
-        |key| namespaces.contains(key.name.as_str()),
-    ));
+    if !services.is_empty() {
+        all.extend(changed("Service", &old.services, &new.services, |key| {
+            services.contains(key.to_string().as_str())
+        }));
+        all.extend(changed(
+            "Namespace",
+            &old.namespaces,
+            &new.namespaces,
+            |key| namespaces.contains(key.name.as_str()),
+        ));
+    }
     all
 }
 
-fn changed<K: Resource>(
+/// What differs between two states of a kind, at the cost of that.
+fn changed<K: Resource + PartialEq>(
     kind: &'static str,
     before: &Shared<ObjectKey, K>,
     after: &Shared<ObjectKey, K>,
     counts: impl Fn(&ObjectKey) -> bool,
 ) -> Vec<Changed> {
-    if before.ptr_eq(after) {
-        return Vec::new();
-    }
-    let revision = |object: &Arc<K>| {
-        let text = object.meta().resource_version.as_deref();
-        text.and_then(|text| text.parse().ok()).unwrap_or(0_u64)
-    };
-    let mut all = Vec::new();
-    for (key, object) in after.iter().filter(|(key, _)| counts(key)) {
-        let known = before.get(key);
-        if known.is_some_and(|known| Arc::ptr_eq(known, object)) {
-            continue;
-        }
-        let (from, to) = (known.map_or(0, revision), revision(object));
-        if from == to {
-            continue;
-        }
-        all.push(Changed {
-            kind,
-            object: key.clone(),
-            from,
-            to: Some(to),
-            manager: last_manager(object.as_ref()),
-        });
-    }
-    for (key, object) in before.iter().filter(|(key, _)| counts(key)) {
-        if !after.contains_key(key) {
-            all.push(Changed {
+    let items = before.diff(after).map(|item| match item {
+        DiffItem::Add(key, new) => (key, None, Some(new)),
+        DiffItem::Remove(key, old) => (key, Some(old), None),
+        DiffItem::Update { old, new } => (new.0, Some(old.1), Some(new.1)),
+    });
+    let items = items.filter(|(key, _, _)| counts(key));
+    items
+        .map(|(key, old, new)| {
+            let version = |object: &Arc<K>| Version::of(object.as_ref());
+            let (was, is) = (
+                old.and_then(|old| last_write(old.as_ref())),
+                new.and_then(|new| last_write(new.as_ref())),
+            );
+            Changed {
                 kind,
                 object: key.clone(),
-                from: revision(object),
-                to: None,
-                manager: None,
-            });
-        }
-    }
-    all
+                before: old.map(version),
+                after: new.map(version),
+                manager: is.filter(|is| was.as_ref() != Some(is)).map(|is| is.1),
+            }
+        })
+        .collect()
 }
 
-/// The field manager that wrote last, other than to the status.
-fn last_manager(object: &impl Resource) -> Option<String> {
+/// When and by which field manager an object was written last, other than to the status.
+fn last_write(object: &impl Resource) -> Option<(Option<Timestamp>, String)> {
     let entries = object.meta().managed_fields.iter().flatten();
     let of_spec = entries.filter(|entry| entry.subresource.as_deref().unwrap_or("").is_empty());
-    let last = of_spec.max_by_key(|entry| entry.time.as_ref().map(|time| time.0))?;
-    last.manager.clone()
+    let of_spec = of_spec.map(|entry| (entry.time.as_ref().map(|time| time.0), entry));
+    let (time, last) = of_spec.max_by_key(|(time, _)| *time)?;
+    Some((time, last.manager.clone()?))
 }
 
 #[cfg(test)]

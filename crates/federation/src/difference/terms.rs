@@ -48,6 +48,19 @@ pub(super) fn all(world: &World, plan: &Plan) -> BTreeMap<String, Terms> {
         .collect()
 }
 
+/// True only if nothing that the terms are made of differs.
+pub(super) fn are_same(before: (&World, &Plan), after: (&World, &Plan)) -> bool {
+    let (old, new) = (&before.0.resources, &after.0.resources);
+    old.peers.ptr_eq(&new.peers)
+        && old.config_maps.ptr_eq(&new.config_maps)
+        && before
+            .1
+            .discovery_clients
+            .keys()
+            .eq(after.1.discovery_clients.keys())
+        && before.1.discovery.keys().eq(after.1.discovery.keys())
+}
+
 fn terms(world: &World, plan: &Plan, key: &ObjectKey, peer: &ServiceMeshPeer) -> Terms {
     let security = &peer.spec.security;
     let remote = &peer.spec.remote;
@@ -96,19 +109,23 @@ fn port(given: Option<i32>, default: u16) -> String {
     }
 }
 
+/// Where the roots of a peer are.
+pub fn root_config_map(key: &ObjectKey, peer: &ServiceMeshPeer) -> ObjectKey {
+    let chain = peer.spec.security.certificate_chain.as_ref();
+    let named = chain.and_then(|chain| chain.name.clone());
+    let name = named
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| format!("{}-ca-root-cert", key.name));
+    ObjectKey::new(key.namespace.clone(), name)
+}
+
 /// The roots that vouch for a peer, whatever else is wrong with it; none if they cannot be read.
 pub(crate) fn roots_of_peer(
     world: &World,
     key: &ObjectKey,
     peer: &ServiceMeshPeer,
 ) -> Vec<RootCert> {
-    let chain = peer.spec.security.certificate_chain.as_ref();
-    let named = chain.and_then(|chain| chain.name.clone());
-    let name = named
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| format!("{}-ca-root-cert", key.name));
-    let at = ObjectKey::new(key.namespace.clone(), name);
-    let map = world.resources.config_maps.get(&at);
+    let map = world.resources.config_maps.get(&root_config_map(key, peer));
     map.and_then(|map| map.data.as_ref()?.get(ROOT_CERT_KEY))
         .and_then(|pem| TrustStore::parse_roots(pem).ok())
         .unwrap_or_default()

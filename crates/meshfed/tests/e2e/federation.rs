@@ -17,10 +17,11 @@ use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt as _, discovery};
 use meshfed_api::{OWN_ROOT_CONFIG_MAP, ROOT_CERT_KEY, ServiceMeshPeer};
 use meshfed_testkit::{LoopbackNet, TempDir, eventually, temp_dir};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::program::{PATIENCE, meshfed};
+use crate::program::{PATIENCE, meshfed, wait};
 
 /// The name under which green-mesh calls ratings of red-mesh.
 pub const IMPORTED: &str = "ratings.bookinfo.svc.red-mesh-imports.local:9080";
@@ -51,6 +52,15 @@ impl Process {
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// As a service manager stops it. It must end well, and soon.
+    pub fn stop(&mut self) {
+        let terminate = format!("kill -TERM {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &terminate]).status();
+        assert!(sent.unwrap().success());
+        let ended = wait(&mut self.child, PATIENCE);
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
     }
 
     pub fn assert_runs(&mut self) {
@@ -113,6 +123,18 @@ impl Mesh {
     /// `kill -9` of the mesh's process.
     pub fn kill(&mut self) {
         self.up.kill();
+    }
+
+    /// SIGTERM for the mesh's process.
+    pub fn stop(&mut self) {
+        self.up.stop();
+    }
+
+    /// The lines of its audit log.
+    pub fn audit_log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir.join("audit/audit.log")).unwrap();
+        let lines = text.lines().map(serde_json::from_str);
+        lines.map(Result::unwrap).collect()
     }
 
     /// The same command with the same data directory.

@@ -146,43 +146,48 @@ async fn rests(mesh: &Mesh) {
     .await;
 }
 
+/// Each change of what green-mesh sees of ratings: what, and the whole of by whom.
+fn changes_of_ratings(red: &Mesh) -> Vec<String> {
+    let is_ratings = |entry: &Value| {
+        entry["service"] == "red-mesh-bookinfo/ratings" && entry["peer"] == "green-mesh"
+    };
+    let mut all = Vec::new();
+    for line in red.audit_log() {
+        let authors = line["by"].as_array().into_iter().flatten();
+        let authors = authors.map(|author| {
+            assert_eq!(author["user"], "kubernetes-admin");
+            assert_eq!(author["groups"][0], "system:masters");
+            let text = |field: &str| author[field].as_str().unwrap().to_owned();
+            format!(" by {} {}", text("verb"), text("kind"))
+        });
+        let authors: String = authors.collect();
+        for what in ["hidden", "exposed"] {
+            let entries = line[what].as_array();
+            if entries.into_iter().flatten().any(is_ratings) {
+                all.push(format!("{what}{authors}"));
+            }
+        }
+    }
+    all
+}
+
 /// The audit log and the Events tell of the rule and of the peer that came and went.
 async fn who_did_what(red: &Mesh) {
-    let log = red.dir.join("audit/audit.log");
-    let lines: Vec<Value> = std::fs::read_to_string(log)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    assert_eq!(lines[0]["event"], "Started");
-    for (verb, kind, what) in [
-        ("patch", "ExportedServiceSet", "hidden"),
-        ("patch", "ExportedServiceSet", "exposed"),
-        ("delete", "ExportedServiceSet", "hidden"),
-        ("create", "ExportedServiceSet", "exposed"),
-        ("patch", "ServiceMeshControlPlane", "hidden"),
-        ("delete", "ServiceMeshPeer", "hidden"),
-        ("create", "ServiceMeshPeer", "exposed"),
-    ] {
-        let is_it = |line: &&Value| {
-            let services = line[what].as_array();
-            let ratings = services.into_iter().flatten().any(|entry| {
-                entry["service"] == "red-mesh-bookinfo/ratings" && entry["peer"] == "green-mesh"
-            });
-            let mut by = line["by"].as_array().into_iter().flatten();
-            ratings
-                && by.any(|author| {
-                    author["user"] == "kubernetes-admin"
-                        && author["groups"][0] == "system:masters"
-                        && author["verb"] == verb
-                        && author["kind"] == kind
-                })
-        };
-        assert!(
-            lines.iter().any(|l| is_it(&l)),
-            "{verb} {kind} {what}: {lines:#?}"
-        );
-    }
+    assert_eq!(red.audit_log()[0]["event"], "Started");
+    assert_eq!(
+        changes_of_ratings(red)[1..],
+        [
+            "hidden by patch ExportedServiceSet",
+            "exposed by patch ExportedServiceSet",
+            "hidden by delete ExportedServiceSet",
+            "exposed by create ExportedServiceSet",
+            "hidden by patch ServiceMeshControlPlane",
+            // Its gateway has to come first.
+            "exposed",
+            "hidden by delete ServiceMeshPeer",
+            "exposed by create ServiceMeshPeer",
+        ]
+    );
     let events: Api<Event> = api(red);
     let events = events.list(&ListParams::default()).await.unwrap();
     for (kind, reason) in [
@@ -260,6 +265,15 @@ async fn what_is_removed_goes_on_both_sides_and_what_comes_back_works() {
     green_has(&federation, 2).await;
 
     who_did_what(&federation.red).await;
+
+    // The last change before a stop.
+    let set: ExportedServiceSet = delete(&federation.red, "green-mesh").await;
+    federation.red.stop();
+    let last = changes_of_ratings(&federation.red).pop();
+    assert_eq!(last.as_deref(), Some("hidden by delete ExportedServiceSet"));
+    federation.red.start_again().await;
+    create(&federation.red, &set).await;
+    green_has(&federation, 2).await;
 
     // A peer that is away.
     federation.green.kill();
