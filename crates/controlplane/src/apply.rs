@@ -24,7 +24,7 @@ use crate::subnet::Subnet;
 
 /// After a failed write the difference is looked at again after this.
 const RETRY: Duration = Duration::from_secs(1);
-/// Statuses are written at most this often.
+/// The status of an object is written at most this often: four times in a second.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Outcomes as they come.
@@ -48,16 +48,20 @@ pub fn start(client: &Client, subnet: Subnet, outcomes: &Outcomes, tasks: &mut J
     tasks.spawn(follow(o, roots::inputs, async move |outcome| {
         roots::apply(&c, outcome).await
     }));
-    let (c, o) = (client.clone(), outcomes.clone());
-    tasks.spawn(follow(
-        o,
+    tasks.spawn(keep_statuses(client.clone(), outcomes.clone()));
+}
+
+/// Writes the newest statuses, to each object at most once in [`STATUS_INTERVAL`].
+fn keep_statuses(client: Client, outcomes: Outcomes) -> impl Future<Output = ()> + Send {
+    follow(
+        outcomes,
         |_| Always,
         async move |outcome| {
-            let done = statuses::apply(&c, outcome).await;
+            let done = statuses::apply(&client, outcome).await;
             tokio::time::sleep(STATUS_INTERVAL).await;
             done
         },
-    ));
+    )
 }
 
 /// Calls `apply` with the newest outcome whenever its `inputs` are others than before; again after
@@ -184,3 +188,6 @@ where
     }
     Done::TryAgain
 }
+
+#[cfg(test)]
+mod tests;

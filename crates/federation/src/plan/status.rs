@@ -4,6 +4,7 @@
 //! the same until something changes: times have whole seconds, as the API stores them, and a condition
 //! keeps the time at which it last turned.
 
+mod bounded;
 mod condition;
 mod connection;
 mod control_plane;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::SignedDuration;
+use meshfed_api::Condition;
 use meshfed_federation::discovery::client::{RemoteError, RemoteState};
 use meshfed_federation::world::{ObjectKey, PeerState};
 use serde_json::json;
@@ -287,4 +288,74 @@ fn only_the_oldest_control_plane_of_the_system_namespace_rules() {
         reason("red-mesh-bookinfo", "elsewhere"),
         "NotInSystemNamespace"
     );
+}
+
+/// Says how many entries there are, and of them how many are listed.
+fn all_listed(conditions: &[Condition]) -> (String, String, usize) {
+    let condition = conditions.iter().find(|c| c.type_ == "AllListed").unwrap();
+    let message = condition.message.clone().unwrap();
+    let left_out = message.split(' ').next().unwrap().parse().unwrap_or(0);
+    let reason = condition.reason.clone().unwrap();
+    (condition.status.clone(), reason, left_out)
+}
+
+fn assert_bounded(
+    status: &impl serde::Serialize,
+    conditions: &[Condition],
+    listed: usize,
+    all: usize,
+) {
+    let bytes = serde_json::to_vec(status).unwrap().len();
+    assert!(bytes < 1 << 20, "{bytes}");
+    assert!(bytes > 1 << 19, "there is place for more: {bytes}");
+    let expected = ("False".to_owned(), "TooMany".to_owned(), all - listed);
+    assert_eq!(all_listed(conditions), expected);
+}
+
+#[test]
+fn a_status_stays_below_1_mib_and_counts_what_it_does_not_list() {
+    const MANY: usize = 6000;
+    let (mut red, mut green) = red_and_green();
+    let name = |n: usize| format!("{n:04}{}", "x".repeat(59));
+    for n in 0..MANY {
+        red.service("red-mesh-bookinfo", &name(n), json!({}));
+        red.namespace(&name(n));
+    }
+    red.apply_json(json!({
+        "kind": "ExportedServiceSet",
+        "metadata": {"name": "green-mesh", "namespace": "red-mesh-system"},
+        "spec": {"exportRules": [{"type": "NameSelector",
+            "nameSelector": {"namespace": "red-mesh-bookinfo"}}]},
+    }));
+    red.apply_json(json!({
+        "kind": "ServiceMeshMemberRoll",
+        "metadata": {"name": "default", "namespace": "red-mesh-system"},
+        "spec": {"members": ["*"]},
+    }));
+    let statuses = red.plan().statuses;
+    let exports = statuses.exports.values().next().unwrap();
+    let list = red.exports_to("green-mesh");
+    assert!(list.services.len() >= MANY);
+    let listed = exports.exported_services.len();
+    assert_bounded(exports, &exports.conditions, listed, list.services.len());
+    let roll = statuses.member_rolls.values().next().unwrap();
+    let listed = roll.members.len();
+    assert_eq!(listed, roll.configured_members.len());
+    let (is, of) = roll.annotations["configuredMemberCount"]
+        .split_once('/')
+        .unwrap();
+    assert_eq!(is, of);
+    let of: usize = of.parse().unwrap();
+    assert!(of >= MANY);
+    assert_bounded(roll, &roll.conditions, listed, of);
+    green.hears("red-mesh", &list);
+    let statuses = green.plan().statuses;
+    let imports = statuses.imports.values().next().unwrap();
+    let listed = imports.imported_services.len();
+    assert_bounded(imports, &imports.conditions, listed, list.services.len());
+
+    let (red, _) = red_and_green();
+    let exports = red.plan().statuses.exports.values().next().unwrap().clone();
+    let complete = ("True".to_owned(), "Complete".to_owned(), 0);
+    assert_eq!(all_listed(&exports.conditions), complete);
 }

@@ -5,10 +5,15 @@ use std::collections::BTreeMap;
 use meshfed_api::ServiceMeshMemberRoll;
 use meshfed_api::member::{ServiceMeshMemberRollStatus, ServiceMeshMemberStatus};
 
+use super::bounded::{bounded, named};
 use super::condition::{READY, Verdict, conditions};
 use crate::plan::membership::{MemberProblem, Membership};
 use crate::world::{ObjectKey, World};
 
+/// Namespaces that a message names; more are counted.
+const MAX_NAMED: usize = 10;
+/// A namespace stands in two lists, each time with about this beside its name.
+const NAME_LEN: usize = 4;
 /// Annotation behind the READY column.
 const MEMBER_COUNT: &str = "configuredMemberCount";
 
@@ -32,40 +37,48 @@ fn roll_status(
     judged: &Result<(), MemberProblem>,
 ) -> ServiceMeshMemberRollStatus {
     let present = roll.status.as_ref().map(|s| s.conditions.as_slice());
-    let conditions = |verdict| conditions(present, [verdict], &roll.metadata, world.now);
+    let length = |name: &String| 2 * (NAME_LEN + name.len());
+    let asked = judged.is_ok().then_some(&membership.asked);
+    let asked = asked.into_iter().flatten().cloned();
+    let (listed, all_listed) = bounded(asked, length, "namespaces");
+    let conditions = |ready| conditions(present, [ready, all_listed], &roll.metadata, world.now);
     if let Err(problem) = judged {
         return ServiceMeshMemberRollStatus {
             conditions: conditions(verdict_of(problem)),
             ..ServiceMeshMemberRollStatus::default()
         };
     }
-    let (configured, pending): (Vec<String>, Vec<String>) = membership
+    let is_there = |name: &&String| membership.namespaces.contains(*name);
+    let missing: Vec<String> = membership
         .asked
         .iter()
+        .filter(|name| !is_there(name))
         .cloned()
-        .partition(|name| membership.namespaces.contains(name));
+        .collect();
+    let of = membership.asked.len();
+    let count = format!("{}/{of}", of - missing.len());
     let names_ours = roll.spec.members.contains(&world.mesh.system_namespace);
-    let verdict = if names_ours {
+    let ready = if names_ours {
         let message = format!(
             "{}: take {} out of spec.members; the others are members",
             MemberProblem::SystemNamespace,
             world.mesh.system_namespace
         );
         Verdict::fails(READY, "SystemNamespace", message)
-    } else if pending.is_empty() {
+    } else if missing.is_empty() {
         Verdict::holds(READY, "Configured", "all namespaces are members")
     } else {
-        let missing = pending.join(", ");
+        let missing = named(missing, MAX_NAMED, ", ");
         let message = format!("waiting for these namespaces to be there: {missing}");
         Verdict::fails(READY, "NamespacesMissing", message)
     };
-    let count = format!("{}/{}", configured.len(), membership.asked.len());
+    let (configured, pending) = listed.iter().cloned().partition(|name| is_there(&name));
     ServiceMeshMemberRollStatus {
         annotations: BTreeMap::from([(MEMBER_COUNT.to_owned(), count)]),
-        members: membership.asked.iter().cloned().collect(),
+        members: listed,
         configured_members: configured,
         pending_members: pending,
-        conditions: conditions(verdict),
+        conditions: conditions(ready),
     }
 }
 

@@ -6,6 +6,7 @@ use meshfed_api::selector::LocalService;
 use meshfed_api::{ExportedServiceSet, ImportedServiceSet};
 
 use super::Decided;
+use super::bounded::{bounded, named};
 use super::condition::{READY, Verdict, conditions};
 use super::peer::{Contact, contact, set_problem};
 use crate::plan::exports::PeerExports;
@@ -13,14 +14,10 @@ use crate::plan::imports::{ImportProblem, Offer, PeerImports};
 use crate::rules::{ExportRules, RuleError};
 use crate::world::ObjectKey;
 
-/// Bytes of entries in one status; what is beyond is counted in a condition. An object of the API is
-/// limited to about 1 MiB.
-const MAX_ENTRIES_LEN: usize = 700 * 1024;
 /// Faults that a message names; more are counted.
 const MAX_NAMED: usize = 10;
 /// About what an entry takes beside its names.
 const ENTRY_LEN: usize = 96;
-const LISTED: &str = "AllListed";
 
 pub(super) fn exported(
     decided: &Decided<'_, '_>,
@@ -65,8 +62,8 @@ pub(super) fn exported(
                 namespace: exported.local.key.namespace.to_string(),
             },
         });
-    let length = |e: &ExportedServiceStatus| e.exported_name.len() + local_len(&e.local_service);
-    let (exported_services, listed) = bounded(entries, length);
+    let length = |e: &ExportedServiceStatus| entry_len(&e.exported_name, &e.local_service);
+    let (exported_services, listed) = bounded(entries, length, "services");
     ExportedServiceSetStatus {
         exported_services,
         conditions: conditions(present, [ready, listed], &set.metadata, decided.world.now),
@@ -123,8 +120,8 @@ pub(super) fn imported(
             _ => LocalService::default(),
         },
     });
-    let length = |e: &ImportedServiceStatus| e.exported_name.len() + local_len(&e.local_service);
-    let (imported_services, listed) = bounded(entries, length);
+    let length = |e: &ImportedServiceStatus| entry_len(&e.exported_name, &e.local_service);
+    let (imported_services, listed) = bounded(entries, length, "services");
     ImportedServiceSetStatus {
         imported_services,
         conditions: conditions(present, [ready, listed], &set.metadata, decided.world.now),
@@ -151,37 +148,10 @@ fn ready(
         None if faults.is_empty() => return Verdict::holds(READY, "RulesApplied", good()),
         None => reason,
     };
-    let more = faults.len().saturating_sub(MAX_NAMED);
-    faults.truncate(MAX_NAMED);
-    let mut message = faults.join("; ");
-    if more > 0 {
-        message.push_str(&format!("; and {more} more"));
-    }
-    Verdict::fails(READY, reason, message)
+    Verdict::fails(READY, reason, named(faults, MAX_NAMED, "; "))
 }
 
-/// As many entries as the status may hold, and a condition on whether they are all.
-fn bounded<T>(entries: impl Iterator<Item = T>, length: impl Fn(&T) -> usize) -> (Vec<T>, Verdict) {
-    let mut listed = Vec::new();
-    let mut left_out = 0_usize;
-    let mut bytes = 0;
-    for entry in entries {
-        bytes += ENTRY_LEN + length(&entry);
-        if bytes <= MAX_ENTRIES_LEN {
-            listed.push(entry);
-        } else {
-            left_out += 1;
-        }
-    }
-    let verdict = if left_out == 0 {
-        Verdict::holds(LISTED, "Complete", "every service is listed")
-    } else {
-        let message = format!("{left_out} more services do not fit into this status");
-        Verdict::fails(LISTED, "TooMany", message)
-    };
-    (listed, verdict)
-}
-
-fn local_len(local: &LocalService) -> usize {
-    local.hostname.len() + local.name.len() + local.namespace.len()
+fn entry_len(exported_name: &str, local: &LocalService) -> usize {
+    let local = local.hostname.len() + local.name.len() + local.namespace.len();
+    ENTRY_LEN + exported_name.len() + local
 }
