@@ -90,7 +90,7 @@ pub struct ServiceMeshControlPlaneSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Cluster {
-    /// Shown in logs and to proxies.
+    /// Shown in the status at once; a gateway says it of itself from its next start.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub name: Option<String>,
