@@ -19,7 +19,7 @@ mod session;
 mod source;
 mod stream;
 
-pub use encoder::{Encoded, EncodedConfig, Encoder, Version};
+pub use encoder::{Encoded, Encoder, Version};
 pub use node::{AuthenticatedNode, ConnectionId, NodeError, NodeSet, Nodes};
 pub use service::{AdsMetrics, AdsService, MAX_REQUEST};
 pub use source::{ConfigSource, Configs, Refusal, Report};

@@ -1,15 +1,16 @@
-//! Resources as bytes, made once for all clients that share them.
+//! Resources as bytes.
+//!
+//! A configuration may have tens of thousands of clusters and endpoints. Each is small, and is
+//! encoded when it is sent, which costs less than to hold its bytes. The others are few, may be large
+//! and are the same for many clients, so they are encoded once for as long as they are in use.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use meshfed_proxy_config::{
-    Cluster, Discovery, Endpoints, Listener, Parts, ProxyConfig, RouteTable, TrustBundle,
-};
+use meshfed_proxy_config::{Discovery, Listener, Parts, ProxyConfig, RouteTable, TrustBundle};
 use meshfed_xds::proto::Any;
 use meshfed_xds::{TypeUrl, encode};
 
@@ -74,15 +75,6 @@ pub struct Encoded {
     pub endpoints: Option<Arc<str>>,
 }
 
-/// The version stands for the content.
-impl PartialEq for Encoded {
-    fn eq(&self, other: &Self) -> bool {
-        self.version == other.version && self.name == other.name
-    }
-}
-
-impl Eq for Encoded {}
-
 impl Encoded {
     fn new(name: &Arc<str>, resource: Any) -> Self {
         Self {
@@ -94,164 +86,117 @@ impl Encoded {
     }
 }
 
-/// The resources of one kind, by name.
-pub(super) type Resources = OrdMap<Arc<str>, Arc<Encoded>>;
-
-/// The names of resources that came, changed or went.
-pub(super) fn names_of_difference<'a>(
-    before: &'a Resources,
-    now: &'a Resources,
-) -> impl Iterator<Item = &'a Arc<str>> {
-    before.diff(now).map(|item| match item {
-        DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name,
-        DiffItem::Update { new: (name, _), .. } => name,
-    })
-}
-
-/// A whole configuration as it goes to proxies.
-#[derive(Debug, Default)]
-pub struct EncodedConfig {
-    trust: Resources,
-    clusters: Resources,
-    endpoints: Resources,
-    listeners: Resources,
-    routes: Resources,
-}
-
-impl EncodedConfig {
-    pub(super) fn of(&self, kind: TypeUrl) -> &Resources {
-        match kind {
-            TypeUrl::Trust => &self.trust,
-            TypeUrl::Cluster => &self.clusters,
-            TypeUrl::Endpoints => &self.endpoints,
-            TypeUrl::Listener => &self.listeners,
-            TypeUrl::Routes => &self.routes,
+/// Calls a function for the parts of a kind.
+macro_rules! of_kind {
+    ($kind:expr, $call:ident($($config:expr),+; $($argument:expr),*)) => {
+        match $kind {
+            TypeUrl::Trust => $call($(&$config.trust),+, $($argument),*),
+            TypeUrl::Cluster => $call($(&$config.clusters),+, $($argument),*),
+            TypeUrl::Endpoints => $call($(&$config.endpoints),+, $($argument),*),
+            TypeUrl::Listener => $call($(&$config.listeners),+, $($argument),*),
+            TypeUrl::Routes => $call($(&$config.routes),+, $($argument),*),
         }
-    }
-
-    /// The versions of the resources of one kind, by name.
-    pub fn versions(&self, kind: TypeUrl) -> BTreeMap<&str, Version> {
-        let resources = self.of(kind).values();
-        resources.map(|r| (&*r.name, r.version)).collect()
-    }
+    };
 }
 
-/// Encodes, and remembers by pointer what it has encoded for as long as the source is alive.
+/// Whether there is a resource of this name.
+pub(super) fn has(config: &ProxyConfig, kind: TypeUrl, name: &str) -> bool {
+    fn has<T>(parts: &Parts<T>, name: &str) -> bool {
+        parts.contains_key(name)
+    }
+    of_kind!(kind, has(config; name))
+}
+
+/// The names of all resources of a kind.
+pub(super) fn names(config: &ProxyConfig, kind: TypeUrl) -> Vec<Arc<str>> {
+    fn names<T>(parts: &Parts<T>) -> Vec<Arc<str>> {
+        parts.keys().cloned().collect()
+    }
+    of_kind!(kind, names(config;))
+}
+
+/// The names of the resources of a kind that came, changed or went, at the cost of what the two
+/// versions do not share.
+pub(super) fn names_of_difference(
+    kind: TypeUrl,
+    before: &ProxyConfig,
+    now: &ProxyConfig,
+) -> Vec<Arc<str>> {
+    fn difference<T: PartialEq>(before: &Parts<T>, now: &Parts<T>) -> Vec<Arc<str>> {
+        if before.ptr_eq(now) {
+            return Vec::new();
+        }
+        let names = before.diff(now).map(|item| match item {
+            DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name,
+            DiffItem::Update { new: (name, _), .. } => name,
+        });
+        names.cloned().collect()
+    }
+    of_kind!(kind, difference(before, now;))
+}
+
+/// Encodes, and remembers what is worth it.
 #[derive(Debug, Default)]
 pub struct Encoder {
-    configs: Cache<ProxyConfig, EncodedConfig>,
-    trust: Cache<TrustBundle, Encoded>,
-    clusters: Cache<Cluster, Encoded>,
-    endpoints: Cache<Endpoints, Encoded>,
-    listeners: Cache<Listener, Encoded>,
-    routes: Cache<RouteTable, Encoded>,
-}
-
-/// A configuration with what was made from it.
-#[derive(Debug, Clone)]
-pub struct Known {
-    pub config: Arc<ProxyConfig>,
-    pub encoded: Arc<EncodedConfig>,
+    trust: Cache<TrustBundle>,
+    listeners: Cache<Listener>,
+    routes: Cache<RouteTable>,
 }
 
 impl Encoder {
-    /// The same `Arc` gives the same result without work; otherwise only what differs from
-    /// `before` is looked at.
-    pub fn encode(&self, config: &Arc<ProxyConfig>, before: Option<&Known>) -> Known {
-        let encoded = self
-            .configs
-            .get(config, &"".into(), |config| self.make(config, before));
-        Known {
-            config: config.clone(),
-            encoded,
+    /// The resource of this name, if there is one.
+    pub fn encode(&self, config: &ProxyConfig, kind: TypeUrl, name: &str) -> Option<Arc<Encoded>> {
+        fn found<'c, T>(parts: &'c Parts<T>, name: &str) -> Option<(&'c Arc<str>, &'c Arc<T>)> {
+            parts.get_key_value(name)
         }
-    }
-
-    fn make(&self, config: &ProxyConfig, before: Option<&Known>) -> EncodedConfig {
-        macro_rules! all {
-            ($kind:ident, $encode:expr) => {
-                follow(
-                    before.map(|b| (&b.config.$kind, &b.encoded.$kind)),
-                    &config.$kind,
-                    &self.$kind,
-                    $encode,
-                )
-            };
-        }
-        EncodedConfig {
-            trust: all!(trust, |name, bundle| {
-                Encoded::new(name, encode::trust(name, bundle))
-            }),
-            clusters: all!(clusters, |name, cluster: &Cluster| Encoded {
-                endpoints: match &cluster.discovery {
-                    Discovery::Eds(endpoints) => Some(endpoints.clone()),
-                    Discovery::Static(_) | Discovery::Dns(_) => None,
-                },
-                ..Encoded::new(name, encode::cluster(cluster))
-            }),
-            endpoints: all!(endpoints, |name, endpoints| {
-                Encoded::new(name, encode::endpoints(endpoints))
-            }),
-            listeners: all!(listeners, |name, listener| {
-                Encoded::new(name, encode::listener(listener))
-            }),
-            routes: all!(routes, |name, routes| {
-                Encoded::new(name, encode::routes(routes))
-            }),
-        }
-    }
-}
-
-/// Makes of `before` what `now` is.
-fn follow<T: PartialEq>(
-    before: Option<(&Parts<T>, &Resources)>,
-    now: &Parts<T>,
-    cache: &Cache<T, Encoded>,
-    encode: impl Fn(&Arc<str>, &T) -> Encoded,
-) -> Resources {
-    let encoded =
-        |name: &Arc<str>, source: &Arc<T>| cache.get(source, name, |source| encode(name, source));
-    let Some((sources, made)) = before else {
-        let all = now.iter();
-        return all
-            .map(|(name, source)| (name.clone(), encoded(name, source)))
-            .collect();
-    };
-    let mut made = made.clone();
-    for item in sources.diff(now) {
-        match item {
-            DiffItem::Remove(name, _) => {
-                made.remove(name);
+        Some(match kind {
+            TypeUrl::Cluster => {
+                let (name, cluster) = found(&config.clusters, name)?;
+                Arc::new(Encoded {
+                    endpoints: match &cluster.discovery {
+                        Discovery::Eds(endpoints) => Some(endpoints.clone()),
+                        Discovery::Static(_) | Discovery::Dns(_) => None,
+                    },
+                    ..Encoded::new(name, encode::cluster(cluster))
+                })
             }
-            DiffItem::Add(name, source)
-            | DiffItem::Update {
-                new: (name, source),
-                ..
-            } => {
-                made.insert(name.clone(), encoded(name, source));
+            TypeUrl::Endpoints => {
+                let (name, endpoints) = found(&config.endpoints, name)?;
+                Arc::new(Encoded::new(name, encode::endpoints(endpoints)))
             }
-        }
+            TypeUrl::Trust => {
+                let (name, bundle) = found(&config.trust, name)?;
+                self.trust.get(bundle, name, |b| encode::trust(name, b))
+            }
+            TypeUrl::Listener => {
+                let (name, listener) = found(&config.listeners, name)?;
+                self.listeners.get(listener, name, encode::listener)
+            }
+            TypeUrl::Routes => {
+                let (name, table) = found(&config.routes, name)?;
+                self.routes.get(table, name, encode::routes)
+            }
+        })
     }
-    made
 }
 
 /// What was made from shared values, by their address (and the name that they were under). The
 /// weak reference keeps an address from being used again while it is a key.
 #[derive(Debug)]
-struct Cache<S, T> {
-    made: Mutex<Made<S, T>>,
+struct Cache<S> {
+    made: Mutex<Made<S>>,
 }
 
 /// Address and name.
 type Key = (usize, Arc<str>);
 
 #[derive(Debug)]
-struct Made<S, T> {
-    entries: HashMap<Key, (Weak<S>, Arc<T>)>,
+struct Made<S> {
+    entries: HashMap<Key, (Weak<S>, Arc<Encoded>)>,
     sweep_at: usize,
 }
 
-impl<S, T> Default for Cache<S, T> {
+impl<S> Default for Cache<S> {
     fn default() -> Self {
         Self {
             made: Mutex::new(Made {
@@ -262,14 +207,14 @@ impl<S, T> Default for Cache<S, T> {
     }
 }
 
-impl<S, T> Cache<S, T> {
-    fn get(&self, source: &Arc<S>, name: &Arc<str>, make: impl FnOnce(&S) -> T) -> Arc<T> {
+impl<S> Cache<S> {
+    fn get(&self, source: &Arc<S>, name: &Arc<str>, make: impl FnOnce(&S) -> Any) -> Arc<Encoded> {
         let key = (Arc::as_ptr(source) as usize, name.clone());
         if let Some((_, made)) = self.lock().entries.get(&key) {
             return made.clone();
         }
         // Made outside of the lock: twice in a race, which is harmless.
-        let new = Arc::new(make(source));
+        let new = Arc::new(Encoded::new(name, make(source)));
         let mut made = self.lock();
         if made.entries.len() >= made.sweep_at {
             made.entries
@@ -283,76 +228,71 @@ impl<S, T> Cache<S, T> {
             .clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Made<S, T>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Made<S>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use meshfed_proxy_config::Endpoints;
+
     use super::*;
 
-    fn mk_config(endpoints: &Arc<Endpoints>) -> Arc<ProxyConfig> {
+    fn mk_config(table: &Arc<RouteTable>) -> ProxyConfig {
         let mut config = ProxyConfig::default();
         config
-            .endpoints
-            .insert(endpoints.name.clone(), endpoints.clone());
-        Arc::new(config)
+            .routes
+            .insert(table.name.as_str().into(), table.clone());
+        config
     }
 
-    fn mk_endpoints(name: &str) -> Arc<Endpoints> {
-        Arc::new(Endpoints {
-            name: name.into(),
-            localities: Vec::new(),
-        })
+    fn mk_table(name: &str) -> Arc<RouteTable> {
+        Arc::new(RouteTable::new(name, []))
     }
 
-    #[test]
-    fn what_is_shared_is_encoded_once() {
-        let encoder = Encoder::default();
-        let shared = mk_endpoints("ratings");
-        let (one, two) = (mk_config(&shared), mk_config(&shared));
-        let first = encoder.encode(&one, None).encoded;
-        assert!(Arc::ptr_eq(&first, &encoder.encode(&one, None).encoded));
-        let second = encoder.encode(&two, None).encoded;
-        assert!(!Arc::ptr_eq(&first, &second));
-        let kind = TypeUrl::Endpoints;
-        assert!(Arc::ptr_eq(
-            &first.of(kind)["ratings"],
-            &second.of(kind)["ratings"]
-        ));
-    }
-
-    #[test]
-    fn after_a_change_only_what_changed_is_made_again() {
-        let encoder = Encoder::default();
+    fn mk_endpoints(names: impl IntoIterator<Item = String>) -> ProxyConfig {
         let mut config = ProxyConfig::default();
-        for n in 0..1000 {
-            let endpoints = mk_endpoints(&n.to_string());
-            config.endpoints.insert(endpoints.name.clone(), endpoints);
+        for name in names {
+            let name: Arc<str> = name.into();
+            let localities = Vec::new();
+            let endpoints = Endpoints {
+                name: name.clone(),
+                localities,
+            };
+            config.endpoints.insert(name, Arc::new(endpoints));
         }
-        let before = encoder.encode(&Arc::new(config.clone()), None);
-        config.endpoints.remove("7");
-        let new = mk_endpoints("new");
-        config.endpoints.insert(new.name.clone(), new);
-        let after = encoder.encode(&Arc::new(config.clone()), Some(&before));
+        config
+    }
+
+    #[test]
+    fn what_is_large_and_shared_is_encoded_once() {
+        let encoder = Encoder::default();
+        let shared = mk_table("http-proxy");
+        let encode = || encoder.encode(&mk_config(&shared), TypeUrl::Routes, "http-proxy");
+        assert!(Arc::ptr_eq(&encode().unwrap(), &encode().unwrap()));
+    }
+
+    #[test]
+    fn what_differs_is_named() {
         let kind = TypeUrl::Endpoints;
-        let differ: Vec<&str> =
-            names_of_difference(before.encoded.of(kind), after.encoded.of(kind))
-                .map(|name| &**name)
-                .collect();
-        assert_eq!(differ, ["7", "new"]);
-        let whole = Encoder::default().encode(&Arc::new(config), None);
-        assert_eq!(after.encoded.of(kind), whole.encoded.of(kind));
-        assert_eq!(encoder.endpoints.lock().entries.len(), 1001);
+        let before = mk_endpoints((0..1000).map(|n| n.to_string()));
+        let mut now = before.clone();
+        now.endpoints.remove("7");
+        now.endpoints.extend(mk_endpoints(["new".into()]).endpoints);
+        let differ = names_of_difference(kind, &before, &now);
+        assert_eq!(differ, ["7".into(), "new".into()]);
+        assert!(!has(&now, kind, "7") && has(&now, kind, "new"));
+        assert!(!has(&now, TypeUrl::Cluster, "new"));
+        assert_eq!(names(&now, kind).len(), 1000);
     }
 
     #[test]
     fn a_version_is_the_content_and_the_name() {
         let version = |name: &str| {
-            let encoded = Encoder::default().encode(&mk_config(&mk_endpoints(name)), None);
-            let encoded = encoded.encoded;
-            encoded.of(TypeUrl::Endpoints)[name].version
+            let config = mk_endpoints([name.to_owned()]);
+            let encoded = Encoder::default().encode(&config, TypeUrl::Endpoints, name);
+            encoded.unwrap().version
         };
         assert_eq!(version("a"), version("a"));
         assert_ne!(version("a"), version("b"));
@@ -372,19 +312,19 @@ mod tests {
         for name in ["red", "green"] {
             config.trust.insert(name.into(), bundle.clone());
         }
-        let known = Encoder::default().encode(&Arc::new(config), None);
-        let trust = known.encoded.of(TypeUrl::Trust);
-        assert_ne!(trust["red"].version, trust["green"].version);
-        assert_ne!(trust["red"].resource.value, trust["green"].resource.value);
+        let encoder = Encoder::default();
+        let encode = |name| encoder.encode(&config, TypeUrl::Trust, name).unwrap();
+        assert_ne!(encode("red").version, encode("green").version);
+        assert_ne!(encode("red").resource.value, encode("green").resource.value);
     }
 
     #[test]
     fn what_nobody_holds_is_forgotten() {
         let encoder = Encoder::default();
         for n in 0..10 * FIRST_SWEEP {
-            encoder.encode(&mk_config(&mk_endpoints(&n.to_string())), None);
+            let name = n.to_string();
+            encoder.encode(&mk_config(&mk_table(&name)), TypeUrl::Routes, &name);
         }
-        assert!(encoder.configs.lock().entries.len() <= FIRST_SWEEP);
-        assert!(encoder.endpoints.lock().entries.len() <= FIRST_SWEEP);
+        assert!(encoder.routes.lock().entries.len() <= FIRST_SWEEP);
     }
 }

@@ -19,7 +19,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::encoder::Encoder;
 use super::node::Nodes;
 use super::session::Mode;
 use super::source::ConfigSource;
@@ -136,7 +135,7 @@ impl AdsService {
             shared: Arc::new(Shared {
                 source,
                 nodes,
-                encoder: Encoder::default(),
+                encoder: Arc::default(),
                 metrics,
                 drain,
             }),

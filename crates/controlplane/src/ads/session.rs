@@ -16,12 +16,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use meshfed_proxy_config::ProxyConfig;
 use meshfed_xds::{MAX_NAME_LEN, TypeUrl};
 
-use super::encoder::{Encoded, EncodedConfig, Resources, Version, names_of_difference};
+use super::encoder::{Encoded, Encoder, Version, has, names, names_of_difference};
 
 /// Names of one kind that a client may subscribe to, at most.
 pub(super) const MAX_NAMES: usize = 16 * 1024;
+/// About as many bytes of resources are put into one delta response; what is left follows when it
+/// was answered. So neither end holds more of a large configuration than this on its way.
+const RESPONSE_BYTES: usize = 256 * 1024;
 /// A client's reason for a refusal is cut after this many characters.
 const MAX_MESSAGE: usize = 1000;
 /// Subscribes to every resource of a kind.
@@ -94,9 +98,12 @@ pub(super) struct DeltaSubscription {
 #[derive(Debug)]
 pub(super) struct Session {
     mode: Mode,
+    /// Bytes of resources in a response, about.
+    response_bytes: usize,
     /// Kinds that the client has asked for.
     kinds: BTreeMap<TypeUrl, Subscription>,
-    config: Option<Arc<EncodedConfig>>,
+    encoder: Arc<Encoder>,
+    config: Option<Arc<ProxyConfig>>,
     /// Endpoints that are due again: their cluster was sent, and Envoy waits for them anew even if
     /// it has them.
     rewarm: BTreeSet<Arc<str>>,
@@ -122,6 +129,10 @@ struct Subscription {
     outstanding: Option<Version>,
     /// It refused what it was sent last.
     refused: bool,
+    /// The last response was full, so that the next one belongs to it.
+    more: bool,
+    /// The response that was not answered yet belongs to the one before.
+    continues: bool,
     /// A response is due even if it is empty: the client waits for it.
     owed: bool,
 }
@@ -166,10 +177,16 @@ struct Sent {
 }
 
 impl Session {
-    pub(super) fn new(mode: Mode) -> Self {
+    pub(super) fn new(mode: Mode, encoder: Arc<Encoder>) -> Self {
         Self {
             mode,
+            response_bytes: match mode {
+                Mode::Delta => RESPONSE_BYTES,
+                // It can say nothing but everything.
+                Mode::StateOfTheWorld => usize::MAX,
+            },
             kinds: BTreeMap::new(),
+            encoder,
             config: None,
             rewarm: BTreeSet::new(),
             nonces: 0,
@@ -177,10 +194,10 @@ impl Session {
     }
 
     /// From now on this is what the client should have.
-    pub(super) fn set_config(&mut self, config: Arc<EncodedConfig>) {
+    pub(super) fn set_config(&mut self, config: Arc<ProxyConfig>) {
         for (kind, subscription) in &mut self.kinds {
             match &self.config {
-                Some(before) => subscription.note(before.of(*kind), config.of(*kind)),
+                Some(before) => subscription.note(*kind, before, &config),
                 None => subscription.unseen = true,
             }
         }
@@ -335,22 +352,26 @@ impl Session {
     }
 
     /// What is new or changed, and the listeners that are gone.
-    fn announce(&mut self, kind: TypeUrl, config: &EncodedConfig) -> Option<Response> {
-        let mode = self.mode;
+    fn announce(&mut self, kind: TypeUrl, config: &ProxyConfig) -> Option<Response> {
+        let (mode, bytes) = (self.mode, self.response_bytes);
         let Self { kinds, rewarm, .. } = self;
         let subscription = free(kinds, kind)?;
-        let current = config.of(kind);
+        let current = Current {
+            encoder: &self.encoder,
+            config,
+            kind,
+        };
         if kind == TypeUrl::Endpoints {
             for name in std::mem::take(rewarm) {
                 // What is gone meanwhile stays until nothing refers to it.
-                if current.contains_key(&name) {
+                if current.has(&name) {
                     subscription.sent.remove(&name);
                 }
                 subscription.absent.remove(&name);
                 subscription.open.insert(name);
             }
         }
-        let (changed, absent) = subscription.settle_open(current);
+        let (changed, absent) = subscription.settle_open(&current, bytes);
         let mut removed = match mode {
             Mode::Delta => absent,
             Mode::StateOfTheWorld => Vec::new(),
@@ -420,6 +441,8 @@ impl Session {
         };
         let version = subscription.sent.version;
         subscription.owed = false;
+        subscription.continues =
+            std::mem::replace(&mut subscription.more, !subscription.open.is_empty());
         subscription.outstanding = Some(version);
         subscription.last_nonce = nonce.clone();
         Response {
@@ -439,56 +462,77 @@ fn free(kinds: &mut BTreeMap<TypeUrl, Subscription>, kind: TypeUrl) -> Option<&m
         .filter(|subscription| subscription.outstanding.is_none())
 }
 
+/// The resources of one kind as they are now.
+struct Current<'c> {
+    encoder: &'c Encoder,
+    config: &'c ProxyConfig,
+    kind: TypeUrl,
+}
+
+impl Current<'_> {
+    fn has(&self, name: &str) -> bool {
+        has(self.config, self.kind, name)
+    }
+
+    fn names(&self) -> Vec<Arc<str>> {
+        names(self.config, self.kind)
+    }
+
+    fn encode(&self, name: &str) -> Option<Arc<Encoded>> {
+        self.encoder.encode(self.config, self.kind, name)
+    }
+}
+
 impl Subscription {
-    fn wanted<'a>(&'a self, current: &'a Resources) -> impl Iterator<Item = &'a Arc<Encoded>> {
-        // By the shorter way: a gateway has thousands of endpoints, a sidecar asks for a few.
-        let all = self.wildcard.then(|| current.values());
-        let named = (!self.wildcard).then(|| self.names.iter().filter_map(|n| current.get(n)));
-        all.into_iter().flatten().chain(named.into_iter().flatten())
-    }
-
     /// Notes what differs between two configurations.
-    fn note(&mut self, before: &Resources, now: &Resources) {
-        for name in names_of_difference(before, now) {
-            self.note_name(name, now);
-        }
-    }
-
-    fn note_name(&mut self, name: &Arc<str>, now: &Resources) {
-        if now.contains_key(name) {
-            self.gone.remove(name);
-            self.open.insert(name.clone());
-        } else if self.sent.get(name).is_some() {
-            self.gone.insert(name.clone());
+    fn note(&mut self, kind: TypeUrl, before: &ProxyConfig, now: &ProxyConfig) {
+        for name in names_of_difference(kind, before, now) {
+            // What comes next may be what was refused before, mended.
+            self.more = false;
+            if has(now, kind, &name) {
+                self.gone.remove(&name);
+                self.open.insert(name);
+            } else if self.sent.get(&name).is_some() {
+                self.gone.insert(name);
+            }
         }
     }
 
     /// What there is to say about the open names: what the client should have and has not, and the
-    /// names that it asked for, that do not exist, and of which it was not told so.
-    fn settle_open(&mut self, current: &Resources) -> (Vec<Arc<Encoded>>, Vec<Arc<str>>) {
-        let mut open = std::mem::take(&mut self.open);
+    /// names that it asked for, that do not exist, and of which it was not told so. When that is
+    /// `bytes`, the rest stays open.
+    fn settle_open(
+        &mut self,
+        current: &Current<'_>,
+        bytes: usize,
+    ) -> (Vec<Arc<Encoded>>, Vec<Arc<str>>) {
         if std::mem::take(&mut self.unseen) {
-            open.extend(self.wanted(current).map(|resource| resource.name.clone()));
-            open.extend(self.names.iter().cloned());
-            let lost = |name: &&Arc<str>| !current.contains_key(*name);
+            // By the shorter way: a gateway has thousands of endpoints, a sidecar asks for a few.
+            if self.wildcard {
+                self.open.extend(current.names());
+            }
+            self.open.extend(self.names.iter().cloned());
+            let lost = |name: &&Arc<str>| !current.has(name);
             self.gone = self.sent.resources.keys().filter(lost).cloned().collect();
         }
         let mut changed = Vec::new();
         let mut absent = Vec::new();
-        for name in open {
+        let mut taken = 0;
+        while taken < bytes
+            && let Some(name) = self.open.pop_first()
+        {
             let asked = self.names.contains(&name);
             let sent = self.sent.get(&name);
-            match current.get(&name) {
-                Some(resource)
-                    if (self.wildcard || asked)
-                        && sent.and_then(|sent| sent.version) != Some(resource.version) =>
-                {
-                    changed.push(resource.clone());
-                }
-                None if asked && sent.is_none() && !self.absent.contains(&name) => {
+            if !current.has(&name) {
+                if asked && sent.is_none() && !self.absent.contains(&name) {
                     absent.push(name);
                 }
-                _ => {}
+            } else if (self.wildcard || asked)
+                && let Some(resource) = current.encode(&name)
+                && sent.and_then(|sent| sent.version) != Some(resource.version)
+            {
+                taken += resource.name.len() + resource.resource.value.len();
+                changed.push(resource);
             }
         }
         (changed, absent)
@@ -518,7 +562,7 @@ impl Subscription {
             return None;
         }
         let version = self.outstanding.take()?;
-        self.refused = reply.error.is_some();
+        self.refused = reply.error.is_some() || (self.continues && self.refused);
         Some(Answer {
             kind,
             version,

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::encoder::{Encoder, Known};
+use super::encoder::Encoder;
 use super::node::{AuthenticatedNode, ConnectedGuard, NodeError, Nodes};
 use super::service::AdsMetrics;
 use super::session::{Answer, DeltaSubscription, LimitError, Mode, Reply, Response, Session};
@@ -151,7 +151,7 @@ pub(super) struct Caller {
 pub(super) struct Shared {
     pub source: Arc<dyn ConfigSource>,
     pub nodes: Nodes,
-    pub encoder: Encoder,
+    pub encoder: Arc<Encoder>,
     pub metrics: AdsMetrics,
     pub drain: DrainWatch,
 }
@@ -210,7 +210,7 @@ struct Stream<'a, P> {
     connected: ConnectedGuard,
     configs: Configs,
     /// The configuration that the session works towards.
-    config: Option<Known>,
+    config: Option<Arc<ProxyConfig>>,
     session: Session,
     /// The session may have something to say.
     due: bool,
@@ -251,7 +251,7 @@ impl<'a, P: Protocol> Stream<'a, P> {
             said,
             configs,
             config: None,
-            session: Session::new(P::MODE),
+            session: Session::new(P::MODE, shared.encoder.clone()),
             due: false,
             synced: None,
             protocol: PhantomData,
@@ -283,6 +283,13 @@ impl<'a, P: Protocol> Stream<'a, P> {
                     Ok(permit) => match self.session.next() {
                         Some(response) => {
                             self.shared.metrics.sent(response.kind);
+                            debug!(
+                                node = %self.node.id,
+                                kind = response.kind.label(),
+                                resources = response.resources.len(),
+                                removed = response.removed.len(),
+                                "configuration sent"
+                            );
                             permit.send(Ok(P::response(response)));
                         }
                         None => self.settled(),
@@ -298,20 +305,20 @@ impl<'a, P: Protocol> Stream<'a, P> {
     fn adopt(&mut self) {
         let newest = self.configs.borrow_and_update().clone();
         if let Some(config) = newest {
-            let known = self.shared.encoder.encode(&config, self.config.as_ref());
-            self.session.set_config(known.encoded.clone());
-            self.config = Some(known);
+            self.session.set_config(config.clone());
+            self.config = Some(config);
             self.due = true;
         }
     }
 
     fn settled(&mut self) {
         self.due = false;
-        let Some(Known { config, .. }) = &self.config else {
+        let Some(config) = &self.config else {
             return;
         };
         let known = |synced: &Arc<ProxyConfig>| Arc::ptr_eq(synced, config);
         if self.session.is_synced() && !self.synced.as_ref().is_some_and(known) {
+            debug!(node = %self.node.id, "all of the configuration is confirmed");
             self.synced = Some(config.clone());
             let report = Report::Synced(config.clone());
             self.shared.source.report(&self.node, report);

@@ -599,8 +599,9 @@ async fn a_control_plane_that_knows_nothing_yet_takes_nothing_away() {
     let mut plane = Plane::start().await;
     let known = mk_config(&["a"]);
     let version = {
-        let encoded = crate::ads::Encoder::default().encode(&known, None).encoded;
-        encoded.versions(TypeUrl::Endpoints)["a"].to_string()
+        let encoder = crate::ads::Encoder::default();
+        let encoded = encoder.encode(&known, TypeUrl::Endpoints, "a").unwrap();
+        encoded.version.to_string()
     };
     plane.source.set("ratings", None);
     let mut ads = plane.ads(plane.identity(RATINGS)).await;

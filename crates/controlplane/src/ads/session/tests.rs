@@ -7,13 +7,12 @@ use meshfed_proxy_config::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::ads::encoder::Encoder;
 
 const KINDS: [TypeUrl; 5] = TypeUrl::ADS_ORDER;
 
 /// A configuration with one listener, cluster and endpoints for each name; `seconds` is a detail
 /// of the cluster that can change.
-fn mk_config(services: &[(&str, u64)]) -> Arc<EncodedConfig> {
+fn mk_config(services: &[(&str, u64)]) -> Arc<ProxyConfig> {
     let mut config = ProxyConfig::default();
     for (name, seconds) in services {
         let name: Arc<str> = (*name).into();
@@ -35,7 +34,12 @@ fn mk_config(services: &[(&str, u64)]) -> Arc<EncodedConfig> {
             .insert(name.clone(), Arc::new(RouteTable::new(&*name, [])));
         config.trust.insert(name, Arc::new(TrustBundle::default()));
     }
-    Encoder::default().encode(&Arc::new(config), None).encoded
+    Arc::new(config)
+}
+
+fn version(config: &ProxyConfig, kind: TypeUrl, name: &str) -> Version {
+    let encoded = Encoder::default().encode(config, kind, name);
+    encoded.unwrap().version
 }
 
 fn mk_cluster(name: &str, seconds: u64) -> Cluster {
@@ -70,7 +74,7 @@ fn mk_listener(name: &str) -> Listener {
 }
 
 fn mk_session(mode: Mode, services: &[(&str, u64)]) -> Session {
-    let mut session = Session::new(mode);
+    let mut session = Session::new(mode, Arc::default());
     session.set_config(mk_config(services));
     session
 }
@@ -137,7 +141,7 @@ fn mk_settled(services: &[(&str, u64)]) -> Session {
 
 #[test]
 fn nothing_is_said_before_there_is_a_configuration() {
-    let mut session = Session::new(Mode::Delta);
+    let mut session = Session::new(Mode::Delta, Arc::default());
     subscribe(&mut session, TypeUrl::Cluster, &[]);
     assert!(session.next().is_none());
     session.set_config(mk_config(&[]));
@@ -228,12 +232,12 @@ fn only_what_changed_is_sent() {
 fn endpoints_follow_a_cluster_that_has_changed_while_the_client_was_away() {
     let config = mk_config(&[("a", 2), ("b", 1)]);
     let versions = |kind: TypeUrl| -> HashMap<String, String> {
-        let versions = config.versions(kind).into_iter();
+        let versions = names(&config, kind).into_iter();
         versions
-            .map(|(name, version)| (name.to_string(), version.to_string()))
+            .map(|name| (name.to_string(), version(&config, kind, &name).to_string()))
             .collect()
     };
-    let mut session = Session::new(Mode::Delta);
+    let mut session = Session::new(Mode::Delta, Arc::default());
     session.set_config(config.clone());
     let mut clusters = versions(TypeUrl::Cluster);
     clusters.insert("a".to_string(), "old".to_string());
@@ -271,15 +275,15 @@ fn a_slow_client_skips_what_was_replaced_meanwhile() {
     let expected = mk_config(&[("a", 4)]);
     assert_eq!(
         newest.resources[0].version,
-        expected.of(TypeUrl::Cluster)["a"].version
+        version(&expected, TypeUrl::Cluster, "a")
     );
 }
 
 #[test]
 fn a_client_that_comes_back_gets_the_difference_only() {
     let config = mk_config(&[("a", 1), ("b", 2), ("c", 1)]);
-    let version = |name: &str| config.of(TypeUrl::Cluster)[name].version.to_string();
-    let mut session = Session::new(Mode::Delta);
+    let version = |name| version(&config, TypeUrl::Cluster, name).to_string();
+    let mut session = Session::new(Mode::Delta, Arc::default());
     session.set_config(config.clone());
     let request = DeltaSubscription {
         initial_versions: HashMap::from([
@@ -314,6 +318,41 @@ fn a_refused_change_is_not_sent_again_until_it_changes() {
     let back = session.next().unwrap();
     assert_eq!(names_of(&back), ["a"]);
     ack(&mut session, &back);
+    settle(&mut session);
+    assert!(session.is_synced());
+}
+
+#[test]
+fn a_large_configuration_comes_piece_by_piece_and_listeners_wait_for_its_end() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1), ("b", 1), ("c", 1)]);
+    session.response_bytes = 1;
+    for kind in [TypeUrl::Cluster, TypeUrl::Listener] {
+        subscribe(&mut session, kind, &[]);
+    }
+    for name in ["a", "b", "c"] {
+        let response = session.next().unwrap();
+        assert_eq!(
+            (response.kind, names_of(&response)),
+            (TypeUrl::Cluster, vec![name])
+        );
+        assert!(session.next().is_none());
+        ack(&mut session, &response);
+    }
+    assert_eq!(session.next().unwrap().kind, TypeUrl::Listener);
+}
+
+#[test]
+fn what_was_refused_of_a_large_configuration_counts_until_its_end_or_a_change() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1), ("b", 1)]);
+    session.response_bytes = 1;
+    for kind in [TypeUrl::Cluster, TypeUrl::Listener] {
+        subscribe(&mut session, kind, &[]);
+    }
+    let first = session.next().unwrap();
+    answer(&mut session, &first, Some("no"));
+    settle(&mut session);
+    assert!(!session.is_synced());
+    session.set_config(mk_config(&[("a", 2), ("b", 1)]));
     settle(&mut session);
     assert!(session.is_synced());
 }
@@ -574,10 +613,14 @@ proptest! {
     #[test]
     fn a_client_is_always_whole_and_ends_with_the_newest(
         delta in any::<bool>(),
+        response_bytes in prop_oneof![Just(1), Just(usize::MAX)],
         steps in proptest::collection::vec(any_step(), 1..60),
     ) {
         let mode = if delta { Mode::Delta } else { Mode::StateOfTheWorld };
         let mut session = mk_session(mode, &[]);
+        if delta {
+            session.response_bytes = response_bytes;
+        }
         let mut newest = mk_config(&[]);
         let mut client = Client::default();
         for kind in KINDS {
@@ -620,10 +663,9 @@ proptest! {
                 // Here the client drops what nothing refers to by itself.
                 continue;
             }
-            let expected: BTreeMap<_, _> = newest
-                .of(kind)
-                .iter()
-                .map(|(name, resource)| (name.clone(), resource.version))
+            let expected: BTreeMap<_, _> = names(&newest, kind)
+                .into_iter()
+                .map(|name| (name.clone(), version(&newest, kind, &name)))
                 .collect();
             let has = client.has.remove(&kind).unwrap_or_default();
             prop_assert_eq!(has, expected);
