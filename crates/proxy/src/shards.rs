@@ -38,10 +38,10 @@ impl<V> Shards<V> {
     }
 
     /// Puts an entry in and gives back the one that it replaces. One writer at a time.
-    pub(crate) fn insert(&self, name: &str, value: Arc<V>) -> Option<Arc<V>> {
+    pub(crate) fn insert(&self, name: &Arc<str>, value: Arc<V>) -> Option<Arc<V>> {
         let shard = self.shard(name);
         let mut next = Shard::clone(&shard.load());
-        let old = next.insert(name.into(), value);
+        let old = next.insert(name.clone(), value);
         shard.store(Arc::new(next));
         old
     }
@@ -64,10 +64,13 @@ mod tests {
     fn an_entry_is_found_until_it_is_removed_and_a_reader_keeps_what_it_holds() {
         let map = Shards::new();
         for n in 0..5000 {
-            assert!(map.insert(&format!("c{n}"), Arc::new(n)).is_none());
+            assert!(map.insert(&format!("c{n}").into(), Arc::new(n)).is_none());
         }
         let held = map.get("c17").unwrap();
-        assert_eq!(map.insert("c17", Arc::new(99)).as_deref(), Some(&17));
+        assert_eq!(
+            map.insert(&"c17".into(), Arc::new(99)).as_deref(),
+            Some(&17)
+        );
         assert_eq!(*held, 17);
         assert_eq!(map.get("c17").as_deref(), Some(&99));
         assert_eq!(map.remove("c17").as_deref(), Some(&99));

@@ -220,9 +220,10 @@ async fn dial_unbounded(tables: &Tables, cluster: &Cluster, host: &Host) -> Resu
         .client_config(tls, &trust.store, &tables.identity)
         .map_err(|_| End::NotConfigured)?;
     // rustls sends no SNI for an address.
-    let name = match &cluster.sni {
-        Some(name) => name.clone(),
-        None => ServerName::from(address.ip()),
+    let name = match super::server_name(tls) {
+        Ok(Some(name)) => name.to_owned(),
+        Ok(None) => ServerName::from(address.ip()),
+        Err(_) => return Err(End::NotConfigured),
     };
     let stream = TlsConnector::from(config)
         .connect(name, Prefetch::new(socket))

@@ -21,6 +21,13 @@ impl Group {
         self.totals.push(self.total() + u64::from(weight.max(1)));
     }
 
+    /// Without room for more: there are many groups, and most have one host.
+    pub(super) fn fitted(mut self) -> Self {
+        self.hosts.shrink_to_fit();
+        self.totals.shrink_to_fit();
+        self
+    }
+
     pub(super) fn hosts(&self) -> &[Arc<Host>] {
         &self.hosts
     }

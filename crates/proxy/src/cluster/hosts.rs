@@ -112,7 +112,7 @@ const MAX_EJECTION: Duration = Duration::from_secs(300);
 #[derive(Default)]
 pub(crate) struct Hosts {
     /// Highest priority first; none is empty.
-    priorities: Vec<Group>,
+    priorities: Box<[Group]>,
 }
 
 impl Hosts {
@@ -143,7 +143,10 @@ impl Hosts {
             }
         }
         Self {
-            priorities: priorities.into_iter().map(|(_, group)| group).collect(),
+            priorities: priorities
+                .into_iter()
+                .map(|(_, group)| group.fitted())
+                .collect(),
         }
     }
 

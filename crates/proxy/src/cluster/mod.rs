@@ -41,7 +41,6 @@ pub(crate) struct Cluster {
     pub(crate) name: Arc<str>,
     pub(crate) config: Arc<Config>,
     hosts: ArcSwap<Hosts>,
-    sni: Option<ServerName<'static>>,
     tls: ArcSwapOption<MadeTls>,
     pub(crate) users: Arc<Users>,
     /// Addresses and names in place of endpoints.
@@ -63,17 +62,13 @@ struct MadeTls {
 }
 
 impl Cluster {
-    /// Says whether the settings make sense; gives the SNI to send.
-    pub(crate) fn check(config: &Config) -> Result<Option<ServerName<'static>>, ClusterError> {
+    /// Says whether the settings make sense.
+    pub(crate) fn check(config: &Config) -> Result<(), ClusterError> {
         if config.connect_timeout.is_zero() {
             return Err(ClusterError::ConnectTimeout);
         }
-        match config.tls.as_ref().and_then(|t| t.sni.as_ref()) {
-            Some(sni) => ServerName::try_from(sni.to_string())
-                .map(Some)
-                .map_err(|_| ClusterError::Sni(sni.to_string())),
-            None => Ok(None),
-        }
+        config.tls.as_ref().map_or(Ok(None), server_name)?;
+        Ok(())
     }
 
     /// Makes a cluster that takes over from `old` what is still true: hosts with their load and
@@ -86,7 +81,7 @@ impl Cluster {
         dns: &Dns,
         old: Option<&Self>,
     ) -> Result<Arc<Self>, ClusterError> {
-        let sni = Self::check(&config)?;
+        Self::check(&config)?;
         let same_wire =
             |o: &&Self| o.config.tls == config.tls && o.config.protocol == config.protocol;
         let known = old.filter(same_wire);
@@ -103,7 +98,6 @@ impl Cluster {
         let cluster = Arc::new(Self {
             name: config.name.clone(),
             hosts: ArcSwap::new(hosts),
-            sni,
             tls: ArcSwapOption::new(known.and_then(|o| o.tls.load_full())),
             users: old.map_or_else(CutSet::new, |o| o.users.clone()),
             sources: sources(&config.discovery, dns),
@@ -191,6 +185,14 @@ impl Cluster {
         })));
         Ok(config)
     }
+}
+
+/// The SNI to send.
+fn server_name(tls: &UpstreamTls) -> Result<Option<ServerName<'_>>, ClusterError> {
+    let Some(sni) = &tls.sni else { return Ok(None) };
+    let name = ServerName::try_from(&**sni);
+    name.map(Some)
+        .map_err(|_| ClusterError::Sni(sni.to_string()))
 }
 
 /// What becomes of a connection that was made with the settings `before`. `holds`: whether today's

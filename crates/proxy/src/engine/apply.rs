@@ -53,12 +53,15 @@ pub struct Engine {
     listeners: BTreeMap<String, Running>,
     /// Addresses of listeners that were checked and are not in force yet.
     reserved: HashMap<String, Reserved>,
-    endpoints: HashMap<String, Arc<Endpoints>>,
+    endpoints: HashMap<Arc<str>, Arc<Endpoints>>,
     /// Cluster names by the EDS resource, and by the trust bundle, that they use.
-    by_endpoints: HashMap<String, HashSet<String>>,
-    by_trust: HashMap<String, HashSet<String>>,
+    by_endpoints: Users,
+    by_trust: Users,
     leaving: Leaving,
 }
+
+/// Clusters by the name of what they use; the texts are those of the clusters.
+type Users = HashMap<Arc<str>, HashSet<Arc<str>>>;
 
 impl Engine {
     pub fn new(options: EngineOptions) -> Self {
@@ -152,7 +155,7 @@ impl Engine {
             }
             Change::Routes(table) => named(table.name.clone(), |name| {
                 let index = RouteIndex::new(table)?;
-                self.tables.routes.insert(name, Arc::new(index));
+                self.tables.routes.insert(&name.into(), Arc::new(index));
                 Ok(())
             }),
             Change::RemoveTrust(name) => {
@@ -170,7 +173,7 @@ impl Engine {
                 Ok(())
             }
             Change::RemoveEndpoints(name) => {
-                self.endpoints.remove(&name);
+                self.endpoints.remove(name.as_str());
                 self.give_endpoints(&name, &Endpoints::default());
                 Ok(())
             }
@@ -195,7 +198,7 @@ impl Engine {
             return Ok(());
         }
         let trust = Trust::parse(bundle)?;
-        self.tables.trust.insert(name, Arc::new(trust));
+        self.tables.trust.insert(&name.into(), Arc::new(trust));
         self.trust_changed(name);
         Ok(())
     }
@@ -253,7 +256,7 @@ impl Engine {
             self.unlink(&old.config);
         }
         self.link(&cluster.config);
-        self.tables.clusters.insert(name, cluster.clone());
+        self.tables.clusters.insert(&cluster.name, cluster.clone());
         if let Some(old) = old
             && old.config.tls != cluster.config.tls
         {
@@ -269,10 +272,9 @@ impl Engine {
     }
 
     fn link(&mut self, cluster: &ClusterConfig) {
-        let put = |map: &mut HashMap<String, HashSet<String>>, key: &str| {
-            map.entry(key.to_owned())
-                .or_default()
-                .insert(cluster.name.to_string());
+        let put = |map: &mut Users, key: &Arc<str>| {
+            let users = map.entry(key.clone()).or_default();
+            users.insert(cluster.name.clone());
         };
         if let Discovery::Eds(service) = &cluster.discovery {
             put(&mut self.by_endpoints, service);
@@ -283,7 +285,7 @@ impl Engine {
     }
 
     fn unlink(&mut self, cluster: &ClusterConfig) {
-        let take = |map: &mut HashMap<String, HashSet<String>>, key: &str| {
+        let take = |map: &mut Users, key: &str| {
             if let Some(users) = map.get_mut(key) {
                 users.remove(&*cluster.name);
                 if users.is_empty() {
@@ -302,7 +304,7 @@ impl Engine {
     fn set_endpoints(&mut self, endpoints: Arc<Endpoints>) {
         let old = self
             .endpoints
-            .insert(endpoints.name.to_string(), endpoints.clone());
+            .insert(endpoints.name.clone(), endpoints.clone());
         if old.is_none_or(|old| old != endpoints) {
             self.give_endpoints(&endpoints.name, &endpoints);
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use meshfed_proxy_config::Cluster;
 use meshfed_xds::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
 use meshfed_xds::{DecodeError, TypeUrl, decode};
 
@@ -56,7 +57,9 @@ enum Refused {
 pub(super) struct Subscriber {
     warming: Warming,
     /// Versions of what is known, by kind and name.
-    versions: HashMap<TypeUrl, BTreeMap<String, String>>,
+    versions: HashMap<TypeUrl, HashMap<Arc<str>, Box<str>>>,
+    /// The cluster that was read last. The next one is probably like it.
+    last: Option<Arc<Cluster>>,
     /// Kinds that a request of this stream has named.
     opened: Vec<TypeUrl>,
     answered_clusters: bool,
@@ -75,7 +78,8 @@ impl Subscriber {
             requests.push(self.first_request(kind, Vec::new()));
         }
         for kind in [TypeUrl::Trust, TypeUrl::Endpoints, TypeUrl::Routes] {
-            let mut names: Vec<String> = self.warming.wanted(kind).cloned().collect();
+            let wanted = self.warming.wanted(kind);
+            let mut names: Vec<String> = wanted.map(ToString::to_string).collect();
             if !names.is_empty() {
                 names.sort_unstable();
                 self.opened.push(kind);
@@ -93,7 +97,9 @@ impl Subscriber {
         DeltaDiscoveryRequest {
             type_url: kind.as_str().to_owned(),
             resource_names_subscribe: names,
-            initial_resource_versions: known.map(|(n, v)| (n.clone(), v.clone())).collect(),
+            initial_resource_versions: known
+                .map(|(name, version)| (name.to_string(), version.to_string()))
+                .collect(),
             ..Default::default()
         }
     }
@@ -121,7 +127,7 @@ impl Subscriber {
             Some(kind) => {
                 // Removals first: a listener may go and another one take its address.
                 for name in response.removed_resources {
-                    self.remove((kind, name), engine, &mut wants);
+                    self.remove((kind, name.into()), engine, &mut wants);
                 }
                 for resource in response.resources {
                     if let Err(why) = self.take(kind, resource, engine, &mut wants) {
@@ -178,9 +184,9 @@ impl Subscriber {
         let Some(content) = resource.resource else {
             return Err(Refused::Empty(resource.name));
         };
-        let (own, change) = read(kind, &content.value)?;
-        if own != resource.name {
-            let sent = resource.name;
+        let (own, change) = self.read(kind, &content.value)?;
+        if *own != *resource.name {
+            let (sent, own) = (resource.name, own.to_string());
             return Err(Refused::Name { sent, own });
         }
         let name = (kind, own);
@@ -202,9 +208,42 @@ impl Subscriber {
         Ok(())
     }
 
+    fn read(&mut self, kind: TypeUrl, bytes: &[u8]) -> Result<(Arc<str>, Change), DecodeError> {
+        Ok(match kind {
+            TypeUrl::Cluster => {
+                let mut cluster = decode::cluster(bytes)?;
+                if let Some(last) = &self.last {
+                    cluster.share(last);
+                }
+                let cluster = Arc::new(cluster);
+                self.last = Some(cluster.clone());
+                (cluster.name.clone(), Change::Cluster(cluster))
+            }
+            TypeUrl::Listener => {
+                let listener = decode::listener(bytes)?;
+                let name = listener.name.as_str().into();
+                (name, Change::Listener(Arc::new(listener)))
+            }
+            TypeUrl::Endpoints => {
+                let endpoints = decode::endpoints(bytes)?;
+                let name = endpoints.name.clone();
+                (name, Change::Endpoints(Arc::new(endpoints)))
+            }
+            TypeUrl::Routes => {
+                let table = decode::routes(bytes)?;
+                let name = table.name.as_str().into();
+                (name, Change::Routes(Arc::new(table)))
+            }
+            TypeUrl::Trust => {
+                let (name, bundle) = decode::trust(bytes)?;
+                (name.as_str().into(), Change::Trust(name, Arc::new(bundle)))
+            }
+        })
+    }
+
     fn learn(&mut self, (kind, name): &Name, version: String) {
         let versions = self.versions.entry(*kind).or_default();
-        versions.insert(name.clone(), version);
+        versions.insert(name.clone(), version.into());
     }
 
     fn unlearn(&mut self, (kind, name): &Name) {
@@ -215,7 +254,7 @@ impl Subscriber {
 
     fn remove(&mut self, name: Name, engine: &mut impl Apply, wants: &mut Wants) {
         self.unlearn(&name);
-        let (kind, text) = name.clone();
+        let (kind, text) = (name.0, name.1.to_string());
         let change = match kind {
             TypeUrl::Cluster => Change::RemoveCluster(text),
             TypeUrl::Listener => Change::RemoveListener(text),
@@ -272,12 +311,12 @@ impl Subscriber {
         });
         let mut by_kind: BTreeMap<TypeUrl, (Vec<String>, Vec<String>)> = BTreeMap::new();
         for (kind, name) in wants.subscribe {
-            by_kind.entry(kind).or_default().0.push(name);
+            by_kind.entry(kind).or_default().0.push(name.to_string());
         }
         for name in wants.unsubscribe {
             self.warming.forget(&name);
             self.unlearn(&name);
-            let (kind, text) = name;
+            let (kind, text) = (name.0, name.1.to_string());
             by_kind.entry(kind).or_default().1.push(text.clone());
             match kind {
                 TypeUrl::Trust => remove_from(engine, Change::RemoveTrust(text)),
@@ -308,34 +347,6 @@ fn remove_from(engine: &mut impl Apply, change: Change) {
     if let Err(rejection) = engine.apply(change) {
         tracing::error!(%rejection, "cannot be removed");
     }
-}
-
-fn read(kind: TypeUrl, bytes: &[u8]) -> Result<(String, Change), DecodeError> {
-    Ok(match kind {
-        TypeUrl::Cluster => {
-            let cluster = decode::cluster(bytes)?;
-            (cluster.name.to_string(), Change::Cluster(Arc::new(cluster)))
-        }
-        TypeUrl::Listener => {
-            let listener = decode::listener(bytes)?;
-            (listener.name.clone(), Change::Listener(Arc::new(listener)))
-        }
-        TypeUrl::Endpoints => {
-            let endpoints = decode::endpoints(bytes)?;
-            (
-                endpoints.name.to_string(),
-                Change::Endpoints(Arc::new(endpoints)),
-            )
-        }
-        TypeUrl::Routes => {
-            let table = decode::routes(bytes)?;
-            (table.name.clone(), Change::Routes(Arc::new(table)))
-        }
-        TypeUrl::Trust => {
-            let (name, bundle) = decode::trust(bytes)?;
-            (name.clone(), Change::Trust(name, Arc::new(bundle)))
-        }
-    })
 }
 
 /// One line for each refused resource.
