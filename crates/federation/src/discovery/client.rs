@@ -320,6 +320,7 @@ impl Client {
                 proven: false,
                 decoder: EventDecoder::new(self.settings.limits),
             };
+            self.backoff.arrived();
             self.sync.want_anew();
             self.set_extended(extended);
             self.change(false, |state| {
@@ -442,7 +443,7 @@ impl Client {
         if let Some(id) = self.sync.reset() {
             self.actions.push(Action::Cancel(id));
         }
-        self.backoff.reset();
+        self.backoff.begin();
         self.watch = Watch::Closed {
             retry_at: now.elapsed,
             call_back_at: now.elapsed,

@@ -34,30 +34,41 @@ pub enum RemoteFault {
 }
 
 /// One service of a peer. Two are equal if they mean the same: a repeated account, or accounts in
-/// another order, make no other service.
+/// another order, make no other service. Services of one list share what they have in common, which
+/// is most of it.
 #[derive(Debug, Clone)]
 pub struct RemoteService {
     /// The name and namespace that the peer gave it.
     pub key: ServiceKey,
     /// Its name in the SNI towards the peer, and in statuses.
     pub host: ExportedHost,
-    pub ports: Vec<RemotePort>,
+    pub ports: Arc<[RemotePort]>,
     /// What its ingress presents, sorted, each once.
-    pub accounts: Vec<SpiffeId>,
+    pub accounts: Arc<[SpiffeId]>,
     /// How many of the accounts are no SPIFFE ids, each once.
     pub unreadable_accounts: usize,
     /// How it fares there, if the peer tells.
     pub health: Option<Health>,
-    /// As it was sent, but for the accounts, which are sorted and each once.
-    wire: Service,
+    said: Arc<Said>,
     /// Of what was sent, with every repetition.
     hash: u64,
     size: usize,
 }
 
+/// What was sent, where the checked form does not keep all of it; the accounts are sorted and each
+/// once.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    ports: Vec<ServicePort>,
+    accounts: Vec<String>,
+}
+
 impl PartialEq for RemoteService {
     fn eq(&self, other: &Self) -> bool {
-        self.wire == other.wire
+        self.key == other.key
+            && self.host == other.host
+            && self.said == other.said
+            && self.health == other.health
     }
 }
 
@@ -102,14 +113,41 @@ impl RemoteService {
         Ok(Self {
             key,
             host,
-            ports,
-            accounts,
+            ports: ports.into(),
+            accounts: accounts.into(),
             unreadable_accounts,
             health: wire.health,
             hash,
             size: json_size(&wire),
-            wire,
+            said: Arc::new(Said {
+                ports: wire.ports,
+                accounts: wire.accounts,
+            }),
         })
+    }
+
+    /// Takes over what is equal in another service.
+    fn share(&mut self, other: &Self) {
+        if self.key.namespace == other.key.namespace {
+            self.key.namespace = other.key.namespace.clone();
+        }
+        if self.said == other.said {
+            self.ports = other.ports.clone();
+            self.accounts = other.accounts.clone();
+            self.said = other.said.clone();
+        }
+    }
+
+    /// As it was sent, but for the order and repetition of its accounts.
+    fn to_wire(&self) -> Service {
+        Service {
+            name: self.key.name.to_string(),
+            namespace: self.key.namespace.to_string(),
+            hostname: self.host.to_string(),
+            ports: self.said.ports.clone(),
+            accounts: self.said.accounts.clone(),
+            health: self.health,
+        }
     }
 
     /// Its ports that carry TCP, which can be imported.
@@ -124,7 +162,6 @@ impl RemoteService {
     fn with_health(&self, health: Option<Health>) -> Self {
         let mut service = self.clone();
         service.health = health;
-        service.wire.health = health;
         service
     }
 
@@ -195,13 +232,18 @@ impl RemoteServices {
 
     /// Adds a service or replaces the one of the same name. False if the one that was there means
     /// the same.
-    pub fn put(&mut self, service: RemoteService, limits: &Limits) -> Result<bool, RemoteFault> {
+    pub fn put(
+        &mut self,
+        mut service: RemoteService,
+        limits: &Limits,
+    ) -> Result<bool, RemoteFault> {
         let old = self.services.get(&service.key);
         let same = old.is_some_and(|old| **old == service);
         if same && old.is_some_and(|old| old.hash == service.hash) {
             return Ok(false);
         }
-        if let Some(other) = self.services.values().find(|s| s.key != service.key) {
+        if let Some(other) = self.other_than(&service.key) {
+            service.share(other);
             let (had, has) = (other.host.exports_label(), service.host.exports_label());
             if had != has {
                 return Err(RemoteFault::TwoSuffixes(had.to_owned(), has.to_owned()));
@@ -222,6 +264,26 @@ impl RemoteServices {
         self.health_hash ^= old.map_or(0, |old| old.health_hash()) ^ service.health_hash();
         self.services.insert(service.key.clone(), Arc::new(service));
         Ok(!same)
+    }
+
+    /// Another service, the one before it if there is one.
+    fn other_than(&self, key: &ServiceKey) -> Option<&Arc<RemoteService>> {
+        let before = self.services.range(..key.clone()).next_back();
+        let before = before.map(|(_, service)| service);
+        before.or_else(|| self.services.values().find(|s| s.key != *key))
+    }
+
+    /// Takes over the entries of `known` that are the same, so that both lists hold them once and
+    /// what differs is found by pointer.
+    pub fn keep(&mut self, known: &Self) {
+        for (key, service) in &known.services {
+            if let Some(mine) = self.services.get_mut(key)
+                && mine.hash == service.hash
+                && mine == service
+            {
+                *mine = service.clone();
+            }
+        }
     }
 
     /// Takes what a service of this name, as the peer wrote it, fares like. False if there is none
@@ -312,14 +374,14 @@ impl RemoteServices {
     /// The list as a document of the protocol, with how the services fare and each account once; to
     /// be read back with [`decode_list`](super::message::decode_list).
     pub fn to_list(&self) -> ServiceList {
-        ServiceList::new(self.iter().map(|service| service.wire.clone()).collect())
+        ServiceList::new(self.iter().map(|service| service.to_wire()).collect())
     }
 
     /// The same without how the services fare, which is soon out of date.
     pub fn to_lasting_list(&self) -> ServiceList {
         let plain = |service: &Arc<RemoteService>| Service {
             health: None,
-            ..service.wire.clone()
+            ..service.to_wire()
         };
         ServiceList::new(self.iter().map(plain).collect())
     }
@@ -330,10 +392,9 @@ impl RemoteServices {
         let mut differing = self.services.diff(&other.services);
         differing.all(|item| match item {
             DiffItem::Update { old, new } => {
-                let (old, new) = (&old.1.wire, &new.1.wire);
+                let (old, new) = (old.1, new.1);
                 // Not by their hashes: some lists of accounts that differ have the same.
-                (&old.hostname, &old.ports, &old.accounts)
-                    == (&new.hostname, &new.ports, &new.accounts)
+                (&old.host, &old.said) == (&new.host, &new.said)
             }
             DiffItem::Add(..) | DiffItem::Remove(..) => false,
         })

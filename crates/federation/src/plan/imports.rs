@@ -347,7 +347,7 @@ fn import(
         }
     }
     let mut ports: Vec<u16> = Vec::with_capacity(remote.ports.len());
-    for port in &remote.ports {
+    for port in remote.ports.iter() {
         if port.protocol != Protocol::Udp && !ports.contains(&port.number) {
             ports.push(port.number);
         }

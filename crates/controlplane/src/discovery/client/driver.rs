@@ -160,20 +160,29 @@ impl Driver {
                 self.machine.list_data(id, &chunk, now)
             }
             (kind, Progress::Ended(failure)) => {
-                let bytes = request.bytes;
+                let (bytes, answered) = (request.bytes, failure.is_none());
                 self.requests.remove(&id);
                 if let Some(failure) = &failure
                     && *failure != not_modified()
                 {
                     info!(peer = %self.name, request = ?kind, ?failure, "a discovery request ended");
                 }
-                match kind {
+                let list = kind == Kind::List && answered;
+                if list {
+                    debug!(peer = %self.name, bytes, "the list of the peer has arrived");
+                }
+                let actions = match kind {
                     Kind::Watch => self.machine.watch_closed(id, failure.as_ref(), now),
                     Kind::List if bytes > LARGE_LIST => {
                         aside(|| self.machine.list_done(id, failure.as_ref(), now))
                     }
                     Kind::List => self.machine.list_done(id, failure.as_ref(), now),
+                };
+                if list {
+                    let services = self.machine.state().services.len();
+                    debug!(peer = %self.name, services, "the list of the peer was read");
                 }
+                actions
             }
         }
     }
@@ -182,7 +191,10 @@ impl Driver {
         for action in actions {
             match action {
                 Action::OpenWatch(id) => self.request(id, Kind::Watch),
-                Action::GetList(id) => self.request(id, Kind::List),
+                Action::GetList(id) => {
+                    debug!(peer = %self.name, "asking the peer for its list");
+                    self.request(id, Kind::List);
+                }
                 Action::Cancel(id) => {
                     if let Some(request) = self.requests.remove(&id) {
                         request.task.abort();

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+/// The first delays on a new way, doubled each time: it leads through gateways that are only just told
+/// of it.
+const SOON: Duration = Duration::from_millis(20);
+const SOON_TRIES: u32 = 4;
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(60);
 const FACTOR: f64 = 1.5;
@@ -12,6 +16,8 @@ const SPREAD: f64 = 0.5;
 #[derive(Debug)]
 pub(super) struct Backoff {
     interval: Duration,
+    /// How many of the first delays are left.
+    soon: u32,
     random: u64,
 }
 
@@ -19,20 +25,38 @@ impl Backoff {
     pub fn new(seed: u64) -> Self {
         Self {
             interval: FIRST,
+            soon: SOON_TRIES,
             random: seed,
         }
     }
 
     pub fn next_delay(&mut self) -> Duration {
-        let delay = self
-            .interval
-            .mul_f64(1.0 - SPREAD + 2.0 * SPREAD * self.uniform());
+        let spread = 1.0 - SPREAD + 2.0 * SPREAD * self.uniform();
+        if self.soon > 0 {
+            let delay = SOON * 2_u32.pow(SOON_TRIES - self.soon);
+            self.soon -= 1;
+            return delay.mul_f64(spread);
+        }
+        let delay = self.interval.mul_f64(spread);
         self.interval = self.interval.mul_f64(FACTOR).min(LONGEST);
         delay
     }
 
+    /// The way is a good one.
     pub fn reset(&mut self) {
         self.interval = FIRST;
+        self.soon = 0;
+    }
+
+    /// The way leads to the peer.
+    pub fn arrived(&mut self) {
+        self.soon = 0;
+    }
+
+    /// The way is a new one.
+    pub fn begin(&mut self) {
+        self.interval = FIRST;
+        self.soon = SOON_TRIES;
     }
 
     /// From 0 to 1, by splitmix64: a counter and a mix of its bits. Good enough to keep peers from
@@ -54,6 +78,8 @@ mod tests {
     #[test]
     fn delays_grow_to_the_cap_with_jitter_on_both_sides_and_start_anew_after_a_reset() {
         let mut backoff = Backoff::new(7);
+        let soon: Duration = (0..4).map(|_| backoff.next_delay()).sum();
+        assert!((150..=450).contains(&soon.as_millis()), "{soon:?}");
         let mut middle = 0.5_f64;
         let (mut below, mut above) = (0, 0);
         for _ in 0..40 {

@@ -78,6 +78,7 @@ impl Client {
                 services.set_health(&service.namespace, &service.name, service.health);
             }
         }
+        services.keep(&self.state.services);
         self.put(services);
         self.change(false, |state| state.list_checksum_agrees = checksum_agrees);
         self.list_is_good(now);

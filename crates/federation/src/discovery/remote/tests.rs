@@ -42,6 +42,24 @@ fn a_good_list_is_taken_and_written_again_as_it_was() {
 }
 
 #[test]
+fn what_services_and_lists_have_in_common_is_held_once() {
+    let list = |name: &str| {
+        check(vec![
+            wire("a", "x", "green-exports"),
+            wire("b", name, "green-exports"),
+        ])
+        .unwrap()
+    };
+    let known = list("y");
+    let [x, y] = [0, 1].map(|n| known.iter().nth(n).unwrap());
+    assert!(Arc::ptr_eq(&x.accounts, &y.accounts) && Arc::ptr_eq(&x.said, &y.said));
+    let mut newer = list("z");
+    newer.keep(&known);
+    assert_eq!(newer, list("z"));
+    assert!(Arc::ptr_eq(x, newer.iter().next().unwrap()));
+}
+
+#[test]
 fn one_bad_entry_refuses_the_list() {
     let good = || wire("a", "x", "green-exports");
     let with = |change: fn(&mut Service)| {
