@@ -13,7 +13,7 @@ use super::object::{Key, Stored, Uid};
 const EVENTS_KEPT: usize = 2048;
 /// Bytes of old objects that the history of one kind may hold, but for the last few events.
 const HISTORY_BYTES: usize = 512 * 1024;
-const EVENTS_KEPT_AT_LEAST: usize = 16;
+const EVENTS_KEPT_AT_LEAST: usize = 4;
 
 /// The number of a kind of stored object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

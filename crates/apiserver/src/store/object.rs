@@ -92,6 +92,8 @@ impl Stored {
             }
         }
         tail.push(b'}');
+        // Without the room to grow that it was written with.
+        let tail = tail.into_boxed_slice();
         Some(Self::index(value, metadata, kind, tail.into()))
     }
 
