@@ -123,7 +123,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     };
     let mut ways = vec![Way::new("direct", direct, Vec::new())];
 
-    let ours = Federation::start(Gateways::External).await?;
+    let ours = Federation::start(Gateways::External, &[]).await?;
     write_endpoint(&ours.red.client, "ratings", backend).await?;
     let egress = own_gateway(&ours.green, EGRESS).await?;
     let ingress = own_gateway(&ours.red, INGRESS).await?;
@@ -400,7 +400,7 @@ impl EnvoyPair {
         {
             return Ok(None);
         }
-        let federation = Federation::start(Gateways::External).await?;
+        let federation = Federation::start(Gateways::External, &[]).await?;
         write_endpoint(&federation.red.client, "ratings", backend).await?;
         let egress = EnvoyGateway::start(&federation.green, EGRESS, threads).await?;
         let ingress = EnvoyGateway::start(&federation.red, INGRESS, threads).await?;

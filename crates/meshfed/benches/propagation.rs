@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn run(rounds: usize) -> anyhow::Result<()> {
     let backend = serve(None).await?;
-    let federation = Federation::start(Gateways::InMesh).await?;
+    let federation = Federation::start(Gateways::InMesh, &[]).await?;
     let (red, green) = (&federation.red, &federation.green);
     apply(&red.client, EXPORT).await?;
     apply(&green.client, IMPORT).await?;

@@ -8,9 +8,11 @@ mod support {
     pub mod process;
     pub mod propagation;
     pub mod report;
+    pub mod stages;
     pub mod workload;
 }
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -22,10 +24,12 @@ use kube::api::{Api, DeleteParams, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use meshfed_api::ServiceMeshPeer;
 use support::federation::{Federation, Gateways, NAMESPACE, apply, within};
-use support::process::memory;
+use support::process::{memory, peak_memory};
 use support::propagation::{EXPORT, IMPORT, Rounds, service, until};
 use support::report::{bench, percentiles};
+use support::stages::{LOGGING, Log};
 use support::workload::{Workload, serve, write_endpoint};
+use tokio::time::sleep;
 
 /// The whole run ends within this, whatever happens.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -33,6 +37,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 const DEFAULT_SERVICES: usize = 9_900;
 const ROUNDS: usize = 50;
 const SYNCS: usize = 5;
+/// After a sync, so that what is still under way is in the log and statuses are written.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Requests to the API at a time, while the services are made.
 const WRITERS: usize = 16;
 
@@ -42,7 +48,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn run(count: usize) -> anyhow::Result<()> {
     let backend = serve(None).await?;
-    let federation = Federation::start(Gateways::InMesh).await?;
+    let federation = Federation::start(Gateways::InMesh, &LOGGING).await?;
     let (red, green) = (&federation.red, &federation.green);
     apply(&red.client, EXPORT).await?;
     apply(&green.client, IMPORT).await?;
@@ -52,10 +58,14 @@ async fn run(count: usize) -> anyhow::Result<()> {
     fill(&red.client, count, backend).await?;
     let last = rounds.target(&name(count.saturating_sub(1)))?;
     until(&last, true).await?;
-    println!("{count} services of red-mesh in green-mesh");
+    println!(
+        "{count} services of red-mesh in green-mesh, which has {:.1} MiB in memory, {empty:.1} MiB before",
+        memory(green.process.id())?
+    );
 
     let peers: Api<ServiceMeshPeer> = Api::namespaced(green.client.clone(), &green.system());
     let mut syncs = Vec::new();
+    let mut stages: BTreeMap<usize, (&str, Vec<Duration>)> = BTreeMap::new();
     for _ in 0..SYNCS {
         let mut peer = peers.get("red-mesh").await?;
         let uid = peer.metadata.uid.clone().unwrap_or_default();
@@ -68,9 +78,18 @@ async fn run(count: usize) -> anyhow::Result<()> {
             ..Default::default()
         };
         peer.status = None;
+        let log = Log::begin(&green.log)?;
         let began = Instant::now();
         peers.create(&PostParams::default(), &peer).await?;
         syncs.push(until(&last, true).await?.duration_since(began));
+        sleep(SETTLED).await;
+        for (index, (stage, at)) in log.stages()?.into_iter().enumerate() {
+            let (_, times) = stages.entry(index).or_insert((stage, Vec::new()));
+            times.extend(at);
+        }
+    }
+    for (stage, times) in stages.into_values() {
+        println!("  {stage:<32}{}", percentiles(times));
     }
     println!(
         "a new peer, until the last of its services is callable: {}",
@@ -88,8 +107,9 @@ async fn run(count: usize) -> anyhow::Result<()> {
     );
     let used = memory(green.process.id())?;
     println!(
-        "green-mesh, all of it: {used:.1} MiB in memory, of which {:.1} MiB for the imports",
-        used - empty
+        "green-mesh, all of it: {used:.1} MiB in memory, of which {:.1} MiB for the imports; {:.1} MiB at its most",
+        used - empty,
+        peak_memory(green.process.id())?
     );
     println!(
         "red-mesh, with its API server: {:.1} MiB",

@@ -47,6 +47,8 @@ pub struct Mesh {
     pub name: &'static str,
     pub net: LoopbackNet,
     pub dir: PathBuf,
+    #[allow(dead_code, reason = "not every benchmark reads it")]
+    pub log: PathBuf,
     pub client: Client,
     #[allow(dead_code, reason = "not every benchmark asks what it uses")]
     pub process: Process,
@@ -60,13 +62,15 @@ pub struct Federation {
 }
 
 impl Federation {
+    /// `logging`: how green-mesh logs, as options of the program.
+    ///
     /// # Errors
     ///
     /// A mesh does not start, or refuses a file.
-    pub async fn start(gateways: Gateways) -> anyhow::Result<Self> {
+    pub async fn start(gateways: Gateways, logging: &[&str]) -> anyhow::Result<Self> {
         let dir = temp_dir();
-        let red = Mesh::start(&dir, "red-mesh", gateways, INGRESS).await?;
-        let green = Mesh::start(&dir, "green-mesh", gateways, EGRESS).await?;
+        let red = Mesh::start(&dir, "red-mesh", gateways, INGRESS, &[]).await?;
+        let green = Mesh::start(&dir, "green-mesh", gateways, EGRESS, logging).await?;
         let federation = Self {
             red,
             green,
@@ -116,10 +120,13 @@ impl Mesh {
         name: &'static str,
         gateways: Gateways,
         gateway: &str,
+        logging: &[&str],
     ) -> anyhow::Result<Self> {
         let net = LoopbackNet::lock();
         let dir = parent.path().join(name);
-        let mut process = Process::meshfed(&parent.path().join(format!("{name}.log")), |up| {
+        let log = parent.path().join(format!("{name}.log"));
+        let mut process = Process::meshfed(&log, |up| {
+            up.args(logging);
             up.args(["up", "--until-stdin-ends", "--name", name]);
             up.args(["--subnet", &net.cidr(), "--data-dir"]).arg(&dir);
             if gateways == Gateways::External {
@@ -139,6 +146,7 @@ impl Mesh {
             name,
             net,
             dir,
+            log,
             client,
             process,
         })

@@ -50,11 +50,21 @@ impl Drop for Process {
 
 /// The resident memory of a process in MiB.
 pub fn memory(process: u32) -> anyhow::Result<f64> {
+    status(process, "VmRSS:")
+}
+
+/// The most that it ever was.
+#[allow(dead_code, reason = "not every benchmark asks")]
+pub fn peak_memory(process: u32) -> anyhow::Result<f64> {
+    status(process, "VmHWM:")
+}
+
+fn status(process: u32, field: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let resident = status
+    let kib = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.split_whitespace().next())
-        .context("the process has no VmRSS")?;
-    Ok(resident.parse::<f64>()? / 1024.0)
+        .with_context(|| format!("the process has no {field}"))?;
+    Ok(kib.parse::<f64>()? / 1024.0)
 }
