@@ -41,6 +41,8 @@ pub fn parse_yaml(bytes: &[u8]) -> Result<Document, ParseError> {
     let options = serde_saphyr::options! {
         // Or a name like `y` would be a flag.
         strict_booleans: true,
+        // An error is one line.
+        with_snippet: false,
     };
     let value = serde_saphyr::from_slice_with_options::<Value>(bytes, options)
         .map_err(|error| ParseError::Yaml(error.to_string()))?;
@@ -59,6 +61,7 @@ pub fn parse_documents(text: &str) -> Result<Vec<Value>, ParseError> {
     }
     let options = serde_saphyr::options! {
         strict_booleans: true,
+        with_snippet: false,
     };
     serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|error| ParseError::Yaml(error.to_string()))

@@ -5,10 +5,11 @@ use serde_json::{Map, Value};
 
 use crate::{
     api::Target,
-    error::OpenError,
+    error::{ApiError, OpenError},
     json,
+    patch::{self, Merging},
     registry::Registry,
-    verbs::{Body, Validation, admit},
+    verbs::{self, Body, Part, Validation, admit, forget_system_fields},
 };
 
 /// Where kubectl keeps what it applied the last time.
@@ -144,76 +145,103 @@ impl Manifests {
         })
     }
 
-    /// The object that applying the manifest over `live` gives, or over nothing; as stored, without a
-    /// status of its own. Fields that somebody else set stay; those that were applied before and are
-    /// not in the manifest any more go. Lists are replaced whole.
+    /// The object that `kubectl apply` of the manifest over `live` gives, or over nothing. Fields that
+    /// somebody else set stay; those that were applied before and are not in the manifest any more go.
+    /// Of builtin kinds lists are merged where Kubernetes has a key for it, such as the ports of a
+    /// Service by number; other lists are replaced whole. What only a server can give, such as an
+    /// address, is left out of what is new.
     ///
     /// # Errors
     ///
-    /// The server would refuse it: by its schema, with unknown fields as kubectl asks for it, or by a
-    /// rule.
+    /// The server would refuse it: by its schema, with unknown fields as kubectl asks for it, by a
+    /// rule, or for a `resourceVersion` that is not that of `live`.
     pub fn apply(&self, manifest: &Manifest, live: Option<&Value>) -> Result<Value, ManifestError> {
         let Some(target) = &manifest.target else {
             let api_version = json::text(&manifest.object, &["apiVersion"]).to_owned();
             let kind = manifest.key.kind.clone();
             return Err(ManifestError::Kind { api_version, kind });
         };
-        let mut body = Body {
-            value: manifest.object.clone(),
-            duplicates: Vec::new(),
+        let applied = match live {
+            None => create(target, manifest.object.clone()),
+            Some(live) => update(target, &manifest.object, live),
         };
-        let refused = |error: crate::error::ApiError| ManifestError::Refused(error.to_string());
-        admit::identify(target, &mut body.value).map_err(refused)?;
-        admit::strip(target, &mut body, Validation::Strict).map_err(refused)?;
-        let mut wanted = body.value;
-        if let Some(object) = wanted.as_object_mut() {
-            object.shift_remove("status");
-        }
-        let mut merged = match live {
-            None => wanted,
-            Some(live) => {
-                let live = target.version().read_stored(live.clone());
-                let annotations = json::metadata(&live).get("annotations");
-                let last = annotations
-                    .and_then(|all| all.get(LAST_APPLIED)?.as_str())
-                    .and_then(|text| serde_json::from_str::<Value>(text).ok())
-                    .unwrap_or(Value::Null);
-                let mut merged = live;
-                overlay(&mut merged, &last, wanted);
-                merged
-            }
-        };
-        admit::identify(target, &mut merged).map_err(refused)?;
-        let old = live.map(|live| target.version().read_stored(live.clone()));
-        admit::complete(target, &mut merged, old.as_ref()).map_err(refused)?;
-        Ok(target.version().to_storage(merged))
+        let applied = applied.map_err(|error| ManifestError::Refused(error.to_string()))?;
+        Ok(target.version().to_storage(applied))
     }
 }
 
-/// Makes `live` what `wanted` says; fields of `last` that are not wanted any more go.
-fn overlay(live: &mut Value, last: &Value, wanted: Value) {
-    let (Value::Object(fields), Value::Object(wanted)) = (&mut *live, &wanted) else {
-        *live = wanted;
-        return;
-    };
-    let none = Map::new();
-    let last = last.as_object().unwrap_or(&none);
-    fields.retain(|name, _| wanted.contains_key(name) || !last.contains_key(name));
-    for (name, value) in wanted {
-        match fields.get_mut(name) {
-            // A null takes the field away, as in a merge patch.
-            _ if value.is_null() => {
-                fields.shift_remove(name);
-            }
-            Some(field) => {
-                let last = last.get(name).unwrap_or(&Value::Null);
-                overlay(field, last, value.clone());
-            }
-            None => {
-                fields.insert(name.clone(), value.clone());
-            }
-        }
+fn create(target: &Target, wanted: Value) -> Result<Value, ApiError> {
+    let mut new = annotated(strict(target, wanted)?);
+    if let Some(metadata) = json::metadata_mut(&mut new) {
+        // kubectl creates with what it was given, but for this.
+        metadata.shift_remove("resourceVersion");
     }
+    forget_system_fields(target, &mut new)?;
+    admit::complete(target, &mut new, None)?;
+    Ok(new)
+}
+
+fn update(target: &Target, wanted: &Value, live: &Value) -> Result<Value, ApiError> {
+    let live = target.version().read_stored(live.clone());
+    let annotations = json::metadata(&live).get("annotations");
+    let last = annotations
+        .and_then(|all| all.get(LAST_APPLIED)?.as_str())
+        .and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok())
+        .unwrap_or_default();
+    let mut wanted = wanted.clone();
+    admit::identify(target, &mut wanted)?;
+    let wanted = annotated(wanted);
+    let mut merged = live.clone();
+    let merging = if target.ty.custom {
+        Merging::Plain
+    } else {
+        Merging::Strategic(&target.version().schema)
+    };
+    let nothing = Map::new();
+    let wanted = wanted.as_object().unwrap_or(&nothing);
+    patch::apply(merging, &last, wanted, &mut merged)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let merged = strict(target, merged)?;
+    let version = |object: &Value| json::text(object, &["metadata", "resourceVersion"]).to_owned();
+    if version(&merged) != version(&live) {
+        return Err(ApiError::modified(target.subject()));
+    }
+    verbs::settle(target, Part::Main, &live, merged)
+}
+
+/// An object of the target's, with no field that the schema does not know.
+fn strict(target: &Target, value: Value) -> Result<Value, ApiError> {
+    let mut body = Body {
+        value,
+        duplicates: Vec::new(),
+    };
+    admit::identify(target, &mut body.value)?;
+    admit::strip(target, &mut body, Validation::Strict)?;
+    Ok(body.value)
+}
+
+/// With the note of what is applied that kubectl leaves for the next time.
+fn annotated(mut object: Value) -> Value {
+    let Some(metadata) = json::metadata_mut(&mut object) else {
+        return object;
+    };
+    let annotations = metadata
+        .entry("annotations")
+        .or_insert_with(|| Map::new().into());
+    if annotations.is_null() {
+        *annotations = Map::new().into();
+    }
+    if let Some(annotations) = annotations.as_object_mut() {
+        annotations.shift_remove(LAST_APPLIED);
+    }
+    let note = object.to_string() + "\n";
+    if let Some(annotations) = object
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+    {
+        annotations.insert(LAST_APPLIED.to_owned(), note.into());
+    }
+    object
 }
 
 #[cfg(test)]
@@ -277,7 +305,13 @@ items:
     #[test]
     fn what_is_no_manifest_is_refused_and_says_where() {
         let refusal = |text: &str| manifests().read(text, "home").unwrap_err();
-        assert!(matches!(refusal("a: [b"), ManifestError::Form(_)));
+        let form = refusal("a: secret\nb: [c");
+        assert!(matches!(form, ManifestError::Form(_)));
+        let shown = form.to_string();
+        assert!(
+            !shown.contains('\n') && !shown.contains("secret"),
+            "{shown}"
+        );
         assert_eq!(refusal("a: b\n"), ManifestError::NoObject(1));
         let wrong = "{apiVersion: v1, kind: Sevice, metadata: {name: a}}";
         assert_eq!(

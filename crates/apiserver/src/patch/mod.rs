@@ -1,10 +1,12 @@
 //! Changing an object by a description of the change.
 
+mod apply;
 mod strategic;
 
 use json_patch::PatchOperation;
 use serde_json::{Map, Value};
 
+pub use apply::{Merging, apply};
 pub use strategic::strategic;
 
 /// The most operations of a JSON patch.

@@ -15,6 +15,26 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM_LIST: &str = "$deleteFromPrimitiveList/";
 const SET_ORDER: &str = "$setElementOrder/";
 
+/// The directive that says in which order the elements of a list are to be.
+pub(super) fn order_of(list: &str) -> String {
+    format!("{SET_ORDER}{list}")
+}
+
+/// The directive that takes values out of a list of scalars.
+pub(super) fn deletions_of(list: &str) -> String {
+    format!("{DELETE_FROM_LIST}{list}")
+}
+
+/// The element that takes another one, of the same key, out of a list.
+pub(super) fn deletion_of(key: &str, id: &Value) -> Value {
+    let fields = [(DIRECTIVE, Value::from("delete")), (key, id.clone())];
+    fields
+        .map(|(name, value)| (name.to_owned(), value))
+        .into_iter()
+        .collect::<Map<_, _>>()
+        .into()
+}
+
 /// Applies a patch to an object. On an error the target may be changed in part.
 pub fn strategic(schema: &Schema, target: &mut Value, patch: Value) -> Result<(), PatchError> {
     let Value::Object(patch) = patch else {

@@ -23,18 +23,9 @@ pub async fn create(
     options: WriteOptions,
 ) -> Result<Written, ApiError> {
     admit::identify(target, &mut body.value)?;
-    let given = json::metadata(&body.value);
-    if given
-        .get("resourceVersion")
-        .and_then(Value::as_str)
-        .is_some_and(|rv| !rv.is_empty())
-    {
-        return Err(ApiError::bad_request(
-            "resourceVersion should not be set on objects to be created",
-        ));
-    }
     let warnings = admit::strip(target, &mut body, options.validation)?;
     let mut value = body.value;
+    forget_system_fields(target, &mut value)?;
     reset(api, target, &mut value);
     let prefix = match json::text(&value, &["metadata", "name"]) {
         "" => json::text(&value, &["metadata", "generateName"]).to_owned(),
@@ -56,8 +47,17 @@ pub async fn create(
     }
 }
 
-/// Sets what is the server's to say.
-fn reset(api: &Api, target: &Target, value: &mut Value) {
+/// Takes out what is the server's to say.
+///
+/// # Errors
+///
+/// A version is named, which something new cannot have.
+pub fn forget_system_fields(target: &Target, value: &mut Value) -> Result<(), ApiError> {
+    if !json::text(value, &["metadata", "resourceVersion"]).is_empty() {
+        return Err(ApiError::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
+    }
     if target.version().status
         && !target.ty.status_on_create
         && let Some(object) = value.as_object_mut()
@@ -65,18 +65,28 @@ fn reset(api: &Api, target: &Target, value: &mut Value) {
         object.shift_remove("status");
     }
     let Some(metadata) = json::metadata_mut(value) else {
-        return;
+        return Ok(());
     };
     for field in [
         "resourceVersion",
+        "creationTimestamp",
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "managedFields",
         "selfLink",
         "generation",
+        "uid",
     ] {
         metadata.shift_remove(field);
     }
+    Ok(())
+}
+
+/// Sets what is the server's to say.
+fn reset(api: &Api, target: &Target, value: &mut Value) {
+    let Some(metadata) = json::metadata_mut(value) else {
+        return;
+    };
     metadata.insert("uid".to_owned(), format_uid(random_uid()).into());
     metadata.insert("creationTimestamp".to_owned(), api.time_text().into());
     if target.ty.generation {

@@ -12,10 +12,10 @@ use serde_json::Value;
 
 pub use self::{
     admit::Validation,
-    create::create,
+    create::{create, forget_system_fields},
     delete::{DeleteOptions, FOREGROUND, ORPHAN, Propagation, delete, delete_collection},
     list::{Cursor, ListOptions, Page, get, list, too_old},
-    update::{Patch, patch, replace},
+    update::{Patch, patch, replace, settle},
 };
 use crate::store::{Author, Stored};
 

@@ -163,7 +163,7 @@ async fn write(
 }
 
 /// The object that an update makes of the old one and of what was asked for.
-fn settle(target: &Target, part: Part, old: &Value, mut new: Value) -> Result<Value, ApiError> {
+pub fn settle(target: &Target, part: Part, old: &Value, mut new: Value) -> Result<Value, ApiError> {
     let has_status = target.version().status;
     let new_uid = json::text(&new, &["metadata", "uid"]);
     let old_uid = json::text(old, &["metadata", "uid"]);
