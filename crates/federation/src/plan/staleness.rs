@@ -10,6 +10,9 @@ use crate::discovery::client::RemoteState;
 use crate::discovery::remote::RemoteServices;
 use crate::world::World;
 
+/// A watch counts as connected as long as something came from the peer within this many resync periods.
+const CONTACT: u32 = 2;
+
 /// What of a peer's services may still be imported: all, or none when it was silent for longer than
 /// its settings allow.
 pub(super) fn services(
@@ -25,7 +28,7 @@ pub(super) fn services(
 }
 
 /// Whether the imports from a peer have ended by its silence.
-pub(super) fn is_expired(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
+pub(crate) fn is_expired(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
     !remote.services.is_empty()
         && settings.imports_outlive_contact.is_some()
         && expires_at(settings, remote).is_none_or(|at| at <= now)
@@ -35,7 +38,25 @@ pub(super) fn is_expired(settings: &PeerSettings, remote: &RemoteState, now: Tim
 /// contact that lies ahead ends none: the client sets it right as soon as it is at work.
 fn expires_at(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
     let life = SignedDuration::try_from(settings.imports_outlive_contact?).ok()?;
-    remote.last_contact?.checked_add(life).ok()
+    lost_at(settings, remote)?.checked_add(life).ok()
+}
+
+/// When the contact was lost, or will be unless the peer is heard. An idle peer says nothing between two
+/// of our questions, so an open watch is contact as long as it counts as connected.
+fn lost_at(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+    let confirmed = remote.last_contact?;
+    let at_last = counts_until(settings, remote)?;
+    if remote.watch.connected {
+        return Some(at_last);
+    }
+    let ended = remote.watch.last_disconnect.unwrap_or(confirmed);
+    Some(ended.max(confirmed).min(at_last))
+}
+
+/// Until when an open watch counts as connected unless the peer is heard.
+pub(super) fn counts_until(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+    let time = SignedDuration::try_from(settings.resync_period * CONTACT).ok()?;
+    remote.last_contact?.checked_add(time).ok()
 }
 
 /// When imports end by time alone.

@@ -35,30 +35,67 @@ fn last_heard(green: &mut Lab, at: Timestamp) {
     });
 }
 
+fn outlive(green: &mut Lab, value: &str) {
+    green.edit_peer("red-mesh", |peer| {
+        let annotations = peer.metadata.annotations.get_or_insert_default();
+        annotations.insert("meshfed.io/imports-outlive-contact".into(), value.into());
+    });
+}
+
+fn watch_ended(green: &mut Lab, at: Timestamp) {
+    green.edit_remote("red-mesh", |remote: &mut RemoteState| {
+        remote.watch.connected = false;
+        remote.watch.last_disconnect = Some(at);
+    });
+}
+
 #[test]
 fn imports_outlive_the_contact_for_ever_or_as_long_as_is_set() {
     let (_, mut green) = red_and_green();
-    let heard = now() - SignedDuration::from_hours(13);
-    last_heard(&mut green, heard);
+    let lost = now() - SignedDuration::from_hours(13);
+    last_heard(&mut green, lost - SignedDuration::from_secs(30));
+    watch_ended(&mut green, lost);
     assert!(imported(&green.plan()) > 0, "for ever by default");
-    let set = |green: &mut Lab, value: &str| {
-        green.edit_peer("red-mesh", |peer| {
-            let annotations = peer.metadata.annotations.get_or_insert_default();
-            annotations.insert("meshfed.io/imports-outlive-contact".into(), value.into());
-        });
-    };
-    set(&mut green, "14h");
+    outlive(&mut green, "14h");
     let plan = green.plan();
     assert!(imported(&plan) > 0);
-    assert_eq!(plan.wake_at, Some(heard + SignedDuration::from_hours(14)));
-    set(&mut green, "12h");
+    assert_eq!(plan.wake_at, Some(lost + SignedDuration::from_hours(14)));
+    outlive(&mut green, "12h");
     let plan = green.plan();
     assert_eq!(imported(&plan), 0);
     assert_eq!(reason(&plan), "ImportsExpired");
     last_heard(&mut green, now());
+    assert!(imported(&green.plan()) > 0);
+}
+
+#[test]
+fn an_idle_peer_that_is_connected_keeps_its_imports_however_short_they_may_outlive_it() {
+    let (_, mut green) = red_and_green();
+    let ago = |seconds| now() - SignedDuration::from_secs(seconds);
+    outlive(&mut green, "0s");
+    last_heard(&mut green, ago(119));
     let plan = green.plan();
-    assert!(imported(&plan) > 0);
+    assert!(imported(&plan) > 0, "the next question is on its way");
     assert_eq!(reason(&plan), "Connected");
+    assert_eq!(plan.wake_at, Some(ago(-1)));
+    last_heard(&mut green, ago(120));
+    assert_eq!(
+        imported(&green.plan()),
+        0,
+        "an open watch alone is no contact"
+    );
+
+    // Each attempt that ends at once is no contact either.
+    outlive(&mut green, "10s");
+    watch_ended(&mut green, ago(1));
+    last_heard(&mut green, ago(129));
+    assert!(imported(&green.plan()) > 0);
+    last_heard(&mut green, ago(130));
+    assert_eq!(imported(&green.plan()), 0);
+    last_heard(&mut green, ago(60));
+    assert!(imported(&green.plan()) > 0, "the watch ended a second ago");
+    watch_ended(&mut green, ago(10));
+    assert_eq!(imported(&green.plan()), 0);
 }
 
 #[test]

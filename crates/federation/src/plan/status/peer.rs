@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meshfed_api::ServiceMeshPeer;
 use meshfed_api::peer::{
@@ -23,9 +23,6 @@ use crate::plan::peers::{PeerProblem, Peers, Trusted};
 use crate::plan::staleness;
 use crate::plan::{PeerSettings, SettingProblem, Step};
 use crate::world::{ObjectKey, PeerState, World};
-
-/// A watch counts as connected as long as something came from the peer within this many resync periods.
-const CONTACT: u32 = 2;
 
 pub(super) fn statuses(decided: &Decided<'_, '_>) -> BTreeMap<ObjectKey, ServiceMeshPeerStatus> {
     let world = decided.world;
@@ -218,10 +215,8 @@ fn is_connected(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -
 
 /// The time for which the last contact counts: not before it, as then a wrong clock told it.
 fn counts(settings: &PeerSettings, remote: &RemoteState) -> Option<Range<Timestamp>> {
-    let time = SignedDuration::try_from(settings.resync_period * CONTACT).ok()?;
-    let contact = remote.last_contact?;
-    let until = contact.checked_add(time).ok()?;
-    Some(contact.checked_sub(CLOCK_SKEW).ok()?..until)
+    let until = staleness::counts_until(settings, remote)?;
+    Some(remote.last_contact?.checked_sub(CLOCK_SKEW).ok()?..until)
 }
 
 /// When a watch stops to count as connected although nothing was heard.
