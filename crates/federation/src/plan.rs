@@ -45,14 +45,15 @@ use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::ProxyConfig;
 
 pub use self::control_plane::ControlPlaneProblem;
-pub(crate) use self::exports::is_visible;
+pub(crate) use self::exports::hides;
 pub use self::exports::{Exported, NameTaken};
 pub use self::imports::{Import, ImportProblem, Offer};
 pub use self::membership::MemberProblem;
-pub use self::peers::{GatewayGap, PeerProblem};
+pub use self::peers::{GatewayGap, PeerProblem, is_remote_address};
 pub use self::planner::Planner;
 pub use self::roots::RootProblem;
 pub use self::settings::{PeerSettings, SettingProblem};
+pub(crate) use self::staleness::is_expired;
 pub use self::status::LazyStatuses;
 pub use self::withdrawal::{FINALIZER, Finalizers, Removal, Step, Withdrawal};
 

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshfed_proxy_config::sni;
 
-use super::facts::{Facts, Gateway, ONE_WAY};
+use super::facts::{Facts, Gateway, ONE_WAY, add_to};
 use super::rules::{export_rule, trials};
 use super::{Direction, Explanation, Obstacle};
 use crate::difference::Sharing;
 use crate::names::{ExportedHost, PeerName, ServiceKey};
 use crate::plan::local::{self, LocalService};
-use crate::plan::{GatewayKind, Plan, is_visible};
+use crate::plan::{GatewayKind, Plan, hides};
 use crate::rules::{ExportDecision, ExportRules};
 use crate::world::{ObjectKey, PeerState, World};
 
@@ -149,11 +150,10 @@ impl<'a> Export<'a> {
             let message = format!("the namespace {namespace} is no member of the mesh");
             let roll = ObjectKey::new(system, meshfed_api::member::MEMBER_ROLL_NAME);
             let remedy = "make it one";
-            let command = if facts.world.resources.member_rolls.contains_key(&roll) {
-                format!(
-                    "kubectl -n {system} patch servicemeshmemberroll default --type=json \
-                     -p '[{{\"op\":\"add\",\"path\":\"/spec/members/-\",\"value\":\"{namespace}\"}}]'"
-                )
+            let command = if let Some(roll) = facts.world.resources.member_rolls.get(&roll) {
+                let value = format!("\"{namespace}\"");
+                let patch = add_to("members", roll.spec.members.is_empty(), &value);
+                format!("kubectl -n {system} patch servicemeshmemberroll default {patch}")
             } else {
                 let name = &control_plane.name;
                 format!(
@@ -165,25 +165,43 @@ impl<'a> Export<'a> {
             };
             return Err(Obstacle::new("NotAMember", message, remedy).command(command));
         }
-        if !is_visible(&object.metadata, namespace, system) {
-            let message = format!(
-                "its annotation or label networking.istio.io/exportTo hides it from {system}"
-            );
-            let remedy = format!("let it name {system} or *, or take it away");
-            let name = &self.service.name;
-            let annotated = object.metadata.annotations.as_ref();
-            let has = annotated.is_some_and(|all| all.contains_key("networking.istio.io/exportTo"));
-            let verb = if has { "annotate" } else { "label" };
-            return Err(
-                Obstacle::new("NotVisible", message, remedy).command(format!(
-                    "kubectl -n {namespace} {verb} service {name} networking.istio.io/exportTo-"
-                )),
-            );
+        if let Some(obstacle) = self.hidden(&object.metadata) {
+            return Err(obstacle);
         }
         if self.local().is_none() {
             return Err(self.no_port());
         }
         Ok(())
+    }
+
+    /// Whether annotation or label hide it from the control plane.
+    fn hidden(&self, metadata: &ObjectMeta) -> Option<Obstacle> {
+        let (system, namespace) = (self.facts.system(), self.service.namespace.as_str());
+        let marks = [
+            ("annotation", "annotate", &metadata.annotations),
+            ("label", "label", &metadata.labels),
+        ];
+        let hiding: Vec<_> = marks
+            .into_iter()
+            .filter(|(_, _, map)| hides(map.as_ref(), namespace, system))
+            .collect();
+        if hiding.is_empty() {
+            return None;
+        }
+        let name = &self.service.name;
+        let commands = hiding.iter().map(|(_, verb, _)| {
+            format!("kubectl -n {namespace} {verb} service {name} networking.istio.io/exportTo-")
+        });
+        let what: Vec<&str> = hiding.iter().map(|(what, _, _)| *what).collect();
+        let what = what.join(" and its ");
+        Some(
+            Obstacle::new(
+                "NotVisible",
+                format!("its {what} networking.istio.io/exportTo hides it from {system}"),
+                format!("let it name {system} or *, or take it away"),
+            )
+            .command(commands.collect::<Vec<_>>().join(" && ")),
+        )
     }
 
     /// The service as proxies are told of it.
@@ -213,6 +231,8 @@ impl<'a> Export<'a> {
             "{{\"type\":\"NameSelector\",\"nameSelector\":{{\"namespace\":\"{}\",\"name\":\"{}\"}}}}",
             self.service.namespace, self.service.name
         );
+        let set = facts.world.resources.exports.get(&facts.key());
+        let is_empty = set.is_none_or(|set| set.spec.export_rules.is_empty());
         match decision {
             Some((ExportDecision::Exported { exported, .. }, _)) => Ok(exported),
             None => Err(Obstacle::new(
@@ -231,8 +251,8 @@ impl<'a> Export<'a> {
                 "add one",
             )
             .command(format!(
-                "kubectl -n {system} patch exportedserviceset {peer} --type=json \
-                 -p '[{{\"op\":\"add\",\"path\":\"/spec/exportRules/-\",\"value\":{rule}}}]'"
+                "kubectl -n {system} patch exportedserviceset {peer} {}",
+                add_to("exportRules", is_empty, &rule)
             ))),
             Some((ExportDecision::Broken { .. }, error)) => {
                 let error = error.unwrap_or_default();

@@ -3,9 +3,10 @@
 use meshfed_api::{Condition, ServiceMeshPeer};
 
 use super::Obstacle;
+use crate::discovery::client::RemoteState;
 use crate::names::PeerName;
 use crate::plan::gateways::{GatewayAddress, addresses, desired};
-use crate::plan::{GatewayGap, GatewayKind, Plan};
+use crate::plan::{GatewayGap, GatewayKind, PeerSettings, Plan, is_expired};
 use crate::world::{ObjectKey, PeerState, World};
 
 /// Reasons of a peer's Ready condition that are about one of its gateways.
@@ -19,6 +20,17 @@ const GATEWAY_REASONS: [&str; 5] = [
 
 /// Reason of a peer that we watch and that does not watch us.
 pub(super) const ONE_WAY: &str = "ConnectedOneWay";
+
+/// How kubectl patches one more value into a list of a `spec`. What is not there yet has no end.
+pub(super) fn add_to(list: &str, is_empty: bool, value: &str) -> String {
+    if is_empty {
+        format!("--type=merge -p '{{\"spec\":{{\"{list}\":[{value}]}}}}'")
+    } else {
+        format!(
+            "--type=json -p '[{{\"op\":\"add\",\"path\":\"/spec/{list}/-\",\"value\":{value}}}]'"
+        )
+    }
+}
 
 /// A world, its plan, and the peer that is asked about.
 pub(super) struct Facts<'a> {
@@ -59,6 +71,13 @@ impl<'a> Facts<'a> {
     pub fn state(&self) -> Option<&'a PeerState> {
         let peers = &self.world.observed.peers;
         peers.get(self.peer.as_str()).map(|state| &**state)
+    }
+
+    /// Whether what the peer exported does not count any more, by its silence.
+    pub fn is_expired(&self, remote: &RemoteState) -> bool {
+        let annotations = self.object().and_then(|o| o.metadata.annotations.as_ref());
+        let (settings, _) = PeerSettings::parse(annotations);
+        is_expired(&settings, remote, self.world.now)
     }
 
     pub fn ready(&self) -> Option<&'a Condition> {

@@ -2,10 +2,10 @@
 
 use meshfed_proxy_config::sni;
 
-use super::facts::{Facts, Gateway, ONE_WAY};
+use super::facts::{Facts, Gateway, ONE_WAY, add_to};
 use super::rules::{import_rule, trials};
 use super::{Direction, Explanation, Obstacle};
-use crate::difference::Sharing;
+use crate::discovery::client::RemoteState;
 use crate::discovery::remote::RemoteService;
 use crate::names::{DomainSuffix, ImportedHost, PeerName, RemoteHost, ServiceKey};
 use crate::plan::{GatewayKind, ImportProblem, Plan};
@@ -51,7 +51,7 @@ impl<'a> Import<'a> {
         let hidden = RemoteHost::new(self.service, facts.peer);
         answer.known_at("our egress gateway alone", hidden);
         answer.known_at("this mesh", &host);
-        self.has_its_name(remote, &host)?;
+        self.is_imported()?;
         answer.shared = true;
         self.path(answer, &egress, remote, &host, as_local);
         self.carries(&egress)?;
@@ -80,7 +80,7 @@ impl<'a> Import<'a> {
         Some((explained.decision, broken))
     }
 
-    /// The service as the peer last told of it.
+    /// The service as the peer last told of it, if that still counts.
     fn offered(&self) -> Result<&'a RemoteService, Obstacle> {
         let facts = &self.facts;
         let (peer, system) = (facts.peer, facts.system());
@@ -99,6 +99,9 @@ impl<'a> Import<'a> {
         };
         let state = facts.state().ok_or_else(unheard)?;
         let remote = &state.remote;
+        if facts.is_expired(remote) {
+            return Err(self.expired(remote, look));
+        }
         if let Some(found) = remote.services.get(self.service) {
             return Ok(found);
         }
@@ -141,6 +144,26 @@ impl<'a> Import<'a> {
         )))
     }
 
+    /// The peer exported it and was not heard for so long that this does not count any more.
+    fn expired(&self, remote: &RemoteState, look: String) -> Obstacle {
+        let peer = self.facts.peer;
+        let since = remote
+            .last_contact
+            .map_or_else(String::new, |contact| format!(" since {contact}"));
+        Obstacle::new(
+            "ImportsExpired",
+            format!(
+                "nothing was heard of {peer}{since}, so what it exported before does not count any more"
+            ),
+            format!(
+                "see that {peer} runs and is reached; the annotation \
+                 meshfed.io/imports-outlive-contact of the ServiceMeshPeer says how long it may be \
+                 silent"
+            ),
+        )
+        .command(look)
+    }
+
     /// The name here, if a rule gives one, and whether it joins a service of our own.
     fn decided(
         &self,
@@ -148,10 +171,7 @@ impl<'a> Import<'a> {
     ) -> Result<(ImportedHost, bool), Obstacle> {
         let facts = &self.facts;
         let (peer, system) = (facts.peer, facts.system());
-        let rule = format!(
-            "{{\"type\":\"NameSelector\",\"nameSelector\":{{\"namespace\":\"{}\",\"name\":\"{}\"}}}}",
-            self.service.namespace, self.service.name
-        );
+        let rule = self.rule();
         let edit = format!("kubectl -n {system} edit importedserviceset {peer}");
         match decision {
             Some((ImportDecision::Imported { host, as_local, .. }, _)) => Ok((host, as_local)),
@@ -165,15 +185,7 @@ impl<'a> Import<'a> {
                  \"metadata\":{{\"name\":\"{peer}\",\"namespace\":\"{system}\"}},\
                  \"spec\":{{\"importRules\":[{rule}]}}}}' | kubectl apply -f -"
             ))),
-            Some((ImportDecision::NoRule, _)) => Err(Obstacle::new(
-                "NoRule",
-                format!("{peer} exports it, and no rule of the ImportedServiceSet {peer} matches it"),
-                "add one",
-            )
-            .command(format!(
-                "kubectl -n {system} patch importedserviceset {peer} --type=json \
-                 -p '[{{\"op\":\"add\",\"path\":\"/spec/importRules/-\",\"value\":{rule}}}]'"
-            ))),
+            Some((ImportDecision::NoRule, _)) => Err(self.no_rule()),
             Some((ImportDecision::BadName { error, .. }, _)) => Err(Obstacle::new(
                 "InvalidName",
                 format!("its name here cannot be used: {error}"),
@@ -192,58 +204,64 @@ impl<'a> Import<'a> {
         }
     }
 
-    /// Whether the plan imports it under that name.
-    fn has_its_name(&self, remote: &RemoteService, host: &ImportedHost) -> Result<(), Obstacle> {
-        let facts = &self.facts;
-        let peer = facts.peer.as_str();
-        let sharing = Sharing::of(facts.world, facts.plan);
-        let ours = sharing.imported().any(|entry| {
-            let usage = entry.what;
-            usage.peer == peer
-                && usage.exported_name == remote.host.as_str()
-                && usage.hostname == host.as_str()
-        });
-        if ours {
-            return Ok(());
-        }
-        let edit = format!(
-            "kubectl -n {} edit importedserviceset {peer}",
-            facts.system()
-        );
-        let taken = sharing
-            .imported()
-            .map(|entry| entry.what)
-            .find(|usage| usage.hostname == host.as_str());
-        if remote.tcp_ports().next().is_none() {
-            let problem = ImportProblem::NoPort;
-            return Err(Obstacle::new(
-                "NoPort",
-                problem.to_string(),
-                format!("ask the administrator of {peer} for a TCP port"),
-            ));
-        }
-        if let Some(holder) = taken {
-            return Err(Obstacle::new(
-                "NameTaken",
-                format!(
-                    "{host} is already the name of {} of {}",
-                    holder.exported_name, holder.peer
-                ),
-                "give one of the two another alias or domainSuffix",
+    /// Whether the plan imports what a rule picks.
+    fn is_imported(&self) -> Result<(), Obstacle> {
+        let offers = self.facts.plan.shares.imports.get(self.facts.peer);
+        let offer = offers.and_then(|offers| offers.get(self.service));
+        let problem = match offer.and_then(|offer| offer.import.as_ref()) {
+            Some(Ok(_)) => return Ok(()),
+            Some(Err(problem)) => problem,
+            None => return Err(self.no_rule()),
+        };
+        let (peer, system) = (self.facts.peer, self.facts.system());
+        let alias = "give one of the two another alias or domainSuffix";
+        let ask = format!("ask the administrator of {peer}, who sees it with this command");
+        let (reason, remedy) = match problem {
+            ImportProblem::Name(_) => ("InvalidName", "give it a shorter alias or domainSuffix"),
+            ImportProblem::NameTaken { .. } => ("NameTaken", alias),
+            ImportProblem::SystemNamespace(_) => (
+                "SystemNamespace",
+                "give it an alias in another namespace, which is a member of the mesh",
+            ),
+            ImportProblem::NoMember(_) => (
+                "NotAMember",
+                "make the namespace a member, or give an alias in one that is",
+            ),
+            ImportProblem::NoPort => ("NoPort", ask.as_str()),
+            ImportProblem::ForeignAccounts(_) => ("ForeignAccounts", ask.as_str()),
+        };
+        let command = if remedy == ask {
+            format!(
+                "meshfed explain export NAMESPACE/NAME --peer {}",
+                self.facts.own_name()
             )
-            .command(edit));
-        }
-        let said = facts.plan.statuses.imports.get(&facts.key());
-        let mut said = said.iter().flat_map(|status| &status.conditions);
-        let said = said
-            .find(|c| c.type_ == "Ready")
-            .and_then(|c| c.message.clone());
-        Err(Obstacle::new(
-            "NotImported",
-            format!("it cannot be imported: {}", said.unwrap_or_default()),
-            "see the Ready condition of the ImportedServiceSet",
+        } else {
+            format!("kubectl -n {system} edit importedserviceset {peer}")
+        };
+        Err(Obstacle::new(reason, problem.to_string(), remedy).command(command))
+    }
+
+    fn no_rule(&self) -> Obstacle {
+        let (peer, system) = (self.facts.peer, self.facts.system());
+        let set = self.facts.world.resources.imports.get(&self.facts.key());
+        let is_empty = set.is_none_or(|set| set.spec.import_rules.is_empty());
+        let patch = add_to("importRules", is_empty, &self.rule());
+        Obstacle::new(
+            "NoRule",
+            format!("{peer} exports it, and no rule of the ImportedServiceSet {peer} matches it"),
+            "add one",
         )
-        .command(edit))
+        .command(format!(
+            "kubectl -n {system} patch importedserviceset {peer} {patch}"
+        ))
+    }
+
+    /// A rule that picks just this service.
+    fn rule(&self) -> String {
+        format!(
+            "{{\"type\":\"NameSelector\",\"nameSelector\":{{\"namespace\":\"{}\",\"name\":\"{}\"}}}}",
+            self.service.namespace, self.service.name
+        )
     }
 
     fn path(

@@ -169,24 +169,25 @@ pub struct NameTaken {
     pub loser: ServiceKey,
 }
 
-/// Whether annotation and label let `namespace` be seen from `viewer`. As in Istio, an empty value
-/// says nothing.
-pub(crate) fn is_visible(metadata: &ObjectMeta, namespace: &str, viewer: &str) -> bool {
-    let allows = |value: &String| {
-        value.split(',').map(str::trim).any(|target| match target {
-            "*" => true,
-            "." => namespace == viewer,
-            named => named == viewer,
-        })
-    };
+/// Whether annotation and label let `namespace` be seen from `viewer`.
+fn is_visible(metadata: &ObjectMeta, namespace: &str, viewer: &str) -> bool {
     [&metadata.annotations, &metadata.labels]
         .into_iter()
-        .filter_map(|map| {
-            map.as_ref()?
-                .get(EXPORT_TO)
-                .filter(|value| !value.is_empty())
-        })
-        .all(allows)
+        .all(|map| !hides(map.as_ref(), namespace, viewer))
+}
+
+/// Whether `exportTo` among annotations or labels hides `namespace` from `viewer`. As in Istio, an empty
+/// value says nothing.
+pub(crate) fn hides(map: Option<&BTreeMap<String, String>>, namespace: &str, viewer: &str) -> bool {
+    let Some(value) = map.and_then(|map| map.get(EXPORT_TO)) else {
+        return false;
+    };
+    let allows = |target: &str| match target {
+        "*" => true,
+        "." => namespace == viewer,
+        named => named == viewer,
+    };
+    !value.is_empty() && !value.split(',').map(str::trim).any(allows)
 }
 
 /// To whom and by which rules services are exported.

@@ -333,14 +333,16 @@ fn check_addresses(addresses: &[String]) -> Result<(), PeerProblem> {
     if addresses.is_empty() {
         return Err(PeerProblem::NoAddress);
     }
-    let is_name = |text: &str| text.to_ascii_lowercase().parse::<DomainSuffix>().is_ok();
-    match addresses
-        .iter()
-        .find(|text| text.parse::<IpAddr>().is_err() && !is_name(text))
-    {
+    match addresses.iter().find(|text| !is_remote_address(text)) {
         Some(bad) => Err(PeerProblem::BadAddress(clip(bad))),
         None => Ok(()),
     }
+}
+
+/// Whether a peer may be reached at it: an IP address or a DNS name.
+pub fn is_remote_address(text: &str) -> bool {
+    let is_name = || text.to_ascii_lowercase().parse::<DomainSuffix>().is_ok();
+    text.parse::<IpAddr>().is_ok() || is_name()
 }
 
 /// 0 counts as unset, as in the reference.

@@ -416,6 +416,129 @@ fn what_the_peer_says_of_an_export_is_said() {
     assert_eq!(wrong.unwrap(), "PeerReportsError");
 }
 
+#[test]
+fn a_remedy_adds_to_a_list_that_is_not_there() {
+    let said = in_the_way(|red| export_rules(red, json!([])));
+    assert!(
+        said.ends_with(
+            "patch exportedserviceset green-mesh --type=merge -p '{\"spec\":{\"exportRules\":[\
+             {\"type\":\"NameSelector\",\"nameSelector\":{\"namespace\":\"red-mesh-bookinfo\",\"name\":\"ratings\"}}]}}'"
+        ),
+        "{said}"
+    );
+    let said = in_the_way_of_import(|green| import_rules(green, json!([])));
+    assert!(
+        said.starts_with("NoRule: ") && said.contains("--type=merge"),
+        "{said}"
+    );
+    let said = in_the_way(|red| {
+        red.apply_json(json!({
+            "kind": "ServiceMeshMemberRoll",
+            "metadata": {"name": "default", "namespace": SYSTEM},
+            "spec": {},
+        }));
+    });
+    assert!(
+        said.ends_with(
+            "patch servicemeshmemberroll default --type=merge -p \
+             '{\"spec\":{\"members\":[\"red-mesh-bookinfo\"]}}'"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_hides_a_service_is_named_be_it_annotation_label_or_both() {
+    let hidden = |annotation: &str, label: &str| {
+        let (mut red, _) = red_and_green();
+        red.edit_service(HOME, "ratings", |service| {
+            let mark = |value: &str| {
+                [("networking.istio.io/exportTo".to_owned(), value.to_owned())].into()
+            };
+            service.metadata.annotations = Some(mark(annotation));
+            service.metadata.labels = Some(mark(label));
+        });
+        export(&red, HOME, "ratings")
+            .obstacle
+            .map(|o| (o.message, o.command.unwrap()))
+    };
+    let away =
+        |verb| format!("kubectl -n {HOME} {verb} service ratings networking.istio.io/exportTo-");
+    let (annotation, label) = (away("annotate"), away("label"));
+    assert_eq!(hidden("*", "*"), None);
+    for (by_annotation, by_label, what, command) in [
+        (
+            "other",
+            "*",
+            "its annotation networking",
+            annotation.clone(),
+        ),
+        ("*", "other", "its label networking", label.clone()),
+        ("", ".", "its label networking", label.clone()),
+        (
+            ".",
+            "other",
+            "its annotation and its label networking",
+            format!("{annotation} && {label}"),
+        ),
+    ] {
+        let (message, said) = hidden(by_annotation, by_label).unwrap();
+        assert!(message.starts_with(what), "{message}");
+        assert_eq!(said, command);
+    }
+}
+
+#[test]
+fn imports_that_ended_by_silence_say_so() {
+    let said = in_the_way_of_import(|green| {
+        green.edit_peer("red-mesh", |peer| {
+            let setting = (
+                "meshfed.io/imports-outlive-contact".to_owned(),
+                "1h".to_owned(),
+            );
+            peer.metadata.annotations = Some([setting].into());
+        });
+        green.edit_remote("red-mesh", |remote| {
+            remote.watch.connected = false;
+            remote.last_contact = Some("2027-10-05T10:00:00Z".parse().unwrap());
+        });
+    });
+    let begin = "ImportsExpired: nothing was heard of red-mesh since 2027-10-05T10:00:00Z";
+    assert!(said.starts_with(begin), "{said}");
+}
+
+#[test]
+fn what_is_wrong_with_other_imports_is_not_said_of_this_one() {
+    let (red, mut green) = red_and_green();
+    let mut list = red.exports_to("green-mesh");
+    let like = list.services[0].clone();
+    for number in 0..20 {
+        let mut more = like.clone();
+        more.name = format!("a-{number}");
+        more.hostname = format!("a-{number}.{}.svc.green-mesh-exports.local", more.namespace);
+        more.accounts = vec!["elsewhere.local/ns/a/sa/b".to_owned()];
+        list.services.push(more);
+    }
+    let mut last = list.services.pop().unwrap();
+    last.accounts = like.accounts;
+    last.ports = Vec::new();
+    list.services.push(last);
+    import_rules(
+        &mut green,
+        json!([{"type": "NameSelector", "nameSelector": {}}]),
+    );
+    green.hears("red-mesh", &list);
+    let reason = |name: &str| {
+        let obstacle = import(&green, name, &like.namespace).obstacle.unwrap();
+        (obstacle.reason, obstacle.message)
+    };
+    let (foreign, message) = reason("a-18");
+    assert_eq!(foreign, "ForeignAccounts");
+    let begin = "none of its service accounts is in the peer's trust domain red-mesh.local";
+    assert!(message.starts_with(begin), "{message}");
+    assert_eq!(reason("a-19").0, "NoPort");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
