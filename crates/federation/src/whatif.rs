@@ -31,6 +31,14 @@ pub struct WhatIf {
     pub unknown: Vec<String>,
 }
 
+impl WhatIf {
+    /// Whether somebody should look before going on: something changes in what is shared, something
+    /// breaks, or it cannot be told. What is only mended is no reason.
+    pub fn is_notable(&self) -> bool {
+        !(self.difference.is_empty() && self.new_problems.is_empty() && self.unknown.is_empty())
+    }
+}
+
 /// A world in which objects are changed, not applied.
 #[derive(Debug, Clone)]
 pub struct Hypothesis {
@@ -51,7 +59,7 @@ macro_rules! kinds {
         }
 
         /// Puts an object in the place of the one of its name. False if nothing that is shared depends
-        /// on such a one.
+        /// on such a one: see [`Self::depends_on`].
         ///
         /// # Errors
         ///
@@ -63,32 +71,28 @@ macro_rules! kinds {
             key: ObjectKey,
             mut object: Value,
         ) -> Result<bool, serde_json::Error> {
+            if !self.depends_on(group, kind, &key) {
+                return Ok(false);
+            }
             let created = &mut object["metadata"]["creationTimestamp"];
             if created.is_null() {
                 *created = self.after.now.to_string().into();
             }
             let resources = &mut self.after.resources;
             match (group, kind) {
-                ("", "ConfigMap") if key.namespace != self.after.mesh.system_namespace => {
-                    return Ok(false);
-                }
                 $(($group, $kind) => put(&mut resources.$field, key, object)?,)+
                 _ => return Ok(false),
             }
             Ok(true)
         }
 
-        /// An object in a namespace that does not exist, and that namespace; the API would refuse it.
-        pub fn homeless(&self) -> Option<(String, String)> {
-            let resources = &self.after.resources;
-            let missing = |key: &ObjectKey| {
-                let home = ObjectKey::new("", key.namespace.as_str());
-                !key.namespace.is_empty() && !resources.namespaces.contains_key(&home)
-            };
-            $(if let Some(key) = resources.$field.keys().find(|key| missing(key)) {
-                return Some((format!("{} {}", $kind, key.name), key.namespace.clone()));
-            })+
-            None
+        /// Whether sharing depends on objects of this kind, in this place.
+        pub fn depends_on(&self, group: &str, kind: &str, key: &ObjectKey) -> bool {
+            match (group, kind) {
+                ("", "ConfigMap") if key.namespace != self.after.mesh.system_namespace => false,
+                $(($group, $kind) => true,)+
+                _ => false,
+            }
         }
 
         /// Takes an object away, and what is in it if it is a namespace. False if there is none.
@@ -125,6 +129,14 @@ impl Hypothesis {
         "federation.maistra.io" "ServiceMeshPeer" => peers,
         "federation.maistra.io" "ExportedServiceSet" => exports,
         "federation.maistra.io" "ImportedServiceSet" => imports,
+    }
+
+    /// Whether something new can be made there: its namespace exists, and stays.
+    pub fn has_home(&self, key: &ObjectKey) -> bool {
+        let namespaces = &self.after.resources.namespaces;
+        let home = || namespaces.get(&ObjectKey::new("", key.namespace.as_str()));
+        key.namespace.is_empty()
+            || home().is_some_and(|home| home.metadata.deletion_timestamp.is_none())
     }
 
     /// What the changes do once everything that they ask for is there: gateways that they add are

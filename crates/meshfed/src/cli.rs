@@ -1,5 +1,6 @@
 //! What can be typed. What it means is decided where it is used.
 
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +11,8 @@ use meshfed_controlplane::subnet::Subnet;
 use serde::Deserialize;
 
 use crate::tools::{
-    DiffOptions, ExplainCommand, Format, PeerCommand, StatusOptions, encode, write,
+    DiffOptions, ExplainCommand, FAILED, Format, PeerCommand, StatusOptions, encode, one_line,
+    remark, write,
 };
 
 /// Share a few named services between meshes that do not trust each other.
@@ -26,7 +28,7 @@ pub struct Cli {
     log_format: LogFormat,
 
     /// What is logged: a level, or tracing directives such as info,meshfed_proxy=debug
-    #[arg(long, global = true, env = "MESHFED_LOG", help_heading = "Logging")]
+    #[arg(long, global = true, env = "MESHFED_LOG", help_heading = "Logging", value_parser = log_level)]
     log_level: Option<String>,
 }
 
@@ -73,6 +75,12 @@ pub enum Command {
     },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
+}
+
+/// Also a command that logs nothing refuses what it cannot read.
+fn log_level(text: &str) -> Result<String, meshfed_runtime::LogError> {
+    meshfed_runtime::check_level(text)?;
+    Ok(text.to_owned())
 }
 
 impl Cli {
@@ -185,8 +193,16 @@ impl UpOptions {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        serde_saphyr::from_str(&text)
-            .with_context(|| format!("the configuration {} makes no sense", path.display()))
+        let options = serde_saphyr::options! {
+            with_snippet: false,
+        };
+        serde_saphyr::from_str_with_options(&text, options).map_err(|error| {
+            // Its causes say the same again.
+            anyhow::anyhow!(
+                "the configuration {} makes no sense: {error}",
+                path.display()
+            )
+        })
     }
 }
 
@@ -340,13 +356,39 @@ pub fn print_crds(format: Option<Format>) -> anyhow::Result<ExitCode> {
 }
 
 pub fn print_completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(
-        shell,
-        &mut Cli::command(),
-        "meshfed",
-        &mut std::io::stdout(),
-    );
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "meshfed", &mut script);
+    write(&String::from_utf8(script)?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Help as it was asked for, or one line that says why the command line makes no sense.
+pub fn answer(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::{
+        DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion,
+    };
+    let text = error.render().to_string();
+    match error.kind() {
+        DisplayHelp | DisplayVersion => match write(&text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                remark(&format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+        },
+        DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            ExitCode::from(FAILED)
+        }
+        _ => {
+            // What follows is how the command is used, which --help says too.
+            let ends = ["\nUsage:", "\nFor more information"].map(|end| text.find(end));
+            let end = ends.into_iter().flatten().min().unwrap_or(text.len());
+            let said = text[..end].trim_start_matches("error: ");
+            remark(&format!("{}; see --help", one_line(said)));
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
 #[cfg(test)]

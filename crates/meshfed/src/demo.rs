@@ -69,6 +69,9 @@ async fn demonstrate(options: DemoOptions) -> anyhow::Result<ExitCode> {
         Ok(Scene::Interrupted) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error),
     };
+    if stage.is_empty() {
+        return result;
+    }
     let stopping = screen.step("stop everything");
     stage.stop().await;
     stopping.done();
@@ -91,6 +94,11 @@ struct Stage {
 }
 
 impl Stage {
+    /// Whether nothing was started.
+    fn is_empty(&self) -> bool {
+        self.meshes.is_empty()
+    }
+
     async fn play(
         &mut self,
         screen: &Screen,

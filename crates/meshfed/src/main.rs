@@ -23,12 +23,15 @@ use tools::Tool;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::answer(&error),
+    };
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
             // One line with all causes: what was attempted, on what, and why it failed.
-            eprintln!("meshfed: {error:#}");
+            tools::remark(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -18,13 +18,13 @@ use clap::Args;
 pub use self::bundle::PeerCommand;
 pub use self::diff::DiffOptions;
 pub use self::explain::ExplainCommand;
-pub use self::output::{Format, encode, write};
+pub use self::output::{Format, encode, one_line, remark, write};
 pub use self::status::StatusOptions;
 
 /// Exit status of a tool that found something: a change, an obstacle, a problem.
 const FOUND: u8 = 1;
-/// Exit status of a tool that could not do its work.
-const FAILED: u8 = 2;
+/// Exit status of a tool that could not do its work, and of a command line that makes no sense.
+pub const FAILED: u8 = 2;
 
 /// Where the mesh's API is, and how the answer looks.
 #[derive(Debug, Clone, Args)]
@@ -68,7 +68,7 @@ pub fn run(tool: Tool) -> ExitCode {
             })
         });
     done.unwrap_or_else(|error| {
-        eprintln!("meshfed: {}", output::one_line(&format!("{error:#}")));
+        remark(&format!("{error:#}"));
         ExitCode::from(FAILED)
     })
 }

@@ -24,7 +24,7 @@ pub use access_log::{AccessLog, AccessLogError, AccessLogMetrics};
 pub use admin::{Admin, AdminError, AdminServer, ConfigDump};
 pub use drain::{Drain, DrainEnd, DrainGuard, DrainWatch};
 pub use files::{create_private_dir, write_private, write_public};
-pub use logging::{LogConfig, LogError, LogFormat, LogHandle};
+pub use logging::{LogConfig, LogError, LogFormat, LogHandle, check_level};
 pub use metrics::Metrics;
 pub use readiness::{Readiness, ReadyGuard};
 pub use signal::{ShutdownSignal, shutdown_signal};

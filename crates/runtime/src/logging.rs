@@ -135,6 +135,15 @@ impl LogHandle {
     }
 }
 
+/// Whether a level or directives can be read.
+///
+/// # Errors
+///
+/// They cannot.
+pub fn check_level(level: &str) -> Result<(), LogError> {
+    parse(level).map(drop)
+}
+
 fn parse(level: &str) -> Result<EnvFilter, LogError> {
     let refused = || LogError::Level(level.chars().take(120).collect());
     if level.trim().is_empty() || level.len() > MAX_FILTER_LEN {
@@ -166,7 +175,14 @@ mod tests {
         ] {
             assert!(parse(good).is_ok(), "{good}");
         }
-        for bad in ["", " ", "loud", "meshfed_proxy=loud", &"a".repeat(2000)] {
+        for bad in [
+            "",
+            " ",
+            "loud",
+            "meshfed_proxy=loud",
+            "a=b=c",
+            &"a".repeat(2000),
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

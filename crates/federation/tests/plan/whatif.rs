@@ -191,3 +191,66 @@ fn an_import_rule_less_drops_what_it_picked() {
     });
     insta::assert_snapshot!(suppose(&green, &[(GROUP, set)]));
 }
+
+#[test]
+fn a_change_a_new_problem_and_what_is_not_known_are_worth_a_look_and_a_problem_solved_is_not() {
+    let (red, _) = red_and_green();
+    let notable = |object: Value| suppose(&red, &[(GROUP, object)]).is_notable();
+    let import = |peer: &str| {
+        json!({
+            "kind": "ImportedServiceSet",
+            "metadata": {"name": peer, "namespace": "red-mesh-system"},
+            "spec": {"importRules": []},
+        })
+    };
+    let mut nobodys = exports(json!([]));
+    nobodys["metadata"]["name"] = json!("nobody");
+    let said = suppose(&red, &[(GROUP, nobodys.clone())]);
+    assert!(
+        said.difference.is_empty() && said.unknown.is_empty(),
+        "{said}"
+    );
+    assert!(!said.new_problems.is_empty() && said.is_notable(), "{said}");
+
+    let (mut unheard, _) = red_and_green();
+    unheard.world.observed.peers = Default::default();
+    let said = suppose(&unheard, &[(GROUP, import("green-mesh"))]);
+    assert!(
+        said.difference.is_empty() && said.new_problems.is_empty(),
+        "{said}"
+    );
+    assert!(!said.unknown.is_empty() && said.is_notable(), "{said}");
+
+    assert!(notable(exports(json!([]))), "two are hidden");
+    let (mut broken, _) = red_and_green();
+    let key = ObjectKey::new("red-mesh-system", "nobody");
+    broken.world.resources.exports.insert(
+        key.clone(),
+        std::sync::Arc::new(serde_json::from_value(nobodys).unwrap()),
+    );
+    let mut hypothesis = Hypothesis::new(&broken.world);
+    assert!(hypothesis.remove(GROUP, "ExportedServiceSet", &key));
+    let said = hypothesis.judge();
+    assert!(
+        !said.solved_problems.is_empty() && !said.is_notable(),
+        "{said}"
+    );
+}
+
+#[test]
+fn objects_need_a_namespace_that_exists_when_their_turn_comes() {
+    let (red, _) = red_and_green();
+    let mut hypothesis = Hypothesis::new(&red.world);
+    let till = ObjectKey::new("shop", "till");
+    assert!(!hypothesis.has_home(&till));
+    let mut shop = json!({"kind": "Namespace", "metadata": {"name": "shop"}});
+    let key = ObjectKey::new("", "shop");
+    assert!(hypothesis.has_home(&key), "namespaces are in none");
+    hypothesis
+        .put("", "Namespace", key.clone(), shop.clone())
+        .unwrap();
+    assert!(hypothesis.has_home(&till));
+    shop["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    hypothesis.put("", "Namespace", key, shop).unwrap();
+    assert!(!hypothesis.has_home(&till));
+}

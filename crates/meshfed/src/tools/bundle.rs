@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use meshfed_federation::bundle::{Bundle, BundleRequest, bundle};
 use meshfed_federation::names::{Label, PeerName};
+use meshfed_federation::plan::is_remote_address;
 use serde_json::json;
 
 use super::Access;
@@ -36,7 +37,7 @@ pub struct BundleOptions {
     own_name: Option<PeerName>,
 
     /// Where the other mesh reaches our ingress gateway [default: its Service's addresses]
-    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', value_parser = address)]
     address: Vec<String>,
 
     /// Our ingress gateway for it [default: the ServiceMeshPeer's, else ingress-<for>]
@@ -62,6 +63,15 @@ pub struct BundleOptions {
     /// How it is printed [default: yaml, with comments]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
+}
+
+/// An address as a ServiceMeshPeer may have it.
+fn address(text: &str) -> Result<String, &'static str> {
+    if is_remote_address(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("write an IP address or a DNS name, without a port")
+    }
 }
 
 pub async fn run(command: &PeerCommand) -> anyhow::Result<ExitCode> {
@@ -100,4 +110,34 @@ fn shown(bundle: &Bundle, format: Option<Format>) -> anyhow::Result<String> {
     text.push_str("---\n");
     text.push_str(&output::encode(&bundle.peer, Format::Yaml)?);
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_one_that_a_peer_may_have() {
+        for good in [
+            "10.0.0.1",
+            "fd00::1",
+            "red.example.com",
+            "Red.example.com",
+            "gateway",
+        ] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            " ",
+            "http://x y",
+            "127.0.0.1:80",
+            "[::1]",
+            "a..b",
+            "-a",
+            "a_b",
+        ] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -20,7 +20,9 @@ const ENDINGS: [&str; 3] = ["json", "yaml", "yml"];
 const LARGEST_FILE: u64 = 64 * 1024 * 1024;
 
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Exit status: 0 no change, 1 change, 2 error")]
+#[command(
+    after_help = "Exit status: 0 nothing to look at, 1 a change, a new problem or something not known, 2 error"
+)]
 pub struct DiffOptions {
     #[command(flatten)]
     access: Access,
@@ -46,25 +48,29 @@ pub async fn run(options: &DiffOptions) -> anyhow::Result<ExitCode> {
     let texts = read(options)?;
     let manifests = Manifests::new(&meshfed_api::crds())?;
     let mesh = Mesh::look(&options.access).await?;
-    // As kubectl: what names no namespace goes where the user works.
-    let namespace = &mesh.world.mesh.system_namespace;
     let mut hypothesis = Hypothesis::new(&mesh.world);
+    let mut objects = 0;
     for (file, text) in &texts {
+        // As kubectl: what names no namespace goes where the user works.
         let all = manifests
-            .read(text, namespace)
+            .read(text, &mesh.home)
             .with_context(|| file.clone())?;
+        objects += all.len();
         for manifest in &all {
             suppose(&mut hypothesis, &manifests, manifest, options.delete)
                 .with_context(|| file.clone())?;
         }
     }
-    if let Some((object, namespace)) = hypothesis.homeless() {
-        bail!("{object} is in the namespace {namespace}, which does not exist");
+    if objects == 0 {
+        let files: Vec<&str> = texts.iter().map(|(file, _)| file.as_str()).collect();
+        bail!("there is no object in {}", files.join(", "));
     }
     let mut answer = hypothesis.judge();
+    let found = answer.is_notable();
+    // Known neither before nor after, whatever the files say.
     answer.unknown.extend(mesh.seen.unknown.iter().cloned());
     output::print(&answer, options.output)?;
-    Ok(exit(!answer.difference.is_empty()))
+    Ok(exit(found))
 }
 
 /// Puts one manifest into the hypothesis.
@@ -77,58 +83,79 @@ fn suppose(
     let id = &manifest.key;
     let shown = format!("{} {}", id.kind, id.name);
     let key = ObjectKey::new(id.namespace.clone(), id.name.clone());
-    if !manifest.is_known() {
+    if !hypothesis.depends_on(&id.group, &id.kind, &key) {
         output::remark(&format!(
             "{shown} is passed over: nothing that is shared depends on it"
         ));
         return Ok(());
     }
     if delete {
-        hypothesis.remove(&id.group, &id.kind, &key);
+        if !hypothesis.remove(&id.group, &id.kind, &key) {
+            bail!("{shown} cannot be deleted: there is none{}", place(&key));
+        }
         return Ok(());
     }
     let live = hypothesis.live(&id.group, &id.kind, &key);
-    let object = manifests.apply(manifest, live.as_ref())?;
+    if live.is_none() && !hypothesis.has_home(&key) {
+        let namespace = &key.namespace;
+        bail!("{shown} is in the namespace {namespace}, which does not exist or is being deleted");
+    }
+    let object = manifests
+        .apply(manifest, live.as_ref())
+        .with_context(|| format!("{shown} cannot be applied{}", place(&key)))?;
     hypothesis
         .put(&id.group, &id.kind, key, object)
         .with_context(|| format!("{shown} cannot be used"))?;
     Ok(())
 }
 
+fn place(key: &ObjectKey) -> String {
+    match key.namespace.as_str() {
+        "" => String::new(),
+        namespace => format!(" in {namespace}"),
+    }
+}
+
 /// All files with their texts, in the order in which they are applied.
 fn read(options: &DiffOptions) -> anyhow::Result<Vec<(String, String)>> {
     let mut texts = Vec::new();
+    let mut stdin = false;
     for path in &options.filename {
         if path.as_os_str() == "-" {
-            let mut text = String::new();
-            std::io::stdin()
-                .take(LARGEST_FILE)
-                .read_to_string(&mut text)
-                .context("cannot read standard input")?;
-            texts.push(("standard input".to_owned(), text));
+            if std::mem::replace(&mut stdin, true) {
+                bail!("standard input can be read once only");
+            }
+            texts.push(text_of("standard input".to_owned(), std::io::stdin())?);
         } else if path.is_dir() {
             let files = files_of(path, options.recursive)?;
             if files.is_empty() {
                 bail!("{} has no .yaml, .yml or .json files", path.display());
             }
             for file in files {
-                texts.push(text_of(&file)?);
+                texts.push(text_of_file(&file)?);
             }
         } else {
-            texts.push(text_of(path)?);
+            texts.push(text_of_file(path)?);
         }
     }
     Ok(texts)
 }
 
-fn text_of(path: &Path) -> anyhow::Result<(String, String)> {
+fn text_of_file(path: &Path) -> anyhow::Result<(String, String)> {
     let name = path.display().to_string();
-    let size = std::fs::metadata(path).map(|m| m.len());
-    let size = size.with_context(|| format!("cannot read {name}"))?;
-    if size > LARGEST_FILE {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {name}"))?;
+    text_of(name, file)
+}
+
+/// What can be read, with its name. Too much is an error, not a shorter text.
+fn text_of(name: String, from: impl std::io::Read) -> anyhow::Result<(String, String)> {
+    let mut text = String::new();
+    from.take(LARGEST_FILE + 1)
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read {name}"))?;
+    if text.len() as u64 > LARGEST_FILE {
         bail!("{name} is larger than {LARGEST_FILE} bytes");
     }
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
     Ok((name, text))
 }
 
@@ -156,4 +183,19 @@ fn files_of(dir: &Path, recursive: bool) -> anyhow::Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_refused_not_cut() {
+        let endless = || std::io::repeat(b' ');
+        let read = |from| text_of("it".to_owned(), from);
+        let largest = read(endless().take(LARGEST_FILE)).unwrap();
+        assert_eq!(largest.1.len() as u64, LARGEST_FILE);
+        let error = read(endless().take(u64::MAX)).unwrap_err();
+        assert!(error.to_string().starts_with("it is larger"), "{error}");
+    }
 }

@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use meshfed_federation::explain::{explain_export, explain_import};
 use meshfed_federation::names::{PeerName, ServiceKey};
+use meshfed_federation::world::World;
 
 use super::mesh::Mesh;
 use super::output::{self, Format};
@@ -53,9 +55,13 @@ pub struct ExplainOptions {
 #[derive(Debug, Clone)]
 pub struct Local(ServiceKey);
 
-/// `NAME.NAMESPACE`, with anything that follows in an exported name.
+/// `NAME.NAMESPACE`, or a whole exported name.
 #[derive(Debug, Clone)]
-pub struct Remote(ServiceKey);
+pub struct Remote {
+    key: ServiceKey,
+    /// The exported name, if it was given.
+    host: Option<String>,
+}
 
 impl FromStr for Local {
     type Err = String;
@@ -78,19 +84,37 @@ impl FromStr for Remote {
             return Err("write it as NAME.NAMESPACE, as the peer exports it".to_owned());
         }
         let key = ServiceKey::parse(namespace, name).map_err(|error| error.to_string())?;
-        Ok(Self(key))
+        let host = exported.then(|| text.to_owned());
+        Ok(Self { key, host })
+    }
+}
+
+impl Remote {
+    /// Refuses a name by which the peer does not export the service.
+    fn check(&self, peer: &PeerName, world: &World) -> anyhow::Result<()> {
+        let state = world.observed.peers.get(peer.as_str());
+        let known = state.and_then(|state| state.remote.services.get(&self.key));
+        if let (Some(given), Some(known)) = (&self.host, known)
+            && known.host.as_str() != given
+        {
+            bail!("{peer} exports it as {}, not as {given}", known.host);
+        }
+        Ok(())
     }
 }
 
 pub async fn run(command: &ExplainCommand) -> anyhow::Result<ExitCode> {
     let (ExplainCommand::Export { options, .. } | ExplainCommand::Import { options, .. }) = command;
-    let Mesh { world, plan, seen } = Mesh::look(&options.access).await?;
+    let Mesh {
+        world, plan, seen, ..
+    } = Mesh::look(&options.access).await?;
     let answer = match command {
         ExplainCommand::Export { service, .. } => {
             explain_export(&world, &plan, &service.0, &options.peer)
         }
         ExplainCommand::Import { service, .. } => {
-            explain_import(&world, &plan, &service.0, &options.peer)
+            service.check(&options.peer, &world)?;
+            explain_import(&world, &plan, &service.key, &options.peer)
         }
     };
     output::print(&answer, options.output)?;
@@ -109,7 +133,7 @@ mod tests {
         assert_eq!("a/b".parse::<Local>().unwrap().0.to_string(), "a/b");
         for text in ["b.a", "b.a.svc.green-mesh-exports.local"] {
             assert_eq!(
-                text.parse::<Remote>().unwrap().0.to_string(),
+                text.parse::<Remote>().unwrap().key.to_string(),
                 "a/b",
                 "{text}"
             );

@@ -9,7 +9,8 @@ use anyhow::{Context as _, bail};
 use http::Request;
 use jiff::Timestamp;
 use kube::api::ListParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::client::AuthError;
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use meshfed_api::ServiceMeshControlPlane;
 use meshfed_federation::observations::{self, Observations, Seen};
@@ -29,6 +30,8 @@ pub struct Mesh {
     pub world: World,
     pub plan: Plan,
     pub seen: Seen,
+    /// The namespace in which the user works, by the context.
+    pub home: String,
 }
 
 impl Mesh {
@@ -39,6 +42,7 @@ impl Mesh {
     /// There is no access to the API, or it is not clear which mesh is meant.
     pub async fn look(access: &Access) -> anyhow::Result<Self> {
         let client = connect(access).await?;
+        let home = client.default_namespace().to_owned();
         let document = document(&client).await?;
         let namespace = namespace(&client, access, document.as_ref()).await?;
         let resources = resources(&client, &namespace).await?;
@@ -49,15 +53,22 @@ impl Mesh {
         };
         let world = seen.world(resources, now);
         let plan = plan(&world);
-        Ok(Self { world, plan, seen })
+        Ok(Self {
+            world,
+            plan,
+            seen,
+            home,
+        })
     }
 }
 
 async fn connect(access: &Access) -> anyhow::Result<Client> {
     let kubeconfig = match &access.kubeconfig {
         Some(path) => Kubeconfig::read_from(path)
+            .map_err(unusable)
             .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?,
         None => Kubeconfig::read()
+            .map_err(unusable)
             .context("there is no usable kubeconfig; name one with --kubeconfig or KUBECONFIG")?,
     };
     let options = KubeConfigOptions {
@@ -66,13 +77,31 @@ async fn connect(access: &Access) -> anyhow::Result<Client> {
     };
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
+        .map_err(unusable)
         .context("the kubeconfig leads to no API server")?;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(ANSWER);
     if is_loopback(&config) {
         config.proxy_url = None;
     }
-    Client::try_from(config).context("the kubeconfig cannot be used")
+    Client::try_from(config)
+        .map_err(|error| without_credentials(error).context("the kubeconfig cannot be used"))
+}
+
+/// What is wrong with a kubeconfig, without a word of what is in it: it holds tokens and keys.
+fn unusable(error: KubeconfigError) -> anyhow::Error {
+    match error {
+        KubeconfigError::Parse(error) => match error.location() {
+            Some(at) => anyhow::anyhow!(
+                "it is no kubeconfig, as line {}, column {} shows",
+                at.line(),
+                at.column()
+            ),
+            None => anyhow::anyhow!("it is no kubeconfig"),
+        },
+        // Its causes say the same again.
+        other => anyhow::anyhow!("{other}"),
+    }
 }
 
 fn is_loopback(config: &Config) -> bool {
@@ -99,7 +128,23 @@ async fn document(client: &Client) -> anyhow::Result<Option<Seen>> {
 fn unreachable(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow::anyhow!("the API refuses: {}", status.message),
-        other => anyhow::Error::new(other).context("the API cannot be reached"),
+        other => without_credentials(other).context("the API cannot be reached"),
+    }
+}
+
+/// An error with its causes, without what a credential plugin printed: that is a token if all is well.
+fn without_credentials(error: kube::Error) -> anyhow::Error {
+    let error = anyhow::Error::new(error);
+    let plugin = error.chain().find_map(|cause| cause.downcast_ref());
+    match plugin {
+        Some(AuthError::AuthExecParse(_)) => {
+            anyhow::anyhow!("the answer of the credential plugin cannot be read")
+        }
+        Some(AuthError::AuthExecRun { cmd, out }) => {
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            anyhow::anyhow!("the credential plugin {cmd} failed, {}: {said}", out.status)
+        }
+        _ => error,
     }
 }
 

@@ -47,9 +47,10 @@ pub fn write(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Remarks for people go to standard error, so that they do not get into what is piped on.
+/// Remarks for people go to standard error, so that they do not get into what is piped on. Where
+/// nobody can read them they are lost.
 pub fn remark(text: &str) {
-    eprintln!("meshfed: {}", one_line(text));
+    let _ = writeln!(std::io::stderr(), "meshfed: {}", one_line(text));
 }
 
 /// Texts of others may hold anything.

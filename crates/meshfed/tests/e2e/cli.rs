@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use meshfed_testkit::{LoopbackNet, temp_dir};
 
-use crate::program::{meshfed, run, text};
+use crate::program::{meshfed, path, run, text};
 
 /// The one line that is not a log line.
 fn complaint(output: &Output) -> String {
@@ -69,6 +69,68 @@ fn an_option_that_does_not_exist_in_the_file_is_named() {
     std::fs::write(&file, "name: red-mesh\nsubnets: x\n").unwrap();
     let line = complaint(&run(meshfed().args(["up", "--config"]).arg(&file)));
     assert!(line.contains("subnets"), "{line}");
+}
+
+#[test]
+fn a_file_and_a_command_line_that_make_no_sense_are_one_line_without_what_else_is_in_them() {
+    let dir = temp_dir();
+    let file = dir.path().join("up.yaml");
+    std::fs::write(&file, "name: red-mesh\ndata-dir: /other\nsubnet: [\n").unwrap();
+    let mut bad_file = meshfed();
+    bad_file.args(["up", "--config"]).arg(&file);
+    let typed = |arguments: &[&str]| {
+        let mut command = meshfed();
+        command.args(arguments);
+        command
+    };
+    for (mut command, said) in [
+        (bad_file, "up.yaml makes no sense"),
+        (typed(&["diff"]), "--filename <FILE>"),
+        (typed(&["status", "--outptu", "json"]), "'--output'"),
+        (
+            typed(&["peer", "bundle", "--for", "a", "--address", "a:80"]),
+            "'a:80'",
+        ),
+        (typed(&["status", "--log-level", "a=b=c"]), "neither error"),
+    ] {
+        let output = run(&mut command);
+        assert!(!output.status.success() && output.stdout.is_empty());
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(
+            stderr.starts_with("meshfed: ") && stderr.contains(said),
+            "{stderr}"
+        );
+        assert_eq!(stderr.matches(said).count(), 1, "{stderr}");
+        assert!(!stderr.contains("/other"), "{stderr}");
+    }
+    let help = run(&mut meshfed());
+    assert_eq!(help.status.code(), Some(2));
+    assert!(text(&help).contains("Usage: meshfed"), "{}", text(&help));
+}
+
+#[test]
+fn a_reader_that_goes_is_no_failure_and_a_full_disk_is_one() {
+    let shell = |script: &str| {
+        let program = path();
+        run(Command::new("bash")
+            .args(["-c", &format!("set -o pipefail; {script}"), "-"])
+            .arg(program))
+    };
+    for asked in ["completions bash", "crds", "--help", "--version"] {
+        let gone = shell(&format!("\"$1\" {asked} | true"));
+        assert!(
+            gone.status.success() && gone.stderr.is_empty(),
+            "{asked}: {}",
+            text(&gone)
+        );
+        let full = shell(&format!("\"$1\" {asked} > /dev/full"));
+        assert_eq!(full.status.code(), Some(1), "{asked}: {}", text(&full));
+        let stderr = String::from_utf8_lossy(&full.stderr);
+        assert_eq!(stderr.lines().count(), 1, "{asked}: {stderr}");
+    }
+    let silent = shell("\"$1\" status --kubeconfig /none 2> /dev/full");
+    assert_eq!(silent.status.code(), Some(2));
 }
 
 #[test]

@@ -175,6 +175,7 @@ fn four_commands_make_a_federation_and_the_tools_tell_of_it() {
     wait_ready(&green, "servicemeshpeer/red-mesh");
 
     what_if(&red, &green);
+    where_kubectl_would_put_it(&red);
     why(&red, &green);
 
     let said = red.until(&["status"], |all| {
@@ -196,6 +197,7 @@ fn four_commands_make_a_federation_and_the_tools_tell_of_it() {
     let parsed: Value = serde_saphyr::from_str(&yaml).unwrap();
     assert_eq!(parsed["name"], "red-mesh");
 
+    remedies_work_as_they_are_printed(&red);
     bad_input(&red);
     only_administrators_see_what_peers_export(&red);
 }
@@ -234,6 +236,102 @@ fn what_if(red: &Mesh, green: &Mesh) {
     green.apply("31-import-from-red-mesh.yaml");
 }
 
+/// What names no namespace goes to that of the context, and ports that others made stay.
+fn where_kubectl_would_put_it(red: &Mesh) {
+    let forget = "kubectl.kubernetes.io/last-applied-configuration-";
+    red.kubectl(&[
+        "-n",
+        "red-mesh-bookinfo",
+        "annotate",
+        "service",
+        "ratings",
+        forget,
+    ]);
+    red.kubectl(&[
+        "config",
+        "set-context",
+        "--current",
+        "--namespace=red-mesh-bookinfo",
+    ]);
+    let port = "apiVersion: v1\nkind: Service\nmetadata: {name: ratings}\nspec:\n  ports: [{port: 9999, name: http2}]\n";
+    let file = red.dir.path().join("port.yaml");
+    std::fs::write(&file, port).unwrap();
+    let output = red.ask(&["diff", "-f", file.to_str().unwrap(), "-o", "json"]);
+    assert_eq!(status(&output), 1, "{}", text(&output));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ports: Vec<&Value> = said["exposed"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| &e["ports"])
+        .collect();
+    assert!(
+        ports.iter().all(|ports| ports.to_string().contains("9999")),
+        "{said:#}"
+    );
+    assert!(!said["hidden"].to_string().contains("9080"), "{said:#}");
+    red.kubectl(&["config", "set-context", "--current", "--namespace=default"]);
+}
+
+/// Runs the commands that `explain` prints, until nothing is left that they could do.
+fn remedies_work_as_they_are_printed(red: &Mesh) {
+    let system = "red-mesh-system";
+    for empty in [
+        [
+            "servicemeshmemberroll",
+            "default",
+            "{\"spec\":{\"members\":null}}",
+        ],
+        [
+            "exportedserviceset",
+            "green-mesh",
+            "{\"spec\":{\"exportRules\":null}}",
+        ],
+    ] {
+        let [kind, name, patch] = empty;
+        red.kubectl(&[
+            "-n",
+            system,
+            "patch",
+            kind,
+            name,
+            "--type=merge",
+            "-p",
+            patch,
+        ]);
+    }
+    let asked = [
+        "explain",
+        "export",
+        "red-mesh-bookinfo/ratings",
+        "--peer",
+        "green-mesh",
+    ];
+    let script = |command: &str| {
+        run(Command::new("bash").arg("-c").arg(format!(
+            "set -euo pipefail; kubectl() {{ '{}' --kubeconfig '{}' \"$@\"; }}; {command}",
+            red.tool.display(),
+            red.kubeconfig()
+        )))
+    };
+    for (reason, mark) in [
+        ("NotAMember", None),
+        ("NotVisible", Some("annotate")),
+        ("NotVisible", Some("label")),
+        ("NoRule", None),
+    ] {
+        if let Some(verb) = mark {
+            let hide = "networking.istio.io/exportTo=elsewhere";
+            red.kubectl(&["-n", "red-mesh-bookinfo", verb, "service", "ratings", hide]);
+        }
+        let said = red.until(&asked, |said| said["obstacle"]["reason"] == reason);
+        let command = said["obstacle"]["command"].as_str().unwrap();
+        let output = script(command);
+        assert!(output.status.success(), "{command}: {}", text(&output));
+    }
+    red.until(&asked, |said| said["shared"] == true);
+}
+
 /// Why ratings is shared, on both sides.
 fn why(red: &Mesh, green: &Mesh) {
     let said = red.until(
@@ -264,6 +362,12 @@ fn why(red: &Mesh, green: &Mesh) {
         stdout(&same).contains("Path of a request:"),
         "{}",
         text(&same)
+    );
+    let name = "red-ratings.bookinfo.svc.wrong-exports.local";
+    let line = complaint(&green.ask(&["explain", "import", name, "--peer", "red-mesh"]));
+    assert!(
+        line.contains("exports it as red-ratings.bookinfo.svc.green-mesh"),
+        "{line}"
     );
     let other = green.ask(&["explain", "import", "rating.bookinfo", "--peer", "red-mesh"]);
     assert_eq!(status(&other), 1);
@@ -306,11 +410,49 @@ fn bad_input(red: &Mesh) {
             ),
             "namespace nowhere",
         ),
+        (write("empty.yaml", "# nothing\n---\n"), "no object in"),
+        ("-".to_owned(), "no object in standard input"),
+        (
+            write(
+                "stale.yaml",
+                "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, resourceVersion: \"999999\"}\n",
+            ),
+            "has been modified",
+        ),
+        (
+            write(
+                "before.yaml",
+                "apiVersion: v1\nkind: Service\nmetadata: {name: till, namespace: shop}\nspec: {ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+            ),
+            "namespace shop",
+        ),
         ("/no/such/file".to_owned(), "/no/such/file"),
     ] {
         let line = complaint(&red.ask(&["diff", "-f", &file]));
         assert!(line.contains(said), "{line}");
     }
+    let line = complaint(&red.ask(&["diff", "-f", "-", "-f", "-"]));
+    assert!(line.contains("once"), "{line}");
+    let nothing = write(
+        "nobody.yaml",
+        &format!("{}spec: {{}}\n", set.replace("green-mesh", "nobody")),
+    );
+    let line = complaint(&red.ask(&["diff", "--delete", "-f", &nothing]));
+    assert!(line.contains("cannot be deleted"), "{line}");
+    let lonely = write(
+        "lonely.yaml",
+        &format!(
+            "{}spec: {{}}\n",
+            set.replace("green-mesh}", "nobody, namespace: red-mesh-system}")
+        ),
+    );
+    let output = red.ask(&["diff", "-f", &lonely]);
+    assert_eq!(status(&output), 1, "{}", text(&output));
+    assert!(
+        stdout(&output).contains("New problems:"),
+        "{}",
+        text(&output)
+    );
     let line = complaint(&red.ask(&["status", "--context", "blue-mesh"]));
     assert!(line.contains("kubeconfig"), "{line}");
     let line = complaint(&red.ask(&["status", "-n", "default"]));
@@ -375,8 +517,16 @@ fn a_tool_without_access_says_what_it_misses() {
     let at = |kubeconfig: &Path| run(meshfed().args(["status", "--kubeconfig"]).arg(kubeconfig));
     assert!(complaint(&at(&missing)).contains("none"));
     let broken = dir.path().join("broken");
-    std::fs::write(&broken, "clusters: 1\n").unwrap();
-    assert!(complaint(&at(&broken)).contains("broken"));
+    for text in [
+        "users:\n- name: a\n  user:\n    token: SECRET\n   bad: [\n",
+        "users:\n- name: a\n  user: SECRET\n",
+        "clusters: [{name: a, cluster: SECRET}]\n",
+    ] {
+        std::fs::write(&broken, text).unwrap();
+        let line = complaint(&at(&broken));
+        assert!(line.contains("broken") && line.contains("line "), "{line}");
+        assert!(!line.contains("SECRET"), "{line}");
+    }
     // Nobody listens there.
     let net = LoopbackNet::lock();
     let dead = dir.path().join("dead");
