@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -224,7 +225,10 @@ impl DiscoveryServer {
         let bounds = self.bounds;
         let client = Arc::new(client);
         let server = self.clone();
+        let asked = Arc::new(AtomicBool::new(false));
+        let asks = asked.clone();
         let service = service_fn(move |request: Request<Incoming>| {
+            asks.store(true, Ordering::Relaxed);
             let (server, client) = (server.clone(), client.clone());
             async move { Ok::<_, Infallible>(server.respond(&request, &client, address).await) }
         });
@@ -239,10 +243,14 @@ impl DiscoveryServer {
             .max_header_list_size(MAX_HEADER_BYTES as u32);
         let stream = Stalling::new(stream, bounds.write).greeted(GREETING_BYTES, bounds.head);
         if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+            // Kept for a next request that did not come in time: nothing is wrong with that.
+            let late = error.downcast_ref().is_some_and(hyper::Error::is_timeout);
+            let idle = late && asked.load(Ordering::Relaxed);
+            let label = if idle { "idle" } else { "broken" };
             let time = self.clock.now().wall;
             self.log
-                .line(format!("time={time} client={address} end=broken"));
-            debug!(%address, %error, "a discovery connection broke");
+                .line(format!("time={time} client={address} end={label}"));
+            debug!(%address, %error, label, "a discovery connection ended");
         }
     }
 }

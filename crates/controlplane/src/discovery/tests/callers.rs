@@ -98,6 +98,28 @@ async fn a_gateway_that_says_nothing_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_kept_and_not_used_again_is_no_broken_one() {
+    let bounds = Bounds {
+        head: Duration::from_millis(200),
+        ..Bounds::default()
+    };
+    let scene = Scene::bounded(bounds, ServerSettings::default()).await;
+    let log = |client: std::net::SocketAddr, end: &str| format!(" client={client} end={end}");
+    let used = scene.ask("good", "/v1/services/good", "").await.unwrap();
+    let client = used.get_ref().0.local_addr().unwrap();
+    assert!(rest(used).await.starts_with(OK));
+    scene.logged(&log(client, "idle")).await;
+
+    let mut slow = scene.connect("good").await.unwrap();
+    let client = slow.get_ref().0.local_addr().unwrap();
+    let half = "GET /v1/services/good HTTP/1.1\r\n";
+    slow.write_all(half.as_bytes()).await.unwrap();
+    slow.flush().await.unwrap();
+    rest(slow).await;
+    scene.logged(&log(client, "broken")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_has_places_for_its_peers_and_takes_none_of_another() {
     let scene = Scene::bounded(few_places(), ServerSettings::default()).await;
     let mut open = Vec::new();
