@@ -32,11 +32,15 @@ pub(super) fn fill<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, entries: Ve
     }
 }
 
-/// Puts a part under its name. One that is there and equal stays, and this is false.
-pub(super) fn put<V: PartialEq>(parts: &mut Parts<V>, name: Arc<str>, part: V) -> bool {
-    let is_new = parts.get(&name).is_none_or(|there| **there != part);
+/// Puts a value under its key. One that is there and equal stays, and this is false.
+pub(super) fn put<K: Ord + Clone, V: PartialEq>(
+    map: &mut OrdMap<K, Arc<V>>,
+    key: K,
+    value: V,
+) -> bool {
+    let is_new = map.get(&key).is_none_or(|there| **there != value);
     if is_new {
-        parts.insert(name, Arc::new(part));
+        map.insert(key, Arc::new(value));
     }
     is_new
 }

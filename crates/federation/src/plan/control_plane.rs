@@ -212,17 +212,18 @@ fn there(
         .filter(|(_, service)| gateways::is_ours(service))
         .filter_map(|(key, service)| {
             let metadata = &service.metadata;
+            let held = is_held(metadata);
             let kept = match asked.get(&key.name) {
                 Some(Ok(_)) => return None,
                 Some(Err(problem)) if metadata.deletion_timestamp.is_none() => {
                     Some(problem.clone())
                 }
                 // An egress gateway has nobody to tell that it goes.
-                _ if !is_held(metadata) => return None,
+                _ if !held => return None,
                 _ => None,
             };
             let plan = GatewayPlan {
-                kind: if is_held(metadata) {
+                kind: if held {
                     GatewayKind::Ingress
                 } else {
                     GatewayKind::Egress

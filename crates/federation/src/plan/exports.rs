@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshfed_pki::SpiffeId;
 
-use super::changes::fill;
+use super::changes::{fill, put};
 use super::local::{LocalService, Touched};
 use crate::discovery::export::{Export, Shown};
 use crate::discovery::server::Exports;
@@ -350,17 +350,8 @@ impl Exporter {
                 exported,
             } = settled;
             self.given.lose(&host, claims);
-            let given = &mut self.given;
-            if given.list.get(name).is_none_or(|there| **there != export) {
-                given.list.insert(name.clone(), Arc::new(export));
-            }
-            if given
-                .exported
-                .get(&host)
-                .is_none_or(|there| **there != exported)
-            {
-                given.exported.insert(host, Arc::new(exported));
-            }
+            put(&mut self.given.list, name.clone(), export);
+            put(&mut self.given.exported, host, exported);
         }
     }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{Locality, ServerIds};
 
-use super::changes::changes;
+use super::changes::{changes, put};
 use crate::discovery::client::Imported;
 use crate::discovery::extension::Health;
 use crate::discovery::remote::{RemoteService, RemoteServices};
@@ -282,9 +282,7 @@ impl PeerImports {
         } else if !self.used.contains(key) {
             self.used.insert(key.clone());
         }
-        if self.offers.get(key).is_none_or(|there| **there != offer) {
-            self.offers.insert(key.clone(), Arc::new(offer));
-        }
+        put(&mut self.offers, key.clone(), offer);
     }
 }
 

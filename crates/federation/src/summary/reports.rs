@@ -1,14 +1,14 @@
 //! What peers say of what we send them.
 
 use super::conditions::{Problem, Weight};
-use crate::world::World;
+use crate::world::{ObjectKey, World};
 
 /// Peers that cannot take what we send: their administrators see it, and ours has to mend it.
 pub(super) fn problems(world: &World) -> Vec<Problem> {
     let system = &world.mesh.system_namespace;
     let ours = |name: &str| {
-        let mut peers = world.resources.peers.keys();
-        peers.any(|key| key.namespace == *system && key.name == *name)
+        let key = ObjectKey::new(system.as_str(), name);
+        world.resources.peers.contains_key(&key)
     };
     let peers = world.observed.peers.iter();
     peers
