@@ -23,3 +23,5 @@ pub mod observe;
 pub mod proxies;
 pub mod registration;
 pub mod subnet;
+#[cfg(test)]
+mod test_world;

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use kube::client::Body;
 use meshfed_api::ServiceMeshPeer;
 use meshfed_federation::plan::plan;
-use meshfed_federation::world::{MeshSettings, ObjectKey, Observed, Resources, World};
+use meshfed_federation::world::{ObjectKey, Observed, Resources, World};
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::*;
+use crate::test_world::mesh;
 
 /// A peer that is there since `now`, and has no status yet.
 fn outcome(now: Timestamp) -> Option<Arc<Outcome>> {
@@ -27,15 +28,7 @@ fn outcome(now: Timestamp) -> Option<Arc<Outcome>> {
     resources.peers.insert(key, Arc::new(peer));
     let world = World {
         now,
-        mesh: MeshSettings {
-            system_namespace: "system".to_owned(),
-            cluster_domain: "cluster.local".to_owned(),
-            default_trust_domain: "cluster.local".parse().unwrap(),
-            instance_suffix: "0".to_owned(),
-            discovery_address: "127.0.0.1:8188".parse().unwrap(),
-            node_address: "127.0.0.1".parse().unwrap(),
-            started: now,
-        },
+        mesh: mesh(now),
         resources,
         observed: Observed::default(),
     };

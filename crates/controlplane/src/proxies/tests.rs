@@ -1,12 +1,13 @@
 use jiff::Timestamp;
 use meshfed_api::ServiceMeshPeer;
 use meshfed_federation::plan::{Plan, plan};
-use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
+use meshfed_federation::world::{Observed, Resources, World};
 use serde_json::json;
 
 use super::*;
 use crate::ads::Nodes;
 use crate::hub::{Ends, Hub};
+use crate::test_world::mesh;
 
 /// A mesh whose only peer is being deleted, with nobody left to tell.
 fn world() -> World {
@@ -24,15 +25,7 @@ fn world() -> World {
     resources.peers.insert(key, Arc::new(peer));
     World {
         now,
-        mesh: MeshSettings {
-            system_namespace: "system".to_owned(),
-            cluster_domain: "cluster.local".to_owned(),
-            default_trust_domain: "cluster.local".parse().unwrap(),
-            instance_suffix: "0".to_owned(),
-            discovery_address: "127.0.0.1:8188".parse().unwrap(),
-            node_address: "127.0.0.1".parse().unwrap(),
-            started: now,
-        },
+        mesh: mesh(now),
         resources,
         observed: Observed::default(),
     }

@@ -3,24 +3,17 @@ use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::message::{Limits, decode_list};
 use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::plan::plan;
-use meshfed_federation::world::{MeshSettings, Observed, PeerState, Resources};
+use meshfed_federation::world::{Observed, PeerState, Resources};
 use serde_json::{Value, json};
 
 use super::super::backlog::backlog;
 use super::*;
+use crate::test_world::mesh;
 
 fn world() -> World {
     World {
         now: "2027-10-05T13:05:43Z".parse().unwrap(),
-        mesh: MeshSettings {
-            system_namespace: "system".to_owned(),
-            cluster_domain: "cluster.local".to_owned(),
-            default_trust_domain: "cluster.local".parse().unwrap(),
-            instance_suffix: "0".to_owned(),
-            discovery_address: "127.0.0.1:8188".parse().unwrap(),
-            node_address: "127.0.0.1".parse().unwrap(),
-            started: Timestamp::UNIX_EPOCH,
-        },
+        mesh: mesh(Timestamp::UNIX_EPOCH),
         resources: Resources::default(),
         observed: Observed::default(),
     }
