@@ -2,7 +2,11 @@
 
 mod common;
 
+use std::net::IpAddr;
+
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3::address::Address;
+use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use meshfed_xds::{MAX_RESOURCE_LEN, Reason, TypeUrl, decode, encode};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -73,8 +77,9 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(read) = decode::cluster(&bytes) {
-            prop_assert_eq!(encode::cluster(&read).value.len(), bytes.len());
-            prop_assert_eq!(decode::cluster(&encode::cluster(&read).value), Ok(read));
+            let again = encode::cluster(&read).value;
+            prop_assert_eq!(decode::cluster(&again), Ok(read));
+            prop_assert_eq!(again.len(), one_spelling(&bytes).encoded_len());
         }
     }
 
@@ -86,6 +91,28 @@ proptest! {
         let _ = decode::routes(&bytes);
         let _ = decode::trust(&bytes);
     }
+}
+
+/// The cluster that the bytes say, with its addresses in the spelling in which they are written:
+/// damage can leave `03::1`, which is `3::1`.
+fn one_spelling(bytes: &[u8]) -> pb::Cluster {
+    let mut cluster = pb::Cluster::decode(bytes).unwrap();
+    let localities = cluster
+        .load_assignment
+        .iter_mut()
+        .flat_map(|a| &mut a.endpoints);
+    for host in localities.flat_map(|l| &mut l.lb_endpoints) {
+        let Some(HostIdentifier::Endpoint(endpoint)) = &mut host.host_identifier else {
+            continue;
+        };
+        if let Some(Address::SocketAddress(socket)) =
+            endpoint.address.as_mut().and_then(|a| a.address.as_mut())
+            && let Ok(ip) = socket.address.parse::<IpAddr>()
+        {
+            socket.address = ip.to_string();
+        }
+    }
+    cluster
 }
 
 #[test]
