@@ -15,7 +15,8 @@
 //! end. What goes beyond is told in the state, and asked for again a resync period later.
 //!
 //! A way that fell silent tells nobody, so the lists are also what shows that it is there: when one
-//! is not answered, and the watch has nothing to say either, the watch is opened anew.
+//! is not answered, and the watch has nothing to say either, the watch is opened anew. So it is when a list
+//! has changed and no event tells of it, not even some time later: such a watch brings nothing.
 //!
 //! The last good list stays when the peer is away or sends nonsense. It goes when the peer says so:
 //! by events, by a list, or by answering `services` with 400 for some time, which is how a peer
@@ -101,6 +102,8 @@ impl ClientSettings {
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 /// A peer that calls us is called back, but not before this after the last attempt.
 const CALL_BACK: Duration = Duration::from_secs(1);
+/// An event may come this long after the list that has its change already: it takes another way.
+const LATE_EVENT: Duration = Duration::from_secs(10);
 const ENDED: &str = "the peer ended the watch";
 
 /// What is imported of a peer's services, to be reported to it.
@@ -147,6 +150,11 @@ enum Watch {
         heard_at: Duration,
         /// A list was answered since it was opened, so the way was good.
         proven: bool,
+        /// A list was taken since it was opened, and every event since then agreed with ours.
+        in_step: bool,
+        /// A list has changed without an event. The watch is given up at this time unless one comes;
+        /// `MAX` for never.
+        silent_until: Duration,
         decoder: EventDecoder,
     },
 }
@@ -267,7 +275,7 @@ impl Client {
         let watch = match &self.watch {
             Watch::Closed { retry_at, .. } => *retry_at,
             Watch::Opening { deadline, .. } => *deadline,
-            Watch::Open { .. } => Duration::MAX,
+            Watch::Open { silent_until, .. } => *silent_until,
         };
         watch.min(self.sync.wake_at()).min(self.watch_error_until)
     }
@@ -289,6 +297,12 @@ impl Client {
                 self.actions.push(Action::Cancel(id));
                 let cause = Failure::Transport("no answer in time".to_owned());
                 self.watch_failed(&cause, now);
+            }
+            Watch::Open {
+                id, silent_until, ..
+            } if *silent_until <= now.elapsed => {
+                self.actions.push(Action::Cancel(*id));
+                self.watch_brings_nothing(now);
             }
             _ => {}
         }
@@ -318,6 +332,8 @@ impl Client {
                 since: now.elapsed,
                 heard_at: now.elapsed,
                 proven: false,
+                in_step: false,
+                silent_until: Duration::MAX,
                 decoder: EventDecoder::new(self.settings.limits),
             };
             self.backoff.arrived();
@@ -337,6 +353,7 @@ impl Client {
             id: current,
             decoder,
             heard_at,
+            silent_until,
             ..
         } = &mut self.watch
         else {
@@ -346,6 +363,7 @@ impl Client {
             return self.tick(now);
         }
         *heard_at = now.elapsed;
+        *silent_until = Duration::MAX;
         let mut events = Vec::new();
         let result = decoder.push(chunk, &mut events);
         let limits = &self.settings.limits;
@@ -371,11 +389,7 @@ impl Client {
             if let Watch::Closed { call_back_at, .. } = &mut self.watch {
                 *call_back_at = Duration::MAX;
             }
-            self.watch_error_until = now.elapsed + 2 * resync;
-            if self.state.watch.error.as_ref() != Some(&error) {
-                self.change(false, |state| state.watch.error = Some(error));
-                self.want_to_tell(now);
-            }
+            self.blame_watch(error, now);
         }
         self.tick(now)
     }
@@ -485,6 +499,22 @@ impl Client {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// The watch is open and useless, which may be a matter of the way, so a new one is tried.
+    fn watch_brings_nothing(&mut self, now: Moment) {
+        let error = RemoteError::SilentWatch;
+        self.watch_failed(&Failure::Transport(error.to_string()), now);
+        self.blame_watch(error, now);
+    }
+
+    /// Says what was wrong with the watch until another one has lasted.
+    fn blame_watch(&mut self, error: RemoteError, now: Moment) {
+        self.watch_error_until = now.elapsed + 2 * self.settings.resync;
+        if self.state.watch.error.as_ref() != Some(&error) {
+            self.change(false, |state| state.watch.error = Some(error));
+            self.want_to_tell(now);
         }
     }
 

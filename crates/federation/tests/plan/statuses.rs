@@ -155,6 +155,14 @@ fn what_is_wrong_with_a_peer_is_said() {
         r.watch.error = Some(RemoteError::TooManyEvents);
     });
     assert_eq!(reason(&red), "TooManyEvents");
+    edit_remote(&mut red, "green-mesh", |r| {
+        r.watch.error = Some(RemoteError::SilentWatch);
+    });
+    let plan = red.plan();
+    let ready = &plan.statuses.peers.values().next().unwrap().conditions[0];
+    assert_eq!(ready.reason.as_deref(), Some("SilentWatch"));
+    let message = ready.message.as_deref().unwrap();
+    assert!(!message.contains("still in use"), "its list is: {message}");
     edit_remote(&mut red, "green-mesh", |r| r.withdrawn = true);
     assert_eq!(reason(&red), "UnknownToPeer");
     let (mut red, _) = red_and_green();

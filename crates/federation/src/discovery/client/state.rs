@@ -77,6 +77,11 @@ pub enum RemoteError {
     NoList(String),
     #[error("the peer sends events without end; its watch was cut off and is opened again later")]
     TooManyEvents,
+    #[error(
+        "the peer's list changed and its watch, which was open, told nothing of it; \
+         the watch was opened anew"
+    )]
+    SilentWatch,
 }
 
 impl RemoteError {
@@ -91,6 +96,7 @@ impl RemoteError {
             Self::SuddenlyEmpty => FaultKind::SuddenlyEmpty,
             Self::NoList(_) => FaultKind::NoList,
             Self::TooManyEvents => FaultKind::TooManyEvents,
+            Self::SilentWatch => FaultKind::SilentWatch,
             Self::Told(kind, _) => *kind,
         }
     }
@@ -107,6 +113,7 @@ pub enum FaultKind {
     SuddenlyEmpty,
     NoList,
     TooManyEvents,
+    SilentWatch,
 }
 
 impl FaultKind {
@@ -119,6 +126,7 @@ impl FaultKind {
             Self::SuddenlyEmpty => "SuddenlyEmpty",
             Self::NoList => "NoList",
             Self::TooManyEvents => "TooManyEvents",
+            Self::SilentWatch => "SilentWatch",
         }
     }
 
@@ -139,6 +147,10 @@ impl FaultKind {
                  meshfed.io/hold-empty-list says how long it is held"
             }
             Self::NoList => "ask the peer's administrator why, or look at both gateways' logs",
+            Self::SilentWatch => {
+                "while this comes again, changes arrive with the next whole list only: \
+                 ask the peer's administrator what holds its events back"
+            }
         }
     }
 }

@@ -166,6 +166,11 @@ impl Sync {
         self.anew = true;
     }
 
+    /// Nothing has happened since the last list was asked for that it may lack.
+    pub fn is_enough(&self) -> bool {
+        !self.anew
+    }
+
     /// A list is needed; one on its way will do if it is good, as the events are compared with it.
     pub fn want_soon(&mut self, now: Moment, settings: &ClientSettings) {
         if self.running.is_some() {

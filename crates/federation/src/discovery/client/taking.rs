@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::sync::{Ended, ListEnd, Meanwhile};
-use super::{Client, Failure, Limits, RemoteError, RequestId};
+use super::{Client, Failure, LATE_EVENT, Limits, RemoteError, RequestId, Watch};
 use crate::discovery::message::{Action, Service, WatchEvent};
 use crate::discovery::remote::{RemoteFault, RemoteService, RemoteServices};
 use crate::moment::Moment;
@@ -73,6 +73,9 @@ impl Client {
             return;
         }
         let Meanwhile { included, later } = self.sync.meanwhile(&services);
+        if included.is_empty() && later.is_empty() {
+            self.compare(&services, now);
+        }
         if self.state.extended {
             for service in included.into_iter().filter_map(changed_service) {
                 services.set_health(&service.namespace, &service.name, service.health);
@@ -83,6 +86,28 @@ impl Client {
         self.change(false, |state| state.list_checksum_agrees = checksum_agrees);
         self.list_is_good(now);
         self.apply(later, now);
+    }
+
+    /// Compares a list with what events have made of the one before. Only a change that they should have
+    /// told is a reason for doubt.
+    fn compare(&mut self, services: &RemoteServices, now: Moment) {
+        let same = services.same_hash(&self.state.services);
+        if let Watch::Open {
+            in_step: true,
+            silent_until,
+            ..
+        } = &mut self.watch
+            && !same
+        {
+            *silent_until = (*silent_until).min(now.elapsed + LATE_EVENT);
+        }
+    }
+
+    /// Whether our list is known to be the peer's, so that events alone change it.
+    fn keep_step(&mut self, agrees: bool) {
+        if let Watch::Open { in_step, .. } = &mut self.watch {
+            *in_step = agrees;
+        }
     }
 
     /// The peer's list was the one that we had when we asked; since then only events changed ours.
@@ -102,6 +127,7 @@ impl Client {
             state.withdrawn = false;
             state.error = None;
         });
+        self.keep_step(self.sync.is_enough());
         if recovered {
             self.want_to_tell(now);
         }
@@ -125,11 +151,11 @@ impl Client {
                 Ok(Applied { change, agrees }) => {
                     changed |= change;
                     if !agrees {
-                        self.sync.want_soon(now, &self.settings);
+                        self.out_of_step(now);
                     }
                 }
                 Err(fault) => {
-                    self.sync.want_soon(now, &self.settings);
+                    self.out_of_step(now);
                     refused = Some(fault);
                 }
             }
@@ -147,6 +173,11 @@ impl Client {
         if let Some(fault) = refused {
             self.fail(RemoteError::Refused(fault), now);
         }
+    }
+
+    fn out_of_step(&mut self, now: Moment) {
+        self.keep_step(false);
+        self.sync.want_soon(now, &self.settings);
     }
 
     /// Takes the services. It is told only if they mean something else than those before.

@@ -940,4 +940,5 @@ fn events_are_for_name_and_namespace_and_for_what_is_not_known_too() {
 }
 
 mod histories;
+mod missed;
 mod trouble;

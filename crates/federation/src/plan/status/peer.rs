@@ -15,7 +15,7 @@ use meshfed_api::peer::{
 use super::Decided;
 use super::condition::{READY, Verdict, conditions};
 use super::{connection, replicas, time};
-use crate::discovery::client::RemoteState;
+use crate::discovery::client::{FaultKind, RemoteState};
 use crate::discovery::extension::Report;
 use crate::discovery::server::SourceStatus;
 use crate::moment::{CLOCK_SKEW, is_credible};
@@ -126,10 +126,11 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
         return Verdict::fails(READY, "ImportsExpired", message);
     }
     if let Some(fault) = remote.fault() {
-        let message = format!(
-            "{fault}; what the peer exported before is still in use; {}",
-            fault.kind().advice()
-        );
+        let kept = match fault.kind() {
+            FaultKind::SilentWatch => "",
+            _ => "what the peer exported before is still in use; ",
+        };
+        let message = format!("{fault}; {kept}{}", fault.kind().advice());
         return Verdict::fails(READY, fault.kind().reason(), message);
     }
     if !is_connected(&peer.settings, remote, now) && !watched_by_us {
