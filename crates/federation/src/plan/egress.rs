@@ -47,7 +47,7 @@ const LEFT_OUT: OutlierDetection = OutlierDetection {
 
 /// Ports of shared names that have a filter chain of their own; a listener is one resource, and its size
 /// has a limit. Those beyond go to the first peer that has the name.
-const MOST_SHARED: usize = 1000;
+pub(super) const MOST_SHARED: usize = 1000;
 
 /// A peer that is reached from here.
 #[derive(Debug, Clone)]

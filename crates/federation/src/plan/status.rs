@@ -8,6 +8,7 @@ mod bounded;
 mod condition;
 mod connection;
 mod control_plane;
+mod crowded;
 mod members;
 mod peer;
 mod replicas;
@@ -104,6 +105,7 @@ fn statuses(world: &World, judged: &Judged) -> Statuses {
         withdrawal: &withdrawal(world, &ruling, &peers),
     };
     let resources = &world.resources;
+    let crowded = crowded::crowded(decided);
     let mut all = Statuses {
         control_planes: self::control_plane::statuses(decided),
         member_rolls: members::rolls(world, &membership),
@@ -113,7 +115,7 @@ fn statuses(world: &World, judged: &Judged) -> Statuses {
             sets::exported(decided, key, set)
         }),
         imports: each(&resources.imports, |key, set| {
-            sets::imported(decided, key, set)
+            sets::imported(decided, &crowded, key, set)
         }),
     };
     let entries = all.peers.iter();

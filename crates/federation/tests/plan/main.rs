@@ -7,6 +7,7 @@
 
 mod advice;
 mod bundle;
+mod crowded;
 mod data_plane;
 mod difference;
 mod documents;

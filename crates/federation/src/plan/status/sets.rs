@@ -1,5 +1,7 @@
 //! Statuses of ExportedServiceSet and ImportedServiceSet.
 
+use std::collections::BTreeMap;
+
 use meshfed_api::exported::{ExportedServiceSetStatus, ExportedServiceStatus};
 use meshfed_api::imported::{ImportedServiceSetStatus, ImportedServiceStatus};
 use meshfed_api::selector::LocalService;
@@ -8,7 +10,9 @@ use meshfed_api::{ExportedServiceSet, ImportedServiceSet};
 use super::Decided;
 use super::bounded::{bounded, named};
 use super::condition::{READY, Verdict, conditions};
+use super::crowded::Crowded;
 use super::peer::{Contact, contact, set_problem};
+use crate::names::PeerName;
 use crate::plan::exports::PeerExports;
 use crate::plan::imports::{ImportProblem, Offer, PeerImports};
 use crate::rules::{ExportRules, RuleError};
@@ -72,6 +76,7 @@ pub(super) fn exported(
 
 pub(super) fn imported(
     decided: &Decided<'_, '_>,
+    crowded: &BTreeMap<PeerName, Crowded>,
     key: &ObjectKey,
     set: &ImportedServiceSet,
 ) -> ImportedServiceSetStatus {
@@ -91,13 +96,21 @@ pub(super) fn imported(
         let rules = peer.map(|peer| decided.import_rules(&set.spec, &peer.name));
         let broken = rules.as_ref().and_then(|rules| rules.broken());
         let problems = imports.offers.values().filter_map(|offer| problem(offer));
+        let mut problems: Vec<String> = problems.collect();
+        let mut reason = "NotImported";
+        if let Some(crowded) = peer.and_then(|peer| crowded.get(&peer.name)) {
+            if problems.is_empty() {
+                reason = "TooManyShared";
+            }
+            problems.insert(0, crowded.message());
+        }
         let contact = contact(decided, key);
         if broken.is_none() && contact == Contact::Never {
             let message = "nothing was heard of the peer's exports yet; \
                            the status of the ServiceMeshPeer says why";
             return Verdict::fails(READY, "PeerNotHeard", message);
         }
-        ready(broken, "NotImported", problems.collect(), || {
+        ready(broken, reason, problems, || {
             let count = imports.imported().count();
             let of = imports.offers.len();
             let mut message = format!("{count} of {of} exported services are imported");
