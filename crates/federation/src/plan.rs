@@ -83,6 +83,8 @@ pub struct Plan {
     pub gateways: BTreeMap<String, Arc<GatewayPlan>>,
     /// What each peer that may be talked to gets to see.
     pub exports: BTreeMap<PeerName, Exports>,
+    /// Peers that are to hear that nothing is exported to them any more, with what would be.
+    pub withdrawn: BTreeMap<PeerName, Exports>,
     /// What is shared with each peer, service by service.
     pub shares: Shares,
     /// Whom to ask for exports, and how.

@@ -71,8 +71,11 @@ struct Peer {
     /// The ingress gateway that may ask for this peer's list.
     client: Option<SpiffeId>,
     machine: Server,
-    /// It is to hear that nothing is exported to it any more.
-    telling: bool,
+    /// It is to hear that nothing is exported to it any more, and that this is gone.
+    withdrawn: Option<Exports>,
+    /// That was so when it was first heard of, as we began in the middle of its removal. Nobody watches
+    /// then, and that says nothing: who did is on the way.
+    resumed: bool,
     watches: BTreeMap<WatchId, Watch>,
     /// Room for lists on their way.
     lists: Arc<Semaphore>,
@@ -186,7 +189,8 @@ impl DiscoveryServer {
                 generation,
                 client: None,
                 machine: Server::new(self.settings),
-                telling: false,
+                withdrawn: None,
+                resumed: plan.withdrawn.contains_key(name),
                 watches: BTreeMap::new(),
                 lists: Arc::new(Semaphore::new(MAX_LISTS)),
                 published_at: None,
@@ -196,7 +200,8 @@ impl DiscoveryServer {
             if peer.update(exports, now) || ended {
                 self.publish(name.as_str(), peer, now);
             }
-            peer.telling = plan.withdrawal.telling.contains(name);
+            peer.withdrawn = plan.withdrawn.get(name).cloned();
+            peer.resumed &= peer.withdrawn.is_some();
             self.seen.told(name.as_str(), peer.told(now));
         }
     }
@@ -251,7 +256,8 @@ impl State {
 impl Peer {
     /// Now, if it has heard that nothing is exported to it any more.
     fn told(&self, now: Moment) -> Option<jiff::Timestamp> {
-        (self.telling && self.machine.has_told_all_removals()).then_some(now.wall)
+        let telling = self.withdrawn.is_some() && !self.resumed;
+        (telling && self.machine.has_told_all_removals()).then_some(now.wall)
     }
 
     /// Ends what another gateway opened, once there is one that may ask: the peer comes back by that.

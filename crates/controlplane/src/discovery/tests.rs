@@ -8,20 +8,21 @@ mod hostile_clients;
 mod hostile_servers;
 mod importer;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use meshfed_federation::discovery::message::{Action, Service, ServiceList, WatchEvent};
 use meshfed_federation::plan::{DiscoveryTarget, PeerSettings, Plan, plan};
-use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
+use meshfed_federation::world::{Observed, Resources, World};
 use meshfed_pki::{CertificateAuthority, IdentityCell, SpiffeId};
 use tokio::sync::watch;
 
 use crate::apply::Outcomes;
 use crate::hub::{Ends, Hub, Outcome, Seen};
 use crate::identity::OwnIdentity;
+use crate::test_world::mesh;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -44,15 +45,7 @@ impl Bench {
         identity.issue(Some(&id("istiod"))).unwrap();
         let world = World {
             now: Timestamp::now(),
-            mesh: MeshSettings {
-                system_namespace: "system".into(),
-                cluster_domain: "cluster.local".into(),
-                default_trust_domain: "cluster.local".parse().unwrap(),
-                instance_suffix: "0".into(),
-                started: Timestamp::now(),
-                discovery_address: (Ipv4Addr::LOCALHOST, 8188).into(),
-                node_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            },
+            mesh: mesh(Timestamp::now()),
             resources: Resources::default(),
             observed: Observed::default(),
         };

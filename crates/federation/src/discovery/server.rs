@@ -259,6 +259,22 @@ impl Server {
         (id, evicted)
     }
 
+    /// Tells a new watch that these are gone, if nothing is exported. Who opens it may have them from
+    /// an earlier life of ours, and would take a list that is empty all of a sudden for a fault.
+    pub fn tell_gone(&mut self, id: WatchId, gone: &Exports) {
+        if !self.exports.is_empty() {
+            return;
+        }
+        gone.values().for_each(|export| self.toggle(export));
+        let nothing = Exports::new();
+        let changes = self.changes(gone, &nothing);
+        if let Some(watch) = self.watches.get_mut(&id) {
+            let events = changes.iter().map(|change| change.encode(watch.extended));
+            watch.queue.extend(events);
+            watch.queued_bytes = watch.queue.iter().map(|event| event.len()).sum();
+        }
+    }
+
     /// The next event to send on a watch.
     pub fn take(&mut self, id: WatchId) -> Take {
         let Some(watch) = self.watches.get_mut(&id) else {

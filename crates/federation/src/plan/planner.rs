@@ -88,11 +88,16 @@ impl Planner {
             workloads: self.workloads.all(),
             touched: &touched,
         });
-        let mut exports = BTreeMap::new();
+        let (mut exports, mut withdrawn) = (BTreeMap::new(), BTreeMap::new());
         let mut shares = Shares::default();
         for (_, peer) in trusted(&peers).filter(|(_, peer)| peer.ingress.is_ok()) {
-            let given = given.get(&peer.name).filter(|_| !peer.withdraws());
+            let given = given.get(&peer.name);
             let list = given.map_or_else(Exports::new, |given| given.list.clone());
+            if peer.withdraws() {
+                exports.insert(peer.name.clone(), Exports::new());
+                withdrawn.insert(peer.name.clone(), list);
+                continue;
+            }
             exports.insert(peer.name.clone(), list);
             if let Some(given) = given {
                 let exported = given.exported.clone();
@@ -132,6 +137,7 @@ impl Planner {
             .flatten()
             .min(),
             exports,
+            withdrawn,
             shares,
             gateways: self.gateways.clone(),
             members: membership.namespaces,

@@ -16,7 +16,7 @@
 //! control plane that starts in the middle goes on there. Every step ends after a time, since a
 //! peer or a gateway may be away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -28,7 +28,6 @@ use super::control_plane::Ruling;
 use super::gateways;
 use super::peers::{PeerProblem, Peers, Trusted};
 use super::settings::PeerSettings;
-use crate::names::PeerName;
 use crate::world::{ObjectKey, World, in_namespace};
 
 /// Our finalizer on ServiceMeshPeers, on the Services of ingress gateways and on the
@@ -48,8 +47,6 @@ const ON_THE_WAY: Duration = Duration::from_millis(250);
 /// What is going.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Withdrawal {
-    /// Peers that are to hear that nothing is exported to them any more.
-    pub telling: BTreeSet<PeerName>,
     /// ServiceMeshPeers of the system namespace that are being deleted.
     pub peers: BTreeMap<ObjectKey, Removal>,
     /// Who shall carry our finalizer.
@@ -131,8 +128,7 @@ pub(super) fn withdrawal(world: &World, ruling: &Ruling<'_>, peers: &Peers<'_>) 
     let mut all = Withdrawal::default();
     for (key, judged) in peers {
         let trusted = judged.as_ref().ok();
-        if let Some(trusted) = trusted.filter(|peer| peer.withdraws()) {
-            all.telling.insert(trusted.name.clone());
+        if trusted.is_some_and(|peer| peer.withdraws()) {
             all.wake_at(world, told_at(world, &key.name));
         }
         let Some(object) = world.resources.peers.get(key) else {

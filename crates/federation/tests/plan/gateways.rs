@@ -83,7 +83,7 @@ fn a_gateway_that_is_asked_for_in_a_form_that_cannot_be_made_stays_as_it_was() {
     going(&mut service.metadata);
     let plan = red.plan();
     assert!(plan.gateways[INGRESS].going);
-    assert!(plan.withdrawal.telling.contains("green-mesh"));
+    assert!(!plan.withdrawn["green-mesh"].is_empty());
     assert!(plan.withdrawal.finalizers.services[&at(INGRESS)]);
 }
 

@@ -120,7 +120,7 @@ fn a_deleted_peer_first_hears_that_its_exports_are_gone() {
     assert_eq!(step(&plan), Step::Exports);
     assert_eq!(withdrawn(&plan).0, "WithdrawingExports");
     assert!(plan.exports["green-mesh"].is_empty());
-    assert!(plan.withdrawal.telling.contains("green-mesh"));
+    assert!(!plan.withdrawn["green-mesh"].is_empty());
     // What is on its way still arrives, and nothing is asked of the peer any more.
     assert!(knows_green(&plan));
     assert!(!plan.discovery.contains_key("green-mesh"));
@@ -282,7 +282,7 @@ fn an_ingress_gateway_that_leaves_stays_until_its_peers_have_heard() {
         crate::lab::gateway(&before, "ingress-green-mesh")
     );
     assert!(plan.exports["green-mesh"].is_empty());
-    assert!(plan.withdrawal.telling.contains("green-mesh"));
+    assert!(!plan.withdrawn["green-mesh"].is_empty());
     assert!(plan.discovery.contains_key("green-mesh"));
     let status = &plan.statuses.peers[&green_mesh()];
     assert_eq!(status.conditions[0].reason.as_deref(), Some("GatewayGoing"));
@@ -348,7 +348,7 @@ fn a_peer_that_moves_to_another_gateway_keeps_its_exports() {
     });
     let plan = red.plan();
     assert_eq!(names(&plan), before);
-    assert!(plan.withdrawal.telling.is_empty());
+    assert!(plan.withdrawn.is_empty());
     assert_eq!(
         plan.discovery_clients["green-mesh"].service_account(),
         "ingress-blue-mesh-service-account"

@@ -154,6 +154,9 @@ impl DiscoveryServer {
             }
         } else {
             let (id, evicted) = peer.machine.open_watch(source, asked.extended, now);
+            if let Some(gone) = &peer.withdrawn {
+                peer.machine.tell_gone(id, gone);
+            }
             if let Some(watch) = evicted.and_then(|id| peer.watches.remove(&id)) {
                 watch.waker.notify_one();
             }

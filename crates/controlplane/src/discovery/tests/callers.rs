@@ -1,7 +1,7 @@
 //! Who may call our end of discovery, and what each caller gets.
 
 use k8s_openapi::api::core::v1::Service as GatewayService;
-use meshfed_federation::discovery::server::ServerSettings;
+use meshfed_federation::discovery::server::{Exports, ServerSettings};
 use meshfed_federation::names::PeerName;
 use meshfed_federation::plan::{GatewayKind, GatewayPlan};
 use tokio::io::AsyncWriteExt as _;
@@ -214,6 +214,35 @@ async fn watches_by_the_former_gateway_end_when_a_peer_moves_to_another() {
     let end = rest(watch).await;
     assert!(end.ends_with("0\r\n\r\n"), "a clean end: {end}");
     scene.answers("evil", "/v1/services/good", Some(OK)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_plane_that_begins_in_the_middle_of_a_removal_tells_who_comes_back() {
+    let mut scene = Scene::new().await;
+    let told = |scene: &Scene, peer: &str| {
+        let seen = scene.bench.seen.observed();
+        seen.peers.get(peer).and_then(|state| state.farewell.told)
+    };
+    // Nobody watches: `good` goes before our eyes, of `again` we hear when it goes already.
+    let again: PeerName = "again".parse().unwrap();
+    let plan = &mut scene.bench.plan;
+    let good: PeerName = "good".parse().unwrap();
+    let clients = &mut plan.discovery_clients;
+    clients.insert(again.clone(), ingress_of("again"));
+    let gone = plan.exports["good"].clone();
+    for peer in [good, again] {
+        plan.exports.insert(peer.clone(), Exports::new());
+        plan.withdrawn.insert(peer, gone.clone());
+    }
+    scene.bench.publish();
+    eventually("nobody is to be told", || {
+        told(&scene, "good").map(|_| ()).ok_or_else(String::new)
+    })
+    .await;
+    let mut watch = scene.ask("again", "/v1/watch/again", "").await.unwrap();
+    let deletes = read_until(&mut watch, "3035108133973235477").await;
+    assert!(deletes.contains("\"action\":\"delete\""), "{deletes}");
+    assert_eq!(told(&scene, "again"), None, "others may be on the way");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

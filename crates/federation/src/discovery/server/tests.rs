@@ -88,6 +88,26 @@ fn a_watch_has_no_initial_event_and_then_every_change() {
 }
 
 #[test]
+fn a_watch_that_opens_during_a_removal_hears_what_is_gone() {
+    let gone = exports(&[("x", 1), ("y", 1)]);
+    let mut server = Server::new(ServerSettings::default());
+    for extended in [false, true] {
+        let (watch, _) = server.open_watch("10.0.0.1", extended, at(1));
+        server.tell_gone(watch, &gone);
+        assert!(!server.has_told_all_removals());
+        let events = drain(&mut server, watch);
+        assert_eq!(briefly(&events), ["delete x", "delete y"]);
+        let mut half = Server::new(ServerSettings::default());
+        half.set_exports(&exports(&[("y", 1)]), at(0));
+        assert_eq!(events[0].checksum, half.tag().checksum);
+        assert_eq!(events[1].checksum, server.tag().checksum);
+        assert!(server.has_told_all_removals());
+    }
+    let nothing = Server::new(ServerSettings::default()).tag();
+    assert_eq!(server.tag(), nothing, "the list is empty all the time");
+}
+
+#[test]
 fn a_new_alias_is_a_delete_and_an_add() {
     let mut server = Server::new(ServerSettings::default());
     server.set_exports(&exports(&[("b", 1)]), at(0));

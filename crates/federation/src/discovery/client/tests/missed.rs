@@ -85,3 +85,27 @@ fn a_difference_that_no_checksum_shows_needs_no_event() {
     assert_eq!(driver.after(59_000), [""; 0]);
     assert_eq!(watch_error(&driver), None);
 }
+
+#[test]
+fn what_a_peer_withdraws_after_its_restart_is_believed_at_once() {
+    let mut driver = Driver::connected_with(&["x", "y"]);
+    driver.after(2000);
+    driver.watch_ends(None);
+    driver.opened();
+    driver.event(&event(EventAction::Delete, "x", &["y"]));
+    driver.event(&event(EventAction::Delete, "y", &[]));
+    assert_eq!(driver.names(), [""; 0]);
+    driver.listed(&list(&[]).encode());
+    assert_eq!(driver.error(), None);
+
+    // The list may be faster.
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(2000);
+    driver.watch_ends(None);
+    driver.opened();
+    driver.listed(&list(&[]).encode());
+    assert_eq!(driver.error(), Some(&RemoteError::SuddenlyEmpty));
+    driver.event(&event(EventAction::Delete, "x", &[]));
+    assert_eq!(driver.names(), [""; 0]);
+    assert_eq!(driver.error(), None);
+}
