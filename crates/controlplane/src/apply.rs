@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+pub use self::statuses::resign;
 use crate::hub::Outcome;
 use crate::subnet::Subnet;
 

@@ -81,11 +81,13 @@ pub enum StartError {
 /// The last writes have this long to be planned with, and then their lines to be written.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 const LAST_LINES: Duration = Duration::from_secs(5);
+/// The statuses have this long to be left to other instances.
+const LAST_STATUSES: Duration = Duration::from_secs(2);
 
 /// A running control plane; its tasks end with it.
-#[derive(Debug)]
 pub struct Running {
     pub outcomes: Outcomes,
+    client: Client,
     writes: Option<Writes>,
     tasks: JoinSet<()>,
     /// The tasks that ask peers.
@@ -117,6 +119,13 @@ impl Running {
         }
         self.peers.drain(STORE_PATIENCE).await;
         self.tasks.shutdown().await;
+        let newest = self.outcomes.borrow().clone();
+        if let Some(newest) = newest {
+            let resigned = apply::resign(&self.client, &newest);
+            if tokio::time::timeout(LAST_STATUSES, resigned).await.is_err() {
+                warn!("other instances of the control plane will wait for this one for a time");
+            }
+        }
         if self.journal.is_finished() {
             return;
         }
@@ -249,6 +258,7 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         tasks.spawn(client.follow(kept, outcomes.clone(), stopping));
         Ok(Running {
             outcomes,
+            client: self.client,
             writes: self.writes,
             tasks,
             peers,

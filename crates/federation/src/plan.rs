@@ -54,7 +54,7 @@ pub use self::planner::Planner;
 pub use self::roots::RootProblem;
 pub use self::settings::{PeerSettings, SettingProblem};
 pub(crate) use self::staleness::is_expired;
-pub use self::status::LazyStatuses;
+pub use self::status::{LazyStatuses, resigned};
 pub use self::withdrawal::{FINALIZER, Finalizers, Removal, Step, Withdrawal};
 
 use self::egress::{DISCOVERY_SERVICE_HEADER, REMOTE_HEADER};

@@ -6,12 +6,18 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::api::PostParams;
 use kube::core::object::HasStatus;
 use kube::{Api, Client, Resource};
+use meshfed_api::ServiceMeshPeer;
+use meshfed_federation::plan::resigned;
 use meshfed_federation::world::{ObjectKey, Shared};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::warn;
 
-use super::{Done, failed};
+use super::{Done, explain, failed};
 use crate::hub::Outcome;
+
+/// Others write too; each try is made on what is there then.
+const RESIGNATIONS: usize = 5;
 
 pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
     let present = &outcome.world.resources;
@@ -31,6 +37,47 @@ pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
         imports
     );
     done
+}
+
+/// An instance that stops leaves the statuses of peers to the others, so that none waits for it. What
+/// fails is logged: it is forgotten after a time anyway.
+pub async fn resign(client: &Client, outcome: &Outcome) {
+    let suffix = &outcome.world.mesh.instance_suffix;
+    for key in outcome.world.resources.peers.keys() {
+        let api: Api<ServiceMeshPeer> = Api::namespaced(client.clone(), &key.namespace);
+        for _ in 0..RESIGNATIONS {
+            match resign_from(&api, &key.name, suffix).await {
+                Ok(()) => break,
+                // Another instance wrote its own.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => {
+                    let error = explain(&error);
+                    warn!(peer = %key, error, "cannot leave the status to other instances");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+async fn resign_from(
+    api: &Api<ServiceMeshPeer>,
+    name: &str,
+    suffix: &str,
+) -> Result<(), kube::Error> {
+    let Some(mut peer) = api.get_opt(name).await? else {
+        return Ok(());
+    };
+    let status = peer.status.as_mut();
+    let left = status.and_then(|status| {
+        status.discovery_status = resigned(&status.discovery_status, suffix)?;
+        Some(())
+    });
+    if left.is_some() {
+        let params = PostParams::default();
+        api.replace_status(name, &params, &peer).await?;
+    }
+    Ok(())
 }
 
 async fn write<K>(

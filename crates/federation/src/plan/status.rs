@@ -14,6 +14,8 @@ mod peer;
 mod replicas;
 mod sets;
 
+pub use self::replicas::resigned;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Deref;

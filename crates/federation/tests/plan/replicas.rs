@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use meshfed_api::peer::{DiscoveryStatus, ServiceMeshPeerStatus};
-use meshfed_federation::plan::{Statuses, plan};
+use meshfed_federation::plan::{Statuses, plan, resigned};
 use meshfed_federation::world::{ObjectKey, Observed, World};
 
 use crate::lab::{now, red_and_green};
@@ -252,4 +252,27 @@ fn an_instance_whose_control_plane_is_gone_still_is_the_one_that_it_was() {
     let DiscoveryStatus { active, inactive } = &status.discovery_status;
     let pods: Vec<&str> = active.iter().chain(inactive).map(|e| &*e.pod).collect();
     assert_eq!(pods, ["istiod-b65457658-9wq5j"]);
+}
+
+#[test]
+fn an_instance_that_stops_leaves_the_status_to_another_and_one_that_is_alone_keeps_its_own() {
+    let views = views();
+    let mut replicas = Replicas::new([views[0].clone(), views[2].clone()]);
+    replicas.settle();
+    assert_eq!(replicas.reason(), "Connected");
+    // The one that led stops.
+    let left = resigned(&replicas.status().discovery_status, "a").unwrap();
+    let all = left.active.iter().chain(&left.inactive);
+    let pods: Vec<&str> = all.map(|entry| entry.pod.as_str()).collect();
+    assert_eq!(pods, ["istiod-green-mesh-b"]);
+    assert_eq!(resigned(&left, "a"), None, "there is nothing to change");
+    assert_eq!(resigned(&left, "b"), None, "nobody would go on");
+    let key = ObjectKey::new("green-mesh-system", "red-mesh");
+    for world in &mut replicas.worlds {
+        let peer = Arc::make_mut(world.resources.peers.get_mut(&key).unwrap());
+        peer.status.as_mut().unwrap().discovery_status = left.clone();
+    }
+    replicas.turn(1);
+    assert!(!replicas.turn(1));
+    assert_eq!(replicas.reason(), "NotConnected", "the other one says it");
 }

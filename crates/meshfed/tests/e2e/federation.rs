@@ -83,19 +83,25 @@ impl Drop for Process {
     }
 }
 
-/// A mesh: `meshfed up` in a process of its own.
+/// A mesh, most often `meshfed up` in a process of its own.
 pub struct Mesh {
     pub name: &'static str,
     pub net: LoopbackNet,
     pub dir: PathBuf,
     pub client: Client,
-    up: Process,
+    /// `None` where the test itself runs it.
+    up: Option<Process>,
     /// More arguments of `meshfed up`.
     more: Vec<String>,
 }
 
 impl Mesh {
-    async fn start(name: &'static str, net: LoopbackNet, dir: PathBuf, more: Vec<String>) -> Self {
+    pub async fn start(
+        name: &'static str,
+        net: LoopbackNet,
+        dir: PathBuf,
+        more: Vec<String>,
+    ) -> Self {
         fs::create_dir_all(&dir).unwrap();
         let mut up = spawn_up(name, &net, &dir, &more);
         let client = administrator(&dir, &mut up).await;
@@ -104,14 +110,30 @@ impl Mesh {
             net,
             dir,
             client,
-            up,
+            up: Some(up),
             more,
         }
     }
 
+    /// A mesh whose API and control plane the test runs.
+    pub fn around(name: &'static str, net: LoopbackNet, dir: PathBuf, client: Client) -> Self {
+        Self {
+            name,
+            net,
+            dir,
+            client,
+            up: None,
+            more: Vec::new(),
+        }
+    }
+
+    fn process(&mut self) -> &mut Process {
+        self.up.as_mut().unwrap()
+    }
+
     /// The resident memory of the mesh's process in MiB: now, and the most that there was.
     pub fn memory(&self) -> [u64; 2] {
-        let file = format!("/proc/{}/status", self.up.child.id());
+        let file = format!("/proc/{}/status", self.up.as_ref().unwrap().child.id());
         let status = fs::read_to_string(file).unwrap();
         ["VmRSS:", "VmHWM:"].map(|field| {
             let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -122,12 +144,12 @@ impl Mesh {
 
     /// `kill -9` of the mesh's process.
     pub fn kill(&mut self) {
-        self.up.kill();
+        self.process().kill();
     }
 
     /// SIGTERM for the mesh's process.
     pub fn stop(&mut self) {
-        self.up.stop();
+        self.process().stop();
     }
 
     /// The lines of its audit log.
@@ -139,8 +161,9 @@ impl Mesh {
 
     /// The same command with the same data directory.
     pub async fn start_again(&mut self) {
-        self.up = spawn_up(self.name, &self.net, &self.dir, &self.more);
-        self.client = administrator(&self.dir, &mut self.up).await;
+        let mut up = spawn_up(self.name, &self.net, &self.dir, &self.more);
+        self.client = administrator(&self.dir, &mut up).await;
+        self.up = Some(up);
     }
 
     pub fn system(&self) -> String {
@@ -178,7 +201,7 @@ impl Mesh {
     }
 
     /// The root certificate that this mesh hands to others.
-    async fn root(&self) -> String {
+    pub async fn root(&self) -> String {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.system());
         eventually(PATIENCE, async || {
             let map = api.get(OWN_ROOT_CONFIG_MAP).await.map_err(text)?;
@@ -270,7 +293,40 @@ impl Mesh {
         )
     }
 
-    async fn sidecar(
+    /// The client of this mesh calls by a new connection to its sidecar.
+    pub async fn call_to(&self, authority: &str) -> Result<(), String> {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address(WORKLOAD, 15001)).await?;
+            let request = format!(
+                "GET http://{authority}/ratings/0 HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let answer = tokio::time::timeout(CALL_TIMEOUT, exchange).await;
+        let answer = answer.map_err(text)?.map_err(text)?;
+        if answer.starts_with("HTTP/1.1 200 ") && answer.contains(ANSWER) {
+            Ok(())
+        } else {
+            Err(answer)
+        }
+    }
+
+    /// A tunnel of the client, through a connection of its own at every hop.
+    pub async fn tunnel_to(&self, authority: &str) -> Tunnel {
+        let mut stream = TcpStream::connect(self.address(WORKLOAD, 15001))
+            .await
+            .unwrap();
+        let request = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let head = read_head(&mut stream, &AtomicUsize::new(0)).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        Tunnel(stream)
+    }
+
+    pub async fn sidecar(
         &self,
         name: &str,
         namespace: &str,
@@ -412,14 +468,7 @@ impl Federation {
     pub async fn start_with(red_more: Vec<String>, green_more: Vec<String>) -> Self {
         let dir = temp_dir();
         let (red_net, green_net) = (LoopbackNet::lock(), LoopbackNet::lock());
-        let own = |text: &str| {
-            text.replace("127.64.1.", &prefix(&red_net))
-                .replace("127.64.2.", &prefix(&green_net))
-        };
-        let manifest = |path: &str| {
-            let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
-            own(&fs::read_to_string(format!("{examples}/{path}.yaml")).unwrap())
-        };
+        let manifest = |path: String| manifest(&path, &[&red_net, &green_net]);
         let red_files = [
             "00-namespaces",
             "10-control-plane",
@@ -428,7 +477,7 @@ impl Federation {
             "30-peer-green-mesh",
             "31-export-to-green-mesh",
         ]
-        .map(|file| manifest(&format!("red-mesh/{file}")));
+        .map(|file| manifest(format!("red-mesh/{file}")));
         let green_files = [
             "00-namespaces",
             "10-control-plane",
@@ -437,7 +486,7 @@ impl Federation {
             "30-peer-red-mesh",
             "31-import-from-red-mesh",
         ]
-        .map(|file| manifest(&format!("green-mesh/{file}")));
+        .map(|file| manifest(format!("green-mesh/{file}")));
         let start = async |name, net, more, files: [String; 6]| {
             let mesh = Mesh::start(name, net, dir.path().join(name), more).await;
             for file in files {
@@ -483,10 +532,6 @@ impl Federation {
         eventually(PATIENCE, async || self.call().await).await;
     }
 
-    fn sidecar(&self) -> SocketAddr {
-        self.green.address(WORKLOAD, 15001)
-    }
-
     /// The client in green-mesh calls ratings of red-mesh, by a new connection to its sidecar.
     pub async fn call(&self) -> Result<(), String> {
         self.call_to(IMPORTED).await
@@ -494,23 +539,7 @@ impl Federation {
 
     /// The same, by another name and port.
     pub async fn call_to(&self, authority: &str) -> Result<(), String> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(self.sidecar()).await?;
-            let request = format!(
-                "GET http://{authority}/ratings/0 HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\r\n"
-            );
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
-            Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
-        };
-        let answer = tokio::time::timeout(CALL_TIMEOUT, exchange).await;
-        let answer = answer.map_err(text)?.map_err(text)?;
-        if answer.starts_with("HTTP/1.1 200 ") && answer.contains(ANSWER) {
-            Ok(())
-        } else {
-            Err(answer)
-        }
+        self.green.call_to(authority).await
     }
 
     /// A tunnel to the application, through a connection of its own at every hop.
@@ -520,12 +549,7 @@ impl Federation {
 
     /// The same, by another name and port: any bytes may pass.
     pub async fn tunnel_to(&self, authority: &str) -> Tunnel {
-        let mut stream = TcpStream::connect(self.sidecar()).await.unwrap();
-        let request = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let head = read_head(&mut stream, &AtomicUsize::new(0)).await.unwrap();
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        Tunnel(stream)
+        self.green.tunnel_to(authority).await
     }
 
     /// How many connections of others the application's sidecar accepted.
@@ -585,6 +609,15 @@ pub async fn admin_page(admin: SocketAddr, path: &str) -> std::io::Result<String
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+/// A file under `examples/`, with the networks of red-mesh, green-mesh and blue-mesh.
+pub fn manifest(path: &str, nets: &[&LoopbackNet]) -> String {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
+    let text = fs::read_to_string(format!("{examples}/{path}.yaml")).unwrap();
+    (1..).zip(nets).fold(text, |text, (n, net)| {
+        text.replace(&format!("127.64.{n}."), &prefix(net))
+    })
 }
 
 fn prefix(net: &LoopbackNet) -> String {

@@ -26,6 +26,7 @@ mod notice;
 mod program;
 mod readiness;
 mod removal;
+mod replicas;
 mod restart;
 mod tools;
 mod walk;

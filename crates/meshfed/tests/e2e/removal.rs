@@ -101,7 +101,7 @@ async fn ready_reason(mesh: &Mesh, peer: &str) -> String {
     ready.unwrap().reason.unwrap()
 }
 
-async fn becomes(mesh: &Mesh, peer: &str, reason: &str) {
+pub async fn becomes(mesh: &Mesh, peer: &str, reason: &str) {
     eventually(PATIENCE, async || {
         let found = ready_reason(mesh, peer).await;
         if found == reason {
@@ -125,7 +125,7 @@ async fn enable_ingress(mesh: &Mesh, enabled: bool) {
 }
 
 /// Waits for a time in which nobody writes anything to the API.
-async fn rests(mesh: &Mesh) {
+pub async fn rests(mesh: &Mesh) {
     const REST: Duration = Duration::from_secs(3);
     let namespaces: Api<Namespace> = Api::all(mesh.client.clone());
     // Our API server counts all writes in one number.

@@ -3,7 +3,7 @@
 //! Each has an entry of its own in the `discoveryStatus` of every peer and leaves those of others as
 //! they are. Everything else is written by one: the first by name of those that have lately heard
 //! from a peer. All see the same entries, so all come to the same answer, without a word between
-//! them.
+//! them. One that stops takes its entries away, so that another one leads at once.
 
 use std::time::Duration;
 
@@ -61,13 +61,31 @@ pub(super) fn others(
         .into_iter()
         .flat_map(|s| s.active.iter().chain(&s.inactive));
     entries
-        .filter(|entry| {
-            let name = entry.pod.strip_suffix(suffix);
-            !name.is_some_and(|name| name.ends_with('-'))
-        })
+        .filter(|entry| !is_of(entry, suffix))
         .filter(|entry| !is_connected(entry) || is_fresh(entry, now))
         .cloned()
         .collect()
+}
+
+fn is_of(entry: &PodDiscoveryStatus, suffix: &str) -> bool {
+    let name = entry.pod.strip_suffix(suffix);
+    name.is_some_and(|name| name.ends_with('-'))
+}
+
+/// What is left of a status when the instance with this suffix stops: the entries of others. `None` if
+/// there is nothing to change, or nobody who would go on.
+#[must_use]
+pub fn resigned(present: &DiscoveryStatus, suffix: &str) -> Option<DiscoveryStatus> {
+    let others = |entries: &[PodDiscoveryStatus]| -> Vec<PodDiscoveryStatus> {
+        let others = entries.iter().filter(|entry| !is_of(entry, suffix));
+        others.cloned().collect()
+    };
+    let left = DiscoveryStatus {
+        active: others(&present.active),
+        inactive: others(&present.inactive),
+    };
+    let is_alone = left.active.is_empty() && left.inactive.is_empty();
+    (!is_alone && left != *present).then_some(left)
 }
 
 fn is_connected(entry: &PodDiscoveryStatus) -> bool {
