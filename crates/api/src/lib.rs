@@ -27,6 +27,9 @@ use kube::CustomResourceExt as _;
 pub use condition::Condition;
 pub use control_plane::{ServiceMeshControlPlane, ServiceMeshControlPlaneSpec};
 pub use exported::{ExportedServiceSet, ExportedServiceSetSpec};
+/// What kind an object is of, and its metadata.
+pub use kube::Resource;
+
 pub use imported::{ImportedServiceSet, ImportedServiceSetSpec};
 pub use member::{ServiceMeshMember, ServiceMeshMemberRoll};
 pub use peer::{ServiceMeshPeer, ServiceMeshPeerSpec};

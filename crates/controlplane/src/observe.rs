@@ -9,6 +9,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
+use meshfed_federation::with_mesh_wide;
 use meshfed_federation::world::{ObjectKey, Resources, Shared};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -52,18 +53,7 @@ pub fn start(
             tasks.spawn(observe(Api::all(all(client)), |r| &mut r.$field, out.clone()));
         )+};
     }
-    every!(
-        namespaces,
-        services,
-        endpoint_slices,
-        pods,
-        control_planes,
-        member_rolls,
-        members,
-        peers,
-        exports,
-        imports
-    );
+    with_mesh_wide!(every);
     let config_maps = Api::namespaced(client.clone(), system_namespace);
     tasks.spawn(observe(config_maps, |r| &mut r.config_maps, out.clone()));
     tasks.len() - before

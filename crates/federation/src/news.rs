@@ -3,17 +3,15 @@
 //! The shell posts each piece as an Event of Kubernetes. Services are counted and the first of them named,
 //! so that 10,000 services that come at once are one piece of news.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meshfed_api::control_plane::ServiceMeshControlPlaneStatus;
-use meshfed_api::{
-    Condition, ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshPeer,
-};
+use meshfed_api::{Condition, Resource};
 
 use crate::difference::Difference;
 use crate::plan::Plan;
-use crate::world::{ObjectKey, Resources, Shared, World};
+use crate::world::{ObjectKey, Shared, World};
 
 /// Names that a message has room for; more are counted.
 const MAX_NAMED: usize = 5;
@@ -48,8 +46,8 @@ pub struct News {
 /// The object that a piece of news is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct About {
-    pub kind: &'static str,
-    pub api_version: &'static str,
+    pub kind: Cow<'static, str>,
+    pub api_version: Cow<'static, str>,
     pub key: ObjectKey,
     pub uid: String,
 }
@@ -62,10 +60,8 @@ pub fn news(before: Outcome<'_>, after: Outcome<'_>, shared: &Difference) -> Vec
     let mut all = Vec::new();
     gateways(&mut all, before, after);
     macro_rules! conditions {
-        ($($field:ident: $kind:ident, $version:literal;)+) => {$(
-            let about = |key: &ObjectKey| About::of::<$kind>(
-                stringify!($kind), $version, key, &after.0.resources.$field, |o| &o.metadata,
-            );
+        ($($field:ident),+) => {$(
+            let about = |key: &ObjectKey| About::of(key, &after.0.resources.$field);
             for (key, status) in &after.1.statuses.$field {
                 let known = before.1.statuses.$field.get(key);
                 let known = known.map(|status| status.conditions.as_slice());
@@ -73,12 +69,7 @@ pub fn news(before: Outcome<'_>, after: Outcome<'_>, shared: &Difference) -> Vec
             }
         )+};
     }
-    conditions! {
-        control_planes: ServiceMeshControlPlane, "maistra.io/v2";
-        peers: ServiceMeshPeer, "federation.maistra.io/v1";
-        exports: ExportedServiceSet, "federation.maistra.io/v1";
-        imports: ImportedServiceSet, "federation.maistra.io/v1";
-    }
+    conditions!(control_planes, peers, exports, imports);
     sharing(&mut all, before.0, after.0, shared);
     all
 }
@@ -121,13 +112,7 @@ fn gateways(all: &mut Vec<News>, before: Outcome<'_>, after: Outcome<'_>) {
     };
     let (Some(status), Some(about)) = (
         after.1.statuses.control_planes.get(ruling),
-        About::of::<ServiceMeshControlPlane>(
-            "ServiceMeshControlPlane",
-            "maistra.io/v2",
-            ruling,
-            &after.0.resources.control_planes,
-            |o| &o.metadata,
-        ),
+        About::of(ruling, &after.0.resources.control_planes),
     ) else {
         return;
     };
@@ -275,52 +260,28 @@ fn first_of(names: &BTreeSet<String>) -> String {
 }
 
 fn export_set(world: &World, key: &ObjectKey) -> Option<About> {
-    let all = &world.resources.exports;
-    About::of(
-        "ExportedServiceSet",
-        "federation.maistra.io/v1",
-        key,
-        all,
-        |o| &o.metadata,
-    )
+    About::of(key, &world.resources.exports)
 }
 
 fn import_set(world: &World, key: &ObjectKey) -> Option<About> {
-    let all = &world.resources.imports;
-    About::of(
-        "ImportedServiceSet",
-        "federation.maistra.io/v1",
-        key,
-        all,
-        |o| &o.metadata,
-    )
+    About::of(key, &world.resources.imports)
 }
 
 fn peer_object(world: &World, key: &ObjectKey) -> Option<About> {
-    let Resources { peers, .. } = &world.resources;
-    About::of(
-        "ServiceMeshPeer",
-        "federation.maistra.io/v1",
-        key,
-        peers,
-        |o| &o.metadata,
-    )
+    About::of(key, &world.resources.peers)
 }
 
 impl About {
-    fn of<K>(
-        kind: &'static str,
-        api_version: &'static str,
+    fn of<K: Resource<DynamicType = ()>>(
         key: &ObjectKey,
         all: &Shared<ObjectKey, K>,
-        metadata: fn(&K) -> &ObjectMeta,
     ) -> Option<Self> {
         let object = all.get(key)?;
         Some(Self {
-            kind,
-            api_version,
+            kind: K::kind(&()),
+            api_version: K::api_version(&()),
             key: key.clone(),
-            uid: metadata(object).uid.clone().unwrap_or_default(),
+            uid: object.meta().uid.clone().unwrap_or_default(),
         })
     }
 }

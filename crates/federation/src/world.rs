@@ -110,6 +110,41 @@ pub struct Resources {
     pub imports: Shared<ObjectKey, ImportedServiceSet>,
 }
 
+/// Hands the fields of [`Resources`](crate::world::Resources) that hold all objects of their kind to a macro;
+/// of config maps, only those of the system namespace count.
+#[macro_export]
+macro_rules! with_mesh_wide {
+    ($each:ident) => {
+        $each!(
+            namespaces,
+            services,
+            endpoint_slices,
+            pods,
+            control_planes,
+            member_rolls,
+            members,
+            peers,
+            exports,
+            imports
+        )
+    };
+}
+
+/// Hands the fields of [`Resources`](crate::world::Resources) whose objects have a status of ours to a macro.
+#[macro_export]
+macro_rules! with_status {
+    ($each:ident) => {
+        $each!(
+            control_planes,
+            member_rolls,
+            members,
+            peers,
+            exports,
+            imports
+        )
+    };
+}
+
 /// What was seen outside of the API.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {

@@ -8,6 +8,7 @@ use kube::core::object::HasStatus;
 use kube::{Api, Client, Resource};
 use meshfed_api::ServiceMeshPeer;
 use meshfed_federation::plan::resigned;
+use meshfed_federation::with_status;
 use meshfed_federation::world::{ObjectKey, Shared};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,14 +29,7 @@ pub(super) async fn apply(client: &Client, outcome: &Outcome) -> Done {
             done = done.and(write(client, &present.$field, &wanted.$field).await);
         )+};
     }
-    write_all!(
-        control_planes,
-        member_rolls,
-        members,
-        peers,
-        exports,
-        imports
-    );
+    with_status!(write_all);
     done
 }
 

@@ -87,8 +87,8 @@ fn event(news: &News, name: String, now: Timestamp) -> Event {
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
-            kind: Some((*kind).to_owned()),
-            api_version: Some((*api_version).to_owned()),
+            kind: Some(kind.to_string()),
+            api_version: Some(api_version.to_string()),
             namespace: Some(key.namespace.clone()),
             name: Some(key.name.clone()),
             uid: Some(uid.clone()).filter(|uid| !uid.is_empty()),
@@ -217,8 +217,8 @@ mod tests {
     fn news(name: &str, message: &str) -> News {
         News {
             about: About {
-                kind: "ServiceMeshPeer",
-                api_version: "federation.maistra.io/v1",
+                kind: "ServiceMeshPeer".into(),
+                api_version: "federation.maistra.io/v1".into(),
                 key: ObjectKey::new("red-mesh-system", name),
                 uid: "u".to_owned(),
             },

@@ -16,7 +16,8 @@ use meshfed_federation::discovery::message::{Limits, ServiceList, decode_list};
 use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::discovery::server::SourceStatus;
 use meshfed_federation::names::PeerName;
-use meshfed_federation::plan::{Plan, ProxyKey, plan};
+use meshfed_federation::plan::{Plan, ProxyKey, Statuses, plan};
+use meshfed_federation::with_status;
 use meshfed_federation::world::{
     APP_ANNOTATION, Farewell, GATEWAY_LABEL, GatewayState, MeshSettings, OUTBOUND_ANNOTATION,
     ObjectKey, Observed, PeerState, Resources, Shared, TLS_MODE_ISTIO, TLS_MODE_LABEL, World,
@@ -301,24 +302,7 @@ impl Lab {
     /// Writes the statuses of the plan, as a control plane does.
     pub fn keep_statuses(&mut self) {
         let statuses = self.plan().statuses;
-        let resources = &mut self.world.resources;
-        macro_rules! keep {
-            ($($field:ident),+) => {$(
-                for (key, status) in statuses.$field.clone() {
-                    let mut object = (*resources.$field[&key]).clone();
-                    object.status = Some(status);
-                    insert(&mut resources.$field, key, object);
-                }
-            )+};
-        }
-        keep!(
-            control_planes,
-            member_rolls,
-            members,
-            peers,
-            exports,
-            imports
-        );
+        store(&mut self.world, &statuses);
     }
 
     pub fn edit_service(&mut self, namespace: &str, name: &str, edit: impl FnOnce(&mut Service)) {
@@ -343,6 +327,24 @@ pub fn gateway(plan: &Plan, name: &str) -> Arc<ProxyConfig> {
 
 pub fn sidecar(plan: &Plan, namespace: &str, pod: &str) -> Arc<ProxyConfig> {
     plan.proxies[&ProxyKey::Sidecar(ObjectKey::new(namespace, pod))].clone()
+}
+
+/// Writes statuses as the API stores them. True if that changed anything.
+pub fn store(world: &mut World, statuses: &Statuses) -> bool {
+    let mut changed = false;
+    macro_rules! store {
+        ($($field:ident),+) => {$(
+            for (key, status) in &statuses.$field {
+                let object = Arc::make_mut(world.resources.$field.get_mut(key).unwrap());
+                let text = serde_json::to_string(status).unwrap();
+                let status = Some(serde_json::from_str(&text).unwrap());
+                changed |= object.status != status;
+                object.status = status;
+            }
+        )+};
+    }
+    with_status!(store);
+    changed
 }
 
 /// Both meshes of the examples, each having heard the other.

@@ -1,18 +1,15 @@
 //! An administrator hears of what changed, once, and of nothing else.
 
-use std::sync::Arc;
-
 use meshfed_federation::difference::Sharing;
-use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::message::ServiceList;
 use meshfed_federation::news::{News, news};
-use meshfed_federation::world::{GatewayState, PeerState};
+use meshfed_federation::world::GatewayState;
 use serde_json::json;
 
 use crate::lab::{Lab, going, red_and_green};
 
 /// Kind, reason, whether it is a warning, and the message.
-type Heard = (&'static str, String, bool, String);
+type Heard = (String, String, bool, String);
 
 fn between(before: &Lab, after: &Lab) -> Vec<Heard> {
     let (old, new) = (before.plan(), after.plan());
@@ -20,7 +17,7 @@ fn between(before: &Lab, after: &Lab) -> Vec<Heard> {
     let all = news((&before.world, &old), (&after.world, &new), &shared);
     let heard = |n: News| {
         assert_eq!(n.about.key.namespace, after.system());
-        (n.about.kind, n.reason, n.warning, n.message)
+        (n.about.kind.into_owned(), n.reason, n.warning, n.message)
     };
     all.into_iter().map(heard).collect()
 }
@@ -31,14 +28,8 @@ fn copy(lab: &Lab) -> Lab {
     other
 }
 
-fn edit_remote(lab: &mut Lab, edit: impl FnOnce(&mut RemoteState)) {
-    let peers = &mut lab.world.observed.peers;
-    let state: &mut PeerState = Arc::make_mut(peers.get_mut("green-mesh").unwrap());
-    edit(Arc::make_mut(&mut state.remote));
-}
-
 fn brief(heard: &[Heard]) -> Vec<(&str, &str, bool)> {
-    let brief = heard.iter().map(|h| (h.0, h.1.as_str(), h.2));
+    let brief = heard.iter().map(|h| (h.0.as_str(), h.1.as_str(), h.2));
     brief.collect()
 }
 
@@ -52,7 +43,7 @@ fn nothing_new_is_no_news() {
 fn a_peer_that_comes_and_goes_is_news_each_time() {
     let (red, _) = red_and_green();
     let mut away = copy(&red);
-    edit_remote(&mut away, |r| r.watch.connected = false);
+    away.edit_remote("green-mesh", |r| r.watch.connected = false);
     let heard = between(&red, &away);
     assert_eq!(brief(&heard), [("ServiceMeshPeer", "NotConnected", true)]);
     assert!(heard[0].3.contains("503 Service Unavailable"), "{heard:?}");
@@ -94,7 +85,7 @@ fn services_are_counted_and_the_first_are_named() {
     let exposed: Vec<&Heard> = heard.iter().filter(|h| h.1 == "ServicesExposed").collect();
     assert_eq!(exposed.len(), 1);
     let (kind, _, warning, message) = exposed[0];
-    assert_eq!((*kind, *warning), ("ExportedServiceSet", false));
+    assert_eq!((kind.as_str(), *warning), ("ExportedServiceSet", false));
     assert!(message.starts_with("10"), "{message}");
     assert!(message.contains("red-mesh-bookinfo/details, "), "{message}");
     assert!(message.ends_with(" more"), "{message}");

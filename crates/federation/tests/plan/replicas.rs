@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use meshfed_api::peer::{DiscoveryStatus, ServiceMeshPeerStatus};
-use meshfed_federation::plan::{Statuses, plan, resigned};
+use meshfed_federation::plan::{plan, resigned};
 use meshfed_federation::world::{ObjectKey, Observed, World};
 
-use crate::lab::{now, red_and_green};
+use crate::lab::{now, red_and_green, store};
 
 /// Two instances of green-mesh, each with what it sees; one API.
 struct Replicas {
@@ -61,31 +61,6 @@ impl Replicas {
     fn reason(&self) -> String {
         self.status().conditions[0].reason.clone().unwrap()
     }
-}
-
-/// True if that changed anything.
-fn store(world: &mut World, statuses: &Statuses) -> bool {
-    let mut changed = false;
-    macro_rules! store {
-        ($($field:ident),+) => {$(
-            for (key, status) in &statuses.$field {
-                let object = Arc::make_mut(world.resources.$field.get_mut(key).unwrap());
-                let text = serde_json::to_string(status).unwrap();
-                let status = Some(serde_json::from_str(&text).unwrap());
-                changed |= object.status != status;
-                object.status = status;
-            }
-        )+};
-    }
-    store!(
-        control_planes,
-        member_rolls,
-        members,
-        peers,
-        exports,
-        imports
-    );
-    changed
 }
 
 /// What an instance may see: everything, no peer, a peer that is away, no gateways, nothing.

@@ -1,20 +1,12 @@
 //! Statuses say the same until something changes.
 
-use std::sync::Arc;
-
 use jiff::SignedDuration;
 use meshfed_api::Condition;
-use meshfed_federation::discovery::client::{RemoteError, RemoteState};
-use meshfed_federation::world::{ObjectKey, PeerState};
+use meshfed_federation::discovery::client::RemoteError;
+use meshfed_federation::world::ObjectKey;
 use serde_json::json;
 
 use crate::lab::{Lab, now, red_and_green};
-
-fn edit_remote(lab: &mut Lab, peer: &str, edit: impl FnOnce(&mut RemoteState)) {
-    let peers = &mut lab.world.observed.peers;
-    let state: &mut PeerState = Arc::make_mut(peers.get_mut(peer).unwrap());
-    edit(Arc::make_mut(&mut state.remote));
-}
 
 fn reason(lab: &Lab) -> String {
     let plan = lab.plan();
@@ -22,35 +14,11 @@ fn reason(lab: &Lab) -> String {
     status.conditions[0].reason.clone().unwrap()
 }
 
-/// Stores the statuses of the plan as the API would.
-fn store(lab: &mut Lab) {
-    let plan = lab.plan();
-    let resources = &mut lab.world.resources;
-    macro_rules! store {
-        ($($field:ident),+) => {$(
-            for (key, status) in &plan.statuses.$field {
-                let text = serde_json::to_string(status).unwrap();
-                let all = &mut resources.$field;
-                let object = Arc::make_mut(all.get_mut(key).unwrap());
-                object.status = Some(serde_json::from_str(&text).unwrap());
-            }
-        )+};
-    }
-    store!(
-        control_planes,
-        member_rolls,
-        members,
-        peers,
-        exports,
-        imports
-    );
-}
-
 #[test]
 fn a_stored_status_is_not_written_again() {
     for mut lab in <[Lab; 2]>::from(red_and_green()) {
         let first = lab.plan().statuses;
-        store(&mut lab);
+        lab.keep_statuses();
         lab.world.now = now() + SignedDuration::from_secs(1);
         let again = lab.plan().statuses;
         assert_eq!(
@@ -146,16 +114,14 @@ fn a_watch_without_contact_for_two_resync_periods_is_not_connected() {
 #[test]
 fn what_is_wrong_with_a_peer_is_said() {
     let (mut red, _) = red_and_green();
-    edit_remote(&mut red, "green-mesh", |r| {
-        r.error = Some(RemoteError::SuddenlyEmpty)
-    });
+    red.edit_remote("green-mesh", |r| r.error = Some(RemoteError::SuddenlyEmpty));
     assert_eq!(reason(&red), "SuddenlyEmpty");
-    edit_remote(&mut red, "green-mesh", |r| {
+    red.edit_remote("green-mesh", |r| {
         r.error = None;
         r.watch.error = Some(RemoteError::TooManyEvents);
     });
     assert_eq!(reason(&red), "TooManyEvents");
-    edit_remote(&mut red, "green-mesh", |r| {
+    red.edit_remote("green-mesh", |r| {
         r.watch.error = Some(RemoteError::SilentWatch);
     });
     let plan = red.plan();
@@ -163,7 +129,7 @@ fn what_is_wrong_with_a_peer_is_said() {
     assert_eq!(ready.reason.as_deref(), Some("SilentWatch"));
     let message = ready.message.as_deref().unwrap();
     assert!(!message.contains("still in use"), "its list is: {message}");
-    edit_remote(&mut red, "green-mesh", |r| r.withdrawn = true);
+    red.edit_remote("green-mesh", |r| r.withdrawn = true);
     assert_eq!(reason(&red), "UnknownToPeer");
     let (mut red, _) = red_and_green();
     let gateways = &mut red.world.observed.gateways;

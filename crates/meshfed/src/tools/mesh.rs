@@ -15,6 +15,7 @@ use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use meshfed_api::ServiceMeshControlPlane;
 use meshfed_federation::observations::{self, Observations, Seen};
 use meshfed_federation::plan::{Plan, plan};
+use meshfed_federation::with_mesh_wide;
 use meshfed_federation::world::{ObjectKey, Resources, Shared, World};
 use serde::de::DeserializeOwned;
 
@@ -181,23 +182,12 @@ async fn namespace(
 async fn resources(client: &Client, system: &str) -> anyhow::Result<Resources> {
     let mut all = Resources::default();
     macro_rules! every {
-        ($($field:ident),+ $(,)?) => {
+        ($($field:ident),+) => {
             let ($($field),+) = tokio::try_join!($(Box::pin(every(client, |r| &r.$field))),+)?;
             $(all.$field = $field.into_iter().collect();)+
         };
     }
-    every!(
-        namespaces,
-        services,
-        endpoint_slices,
-        pods,
-        control_planes,
-        member_rolls,
-        members,
-        peers,
-        exports,
-        imports,
-    );
+    with_mesh_wide!(every);
     let config_maps = list(Api::namespaced(client.clone(), system)).await?;
     all.config_maps = config_maps.into_iter().collect();
     Ok(all)
