@@ -32,19 +32,9 @@ struct Case {
     wanted: Value,
 }
 
-fn service(last: Option<Value>, live: Option<Value>, wanted: Value) -> Case {
-    let kind = "Service";
-    Case {
-        kind,
-        last,
-        live,
-        wanted,
-    }
-}
-
-fn widget(last: Option<Value>, live: Option<Value>, wanted: Value) -> Case {
-    let kind = "Widget";
-    Case {
+/// Makes cases of one kind.
+fn of(kind: &'static str) -> impl Fn(Option<Value>, Option<Value>, Value) -> Case {
+    move |last, live, wanted| Case {
         kind,
         last,
         live,
@@ -57,6 +47,7 @@ fn ports(ports: Value) -> Value {
 }
 
 fn written() -> Vec<Case> {
+    let (service, widget) = (of("Service"), of("Widget"));
     let http = json!({"name": "http", "port": 80});
     let more = json!({"name": "more", "port": 81});
     let dns = json!([
@@ -215,7 +206,7 @@ fn spec() -> impl Strategy<Value = Value> {
 fn random() -> Vec<Case> {
     let mut runner = TestRunner::deterministic();
     let case = (prop::option::of(spec()), spec(), spec())
-        .prop_map(|(last, live, wanted)| service(last, Some(live), wanted));
+        .prop_map(|(last, live, wanted)| of("Service")(last, Some(live), wanted));
     let all = (0..RANDOM).map(|_| case.new_tree(&mut runner).unwrap().current());
     all.collect()
 }

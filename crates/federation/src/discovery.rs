@@ -20,6 +20,8 @@ pub mod checksum;
 pub mod client;
 pub mod export;
 pub mod extension;
+#[cfg(test)]
+mod fixtures;
 pub mod message;
 pub mod remote;
 pub mod server;

@@ -14,6 +14,7 @@ use serde::Serialize;
 pub use self::certificates::Certificate;
 pub(crate) use self::conditions::problems;
 pub use self::conditions::{Problem, Weight};
+pub(crate) use self::reports::reported;
 
 use crate::difference::Sharing;
 use crate::observations::Seen;

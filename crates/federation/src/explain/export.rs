@@ -15,6 +15,7 @@ use crate::names::{ExportedHost, PeerName, ServiceKey};
 use crate::plan::local::{self, LocalService};
 use crate::plan::{GatewayKind, Plan, hides};
 use crate::rules::{ExportDecision, ExportRules};
+use crate::summary::reported;
 use crate::world::{ObjectKey, PeerState, World};
 
 /// Why `service` is exported to `peer`, or what stands in the way.
@@ -396,9 +397,9 @@ impl<'a> Export<'a> {
             return Ok(());
         }
         if let Some(error) = &said.error {
-            let message = format!("{peer} says of what this mesh sends it: {error}");
+            let (reason, message) = reported(peer.as_str(), error);
             let remedy = "mend what it names; it goes on with the last good list until then";
-            return Err(Obstacle::new("PeerReportsError", message, remedy));
+            return Err(Obstacle::new(reason, message, remedy));
         }
         // A report has room for some names only.
         if said.services.len() == said.imported as usize {

@@ -55,11 +55,14 @@ pub(super) struct GatewayView {
     pub ready: bool,
     /// What its proxy last refused to apply.
     pub refused: Option<String>,
-    /// Nobody asks for it any more, and its peers have yet to hear that.
-    pub going: bool,
 }
 
 impl GatewayView {
+    /// Nobody asks for it any more, and its peers have yet to hear that.
+    pub fn is_going(&self) -> bool {
+        self.plan.as_ref().is_ok_and(|plan| plan.going)
+    }
+
     pub fn kind(&self) -> Option<GatewayKind> {
         self.plan.as_ref().ok().map(|plan| plan.kind)
     }
@@ -195,7 +198,6 @@ fn gateway_views(
                     .ok(),
                 ready: state.is_some_and(|state| state.ready),
                 refused: state.and_then(|state| state.refused.clone()),
-                going: plan.as_ref().is_ok_and(|plan| plan.going),
                 plan,
             };
             (name, view)

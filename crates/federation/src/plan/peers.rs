@@ -379,7 +379,7 @@ fn gateway(ruling: &Ruling<'_>, kind: GatewayKind, name: &str) -> Result<Gateway
             id,
             address: *address,
             ready: view.ready,
-            going: view.going,
+            going: view.is_going(),
         }),
     }
 }

@@ -207,7 +207,7 @@ impl Withdrawal {
             let held = match view {
                 None => false,
                 // Somebody deleted it; it is made anew.
-                Some(view) if !view.going => metadata.deletion_timestamp.is_none(),
+                Some(view) if !view.is_going() => metadata.deletion_timestamp.is_none(),
                 Some(_) => {
                     self.wake_at(world, deadline(world, metadata, EXPORTS));
                     served_by(peers, &key.name).any(|peer| !is_told(world, peer, metadata))

@@ -3,6 +3,12 @@
 use super::conditions::{Problem, Weight};
 use crate::world::{ObjectKey, World};
 
+/// Reason and message where a peer reports an error.
+pub(crate) fn reported(peer: &str, error: &str) -> (&'static str, String) {
+    let message = format!("{peer} says of what this mesh sends it: {error}");
+    ("PeerReportsError", message)
+}
+
 /// Peers that cannot take what we send: their administrators see it, and ours has to mend it.
 pub(super) fn problems(world: &World) -> Vec<Problem> {
     let system = &world.mesh.system_namespace;
@@ -15,11 +21,12 @@ pub(super) fn problems(world: &World) -> Vec<Problem> {
         .filter(|(name, _)| ours(name))
         .filter_map(|(name, state)| {
             let error = state.report()?.error.as_ref()?;
+            let (reason, message) = reported(name, error);
             Some(Problem {
                 weight: Weight::Warning,
                 about: format!("servicemeshpeer/{name}"),
-                reason: "PeerReportsError".to_owned(),
-                message: format!("{name} says of what this mesh sends it: {error}"),
+                reason: reason.to_owned(),
+                message,
             })
         })
         .collect()

@@ -5,12 +5,11 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::discovery::export::{Shown, ShownPort};
+use crate::discovery::export::Shown;
 use crate::discovery::extension::Health;
+use crate::discovery::fixtures;
 use crate::discovery::message::{EventDecoder, Limits, WatchEvent, decode_list};
 use crate::discovery::remote::{RemoteService, RemoteServices};
-use crate::names::ExportedHost;
-use crate::protocol::Protocol;
 
 fn at(seconds: u64) -> Moment {
     let start: Timestamp = "2021-10-05T13:00:00Z".parse().unwrap();
@@ -22,19 +21,7 @@ fn export(name: &str, port: u16) -> (ServiceKey, Arc<Export>) {
 }
 
 fn fares(name: &str, port: u16, ready: u32) -> (ServiceKey, Arc<Export>) {
-    let key = ServiceKey::parse("a", name).unwrap();
-    let shown = Shown {
-        host: ExportedHost::ours(&key, &"green".parse().unwrap()),
-        key: key.clone(),
-        ports: [ShownPort {
-            name: "http".into(),
-            number: port,
-            protocol: Protocol::Http,
-        }]
-        .into(),
-        accounts: Arc::default(),
-    };
-    (key, Arc::new(Export::new(shown, health(ready))))
+    fixtures::export(name, port, health(ready))
 }
 
 fn health(ready_endpoints: u32) -> Health {

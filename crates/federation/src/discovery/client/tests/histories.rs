@@ -16,19 +16,7 @@ fn exports(names: &Names) -> Arc<Exports> {
             ready_endpoints: *ready,
             ..Health::default()
         };
-        let key = ServiceKey::parse("a", name).unwrap();
-        let shown = Shown {
-            host: ExportedHost::ours(&key, &"green".parse().unwrap()),
-            key: key.clone(),
-            ports: [ShownPort {
-                name: "http".into(),
-                number: 80,
-                protocol: Protocol::Http,
-            }]
-            .into(),
-            accounts: Arc::default(),
-        };
-        (key, Arc::new(Export::new(shown, health)))
+        fixtures::export(name, 80, health)
     };
     Arc::new(names.iter().map(export).collect())
 }
