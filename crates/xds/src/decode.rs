@@ -6,7 +6,7 @@ use prost::Message;
 
 use crate::pb::tls::Secret;
 use crate::pb::{cluster, endpoint, listener, route};
-use crate::wire::{Path, Read, clip, parse};
+use crate::wire::{MAX_RESOURCE_LEN, MAX_ROUTES_LEN, Path, Read, clip, parse};
 use crate::{DecodeError, TypeUrl};
 
 pub fn listener(bytes: &[u8]) -> Result<Listener, DecodeError> {
@@ -62,7 +62,11 @@ fn read<M: Message + Default, T>(
     read: impl FnOnce(M) -> Read<T>,
 ) -> Result<T, DecodeError> {
     let mut resource = String::new();
-    parse(&Path::ROOT, bytes)
+    let max = match kind {
+        TypeUrl::Routes => MAX_ROUTES_LEN,
+        _ => MAX_RESOURCE_LEN,
+    };
+    parse(&Path::ROOT, bytes, max)
         .and_then(|m: M| {
             resource = clip(name(&m));
             read(m)

@@ -3,19 +3,39 @@
 use meshfed_pki::IdError;
 
 use crate::TypeUrl;
+use crate::wire::clip;
 
 /// A resource that is outside the subset. The resource is refused as a whole; others of the same
 /// response are not concerned.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{} {resource:?}: {field}: {reason}", kind.label())]
+#[error("{} {resource:?}: {}{reason}", kind.label(), prefix(field))]
 pub struct DecodeError {
     pub kind: TypeUrl,
-    /// The name that the resource gives itself, clipped; empty if it could not be read.
+    /// The name that the resource gives itself, clipped; empty if it could not be read, until
+    /// [`sent_as`](Self::sent_as) says under which it came.
     pub resource: String,
     /// Path of the field inside the resource, in Envoy's names, such as
     /// `filter_chains[0].filters[1].typed_config.idle_timeout`. Empty: the resource as a whole.
     pub field: String,
     pub reason: Reason,
+}
+
+impl DecodeError {
+    /// Names a resource that could not be read by what it was sent as.
+    pub fn sent_as(mut self, name: &str) -> Self {
+        if self.resource.is_empty() {
+            self.resource = clip(name);
+        }
+        self
+    }
+}
+
+fn prefix(field: &str) -> String {
+    if field.is_empty() {
+        String::new()
+    } else {
+        format!("{field}: ")
+    }
 }
 
 /// What is wrong with a field.

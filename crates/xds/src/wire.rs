@@ -16,8 +16,13 @@ use crate::error::Reason;
 use crate::pb::matcher::{StringMatcher, string_matcher::MatchPattern};
 use crate::pb::{self, Any, core};
 
-/// Longest resource that is read, in bytes. It bounds every list inside it.
+/// Longest resource that is read, in bytes. It bounds every list inside it. Route tables that come
+/// alone have a limit of their own.
 pub const MAX_RESOURCE_LEN: usize = 4 << 20;
+/// Longest route table that is read, in bytes. All that a sidecar may call is in one, at some 750
+/// bytes for an imported port and up to 1500 with the longest names: this is room for 40,000 of the latter, all
+/// that one peer may list.
+pub const MAX_ROUTES_LEN: usize = 64 << 20;
 /// Longest name of a resource or part of one, in bytes.
 pub const MAX_NAME_LEN: usize = 1024;
 /// The longest time that Protocol Buffers can say, in seconds (10 000 years).
@@ -93,11 +98,9 @@ pub(crate) fn clip(s: &str) -> String {
 }
 
 /// Parses one message. Anything that parsing dropped is noticed by the length of what is left.
-pub(crate) fn parse<M: Message + Default>(at: &Path<'_>, bytes: &[u8]) -> Read<M> {
-    if bytes.len() > MAX_RESOURCE_LEN {
-        return Err(at.refuse(Reason::TooLarge {
-            max: MAX_RESOURCE_LEN,
-        }));
+pub(crate) fn parse<M: Message + Default>(at: &Path<'_>, bytes: &[u8], max: usize) -> Read<M> {
+    if bytes.len() > max {
+        return Err(at.refuse(Reason::TooLarge { max }));
     }
     let message = M::decode(bytes).map_err(|e| at.refuse(e))?;
     if message.encoded_len() != bytes.len() {
@@ -117,7 +120,7 @@ pub(crate) fn unpack<M: Name + Default>(at: &Path<'_>, any: &Any) -> Read<M> {
     if any.type_url != M::type_url() {
         return Err(at.refuse(Reason::WrongType(clip(&any.type_url))));
     }
-    parse(at, &any.value)
+    parse(at, &any.value, MAX_RESOURCE_LEN)
 }
 
 /// Refuses what is left of a message if it differs from its template.
@@ -338,9 +341,9 @@ mod tests {
             nanos: 0,
         }
         .encode_to_vec();
-        assert!(parse::<pb::Duration>(&Path::ROOT, &bytes).is_ok());
+        assert!(parse::<pb::Duration>(&Path::ROOT, &bytes, MAX_RESOURCE_LEN).is_ok());
         bytes.extend([0xf8, 0x07, 1]); // field 127
-        let refused = parse::<pb::Duration>(&Path::ROOT, &bytes).unwrap_err();
+        let refused = parse::<pb::Duration>(&Path::ROOT, &bytes, MAX_RESOURCE_LEN).unwrap_err();
         assert_eq!(refused.reason, Reason::UnknownFields);
     }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::address::Address;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-use meshfed_xds::{MAX_RESOURCE_LEN, Reason, TypeUrl, decode, encode};
+use meshfed_xds::{MAX_RESOURCE_LEN, MAX_ROUTES_LEN, Reason, TypeUrl, decode, encode};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use prost::Message as _;
@@ -124,6 +124,13 @@ fn a_resource_that_is_too_large_is_refused_before_it_is_parsed() {
             max: MAX_RESOURCE_LEN
         }
     );
+    let said = refused.sent_as("egress").to_string();
+    assert_eq!(said, r#"cluster "egress": larger than 4194304 bytes"#);
+    // A route table may be longer, and is no message of its type here.
+    let routes = |len| decode::routes(&vec![0; len]).unwrap_err().reason;
+    assert!(matches!(routes(MAX_RESOURCE_LEN + 1), Reason::Malformed(_)));
+    let max = MAX_ROUTES_LEN;
+    assert_eq!(routes(max + 1), Reason::TooLarge { max });
 }
 
 /// A watch is silent for hours, so nothing else shows that its other end has lost power.

@@ -448,29 +448,31 @@ fn authorities(name: &str, port: u16) -> Vec<String> {
 }
 
 fn routes(destination: &Destination) -> Vec<Route> {
-    let forward = |timeout| RouteAction::Forward {
+    let forward = |timeout, remove_headers| RouteAction::Forward {
         cluster: outbound_cluster(destination.port, &destination.host).to_string(),
         rewrite_authority: None,
         rewrite_path: None,
         timeout,
-        remove_headers: if destination.leaves_mesh {
-            CALLER_HEADERS.map(str::to_owned).to_vec()
-        } else {
-            Vec::new()
-        },
+        remove_headers,
+    };
+    let caller_headers = if destination.leaves_mesh {
+        CALLER_HEADERS.map(str::to_owned).to_vec()
+    } else {
+        Vec::new()
     };
     vec![
         Route {
             name: "connect".to_owned(),
             path: PathMatch::Connect,
             headers: Vec::new(),
-            action: forward(Duration::ZERO),
+            // Ends here; its headers go no further, and a table is long enough.
+            action: forward(Duration::ZERO, Vec::new()),
         },
         Route {
             name: "default".to_owned(),
             path: PathMatch::Prefix("/".to_owned()),
             headers: Vec::new(),
-            action: forward(REQUEST_TIMEOUT),
+            action: forward(REQUEST_TIMEOUT, caller_headers),
         },
     ]
 }

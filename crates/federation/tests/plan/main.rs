@@ -25,6 +25,7 @@ mod random;
 mod reach;
 mod removal;
 mod replicas;
+mod sizes;
 mod snapshots;
 mod staleness;
 mod statuses;

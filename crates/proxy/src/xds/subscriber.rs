@@ -184,7 +184,8 @@ impl Subscriber {
         let Some(content) = resource.resource else {
             return Err(Refused::Empty(resource.name));
         };
-        let (own, change) = self.read(kind, &content.value)?;
+        let read = self.read(kind, &content.value);
+        let (own, change) = read.map_err(|error| error.sent_as(&resource.name))?;
         if *own != *resource.name {
             let (sent, own) = (resource.name, own.to_string());
             return Err(Refused::Name { sent, own });
