@@ -20,7 +20,7 @@ pub(crate) enum Cut {
     ChainRemoved,
     /// Its cluster went away while it was being made.
     ClusterRemoved,
-    /// The allow policies or accepted ids no longer admit the client or the endpoint.
+    /// The allow policies or accepted ids no longer admit the client.
     NotAllowed,
     /// The certificate of the client or the endpoint does not satisfy the trust bundle any more.
     TrustRemoved,
@@ -31,7 +31,7 @@ pub(crate) enum Cut {
 pub(crate) enum Verdict {
     Keep,
     Cut(Cut),
-    /// What carried it is gone: it may go on for this long.
+    /// What carried it is gone, or leads elsewhere now: it may go on for this long.
     Drain(Duration),
 }
 

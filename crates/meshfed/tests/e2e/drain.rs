@@ -17,7 +17,7 @@ use crate::removal::{api, create, delete, fails};
 /// Unlike the default, to see that it counts.
 const DRAIN: Duration = Duration::from_secs(2);
 
-async fn merge<K>(api: &Api<K>, name: &str, patch: Value)
+pub async fn merge<K>(api: &Api<K>, name: &str, patch: Value)
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
@@ -34,13 +34,13 @@ async fn trust(red: &Mesh, pem: &str) {
 }
 
 /// How many connections these components of a mesh have ended for this reason.
-fn ended(mesh: &Mesh, components: &[&str], reason: &str) -> usize {
+pub fn ended(mesh: &Mesh, components: &[&str], reason: &str) -> usize {
     let logs = components.iter().map(|c| mesh.log_of(c));
     let count = |log: String| log.lines().filter(|l| l.ends_with(reason)).count();
     logs.map(count).sum()
 }
 
-async fn ends(tunnel: &mut Tunnel) {
+pub async fn ends(tunnel: &mut Tunnel) {
     eventually(PATIENCE, async || match tunnel.call().await {
         Ok(()) => Err("the tunnel still works"),
         Err(_) => Ok(()),
@@ -127,7 +127,7 @@ async fn a_withdrawn_export_ends_when_its_time_is_over_and_a_withdrawn_root_cuts
     federation.works().await;
 }
 
-async fn set_drain(mesh: &Mesh, peer: &str, period: &str) {
+pub async fn set_drain(mesh: &Mesh, peer: &str, period: &str) {
     let peers: Api<ServiceMeshPeer> = api(mesh);
     let patch = json!({"metadata": {"annotations": {"meshfed.io/drain-period": period}}});
     merge(&peers, peer, patch).await;

@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod blue;
 mod cli;
 mod contact;
 mod control_plane;
@@ -21,7 +22,9 @@ mod hostile;
 mod hostile_peer;
 mod lists;
 mod mesh;
+mod moves;
 mod names;
+mod neighbours;
 mod notice;
 mod program;
 mod readiness;

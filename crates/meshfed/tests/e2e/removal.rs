@@ -94,20 +94,20 @@ pub async fn fails(federation: &Federation) {
     .await;
 }
 
-async fn ready_reason(mesh: &Mesh, peer: &str) -> String {
+async fn ready_reason(mesh: &Mesh, peer: &str) -> Option<String> {
     let peers: Api<ServiceMeshPeer> = api(mesh);
-    let status = peers.get_status(peer).await.unwrap().status.unwrap();
+    let status = peers.get_status(peer).await.unwrap().status?;
     let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready");
-    ready.unwrap().reason.unwrap()
+    ready?.reason
 }
 
 pub async fn becomes(mesh: &Mesh, peer: &str, reason: &str) {
     eventually(PATIENCE, async || {
         let found = ready_reason(mesh, peer).await;
-        if found == reason {
+        if found.as_deref() == Some(reason) {
             Ok(())
         } else {
-            Err(format!("{peer} at {}: {found}", mesh.name))
+            Err(format!("{peer} at {}: {found:?}", mesh.name))
         }
     })
     .await;

@@ -211,10 +211,11 @@ fn verdict(
         // Plain, as the endpoint has no TLS.
         (Some(_), Some(_), None) => Verdict::Keep,
         (Some(_), Some(tls), Some(proof)) => {
-            if !accepts(&tls.server, proof) {
-                Verdict::Cut(Cut::NotAllowed)
-            } else if !holds(proof) {
+            if !holds(proof) {
                 Verdict::Cut(Cut::TrustRemoved)
+            } else if !accepts(&tls.server, proof) {
+                // Another gateway serves now; the trust in the one before is as it was.
+                Verdict::Drain(before.drain)
             } else {
                 Verdict::Keep
             }

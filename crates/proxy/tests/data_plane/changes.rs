@@ -318,7 +318,7 @@ async fn an_endpoints_withdrawn_root_cuts_the_connections_to_it() {
 }
 
 #[tokio::test]
-async fn an_endpoint_whose_identity_is_accepted_no_more_is_cut_and_another_one_is_not() {
+async fn an_endpoint_whose_identity_is_accepted_no_more_drains_and_another_one_does_not() {
     let (red, green) = (Mesh::new("red-mesh.local"), Mesh::new("green-mesh.local"));
     let first = Backend::tls_echo("1", red.identity("first"), &green).await;
     let second = Backend::tls_echo("2", red.identity("second"), &green).await;
@@ -327,6 +327,7 @@ async fn an_endpoint_whose_identity_is_accepted_no_more_is_cut_and_another_one_i
         let mut import = cluster("import", addresses);
         let ids = accounts.iter().map(|a| red.id(a)).collect();
         import.tls = Some(upstream_tls("red", ServerIds::OneOf(ids), Some(SNI)));
+        import.drain = Duration::from_secs(1);
         import
     };
     gateway.change(|c| {
@@ -338,21 +339,23 @@ async fn an_endpoint_whose_identity_is_accepted_no_more_is_cut_and_another_one_i
         add_listener(c, listener("in", vec![all]));
     });
     let mut greeting = [0; 3];
-    let mut cut = TcpStream::connect(gateway.address("in")).await.unwrap();
-    cut.read_exact(&mut greeting).await.unwrap();
+    let mut left = TcpStream::connect(gateway.address("in")).await.unwrap();
+    left.read_exact(&mut greeting).await.unwrap();
     // The peer has its gateway somewhere else, under another account.
     gateway.change(|c| add_cluster(c, import(&["first", "second"], &[second.address])));
     let mut kept = TcpStream::connect(gateway.address("in")).await.unwrap();
     kept.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&greeting, b"2: ");
-    cut.write_all(b"x").await.unwrap();
-    cut.read_exact(&mut greeting[..1]).await.unwrap();
+    let began = Instant::now();
     gateway.change(|c| add_cluster(c, import(&["second"], &[second.address])));
+    left.write_all(b"x").await.unwrap();
+    left.read_exact(&mut greeting[..1]).await.unwrap();
     let mut rest = Vec::new();
-    let end = tokio::time::timeout(PATIENCE, cut.read_to_end(&mut rest));
-    let _ = end.await.expect("cut");
+    let end = tokio::time::timeout(PATIENCE, left.read_to_end(&mut rest));
+    let _ = end.await.expect("its time is over");
+    assert!(began.elapsed() >= Duration::from_secs(1));
     let line = &gateway.exactly(1).await[0];
-    assert!(line.contains("end=no_longer_allowed"), "{line}");
+    assert!(line.contains("end=drained"), "{line}");
     kept.write_all(b"x").await.unwrap();
     kept.read_exact(&mut greeting[..1]).await.unwrap();
 }
