@@ -204,7 +204,7 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         let nodes = Nodes::new();
         tasks.spawn(registration::run(
             self.client.clone(),
-            nodes.subscribe(),
+            nodes.registrations(),
             outcomes.clone(),
         ));
         let proxies = Arc::new(Proxies::new(

@@ -107,6 +107,14 @@ pub(super) fn has(config: &ProxyConfig, kind: TypeUrl, name: &str) -> bool {
     of_kind!(kind, has(config; name))
 }
 
+/// How many resources of a kind there are.
+pub(super) fn count(config: &ProxyConfig, kind: TypeUrl) -> usize {
+    fn len<T>(parts: &Parts<T>) -> usize {
+        parts.len()
+    }
+    of_kind!(kind, len(config;))
+}
+
 /// The names of all resources of a kind.
 pub(super) fn names(config: &ProxyConfig, kind: TypeUrl) -> Vec<Arc<str>> {
     fn names<T>(parts: &Parts<T>) -> Vec<Arc<str>> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use meshfed_pki::SpiffeId;
 use meshfed_xds::proto::{Node, Value, value};
@@ -16,6 +17,8 @@ const MAX_NODE_LEN: usize = 64 * 1024;
 const MAX_ID_LEN: usize = 1024;
 /// Labels and addresses of a node, at most.
 const MAX_ENTRIES: usize = 128;
+/// A proxy whose stream was ended from here has this long to come back.
+const COMING_BACK: Duration = Duration::from_secs(30);
 /// Structs and lists in metadata nest at most this deep.
 const MAX_DEPTH: usize = 16;
 
@@ -245,6 +248,8 @@ pub type NodeSet = Arc<BTreeMap<ConnectionId, Arc<AuthenticatedNode>>>;
 #[derive(Debug, Clone)]
 pub struct Nodes {
     connected: Arc<watch::Sender<NodeSet>>,
+    /// Those, and the ones that may come back.
+    registered: Arc<watch::Sender<NodeSet>>,
     next: Arc<AtomicU64>,
 }
 
@@ -258,6 +263,7 @@ impl Nodes {
     pub fn new() -> Self {
         Self {
             connected: Arc::new(watch::Sender::new(NodeSet::default())),
+            registered: Arc::new(watch::Sender::new(NodeSet::default())),
             next: Arc::new(AtomicU64::new(1)),
         }
     }
@@ -265,6 +271,12 @@ impl Nodes {
     /// The set as it changes: proxies that connect, change their Node, or are gone.
     pub fn subscribe(&self) -> watch::Receiver<NodeSet> {
         self.connected.subscribe()
+    }
+
+    /// Those of [`subscribe`](Self::subscribe), and for a while those whose stream was ended from
+    /// here: that is no sign that the workload is gone.
+    pub fn registrations(&self) -> watch::Receiver<NodeSet> {
+        self.registered.subscribe()
     }
 
     pub(crate) fn next_id(&self) -> ConnectionId {
@@ -276,9 +288,20 @@ impl Nodes {
         let guard = ConnectedGuard {
             nodes: self.clone(),
             connection: node.connection,
+            comes_back: false,
         };
         guard.update(node);
         guard
+    }
+
+    fn unregister(&self, connection: ConnectionId) {
+        self.registered.send_if_modified(|set| {
+            let is_there = set.contains_key(&connection);
+            if is_there {
+                Arc::make_mut(set).remove(&connection);
+            }
+            is_there
+        });
     }
 }
 
@@ -287,13 +310,29 @@ impl Nodes {
 pub(super) struct ConnectedGuard {
     nodes: Nodes,
     connection: ConnectionId,
+    comes_back: bool,
 }
 
 impl ConnectedGuard {
+    /// The stream was ended from here: the node stays registered for [`COMING_BACK`].
+    pub(super) fn expect_back(&mut self) {
+        self.comes_back = true;
+    }
+
     /// Replaces what the node says about itself.
     pub(super) fn update(&self, node: Arc<AuthenticatedNode>) {
         self.nodes.connected.send_modify(|set| {
-            Arc::make_mut(set).insert(self.connection, node);
+            Arc::make_mut(set).insert(self.connection, node.clone());
+        });
+        let connected = self.nodes.connected.borrow().clone();
+        self.nodes.registered.send_modify(|set| {
+            let set = Arc::make_mut(set);
+            // It is back.
+            set.retain(|connection, other| {
+                let same = other.id == node.id && other.identity == node.identity;
+                !same || connected.contains_key(connection)
+            });
+            set.insert(self.connection, node);
         });
     }
 }
@@ -303,6 +342,15 @@ impl Drop for ConnectedGuard {
         self.nodes.connected.send_modify(|set| {
             Arc::make_mut(set).remove(&self.connection);
         });
+        if self.comes_back {
+            let (nodes, connection) = (self.nodes.clone(), self.connection);
+            tokio::spawn(async move {
+                tokio::time::sleep(COMING_BACK).await;
+                nodes.unregister(connection);
+            });
+        } else {
+            self.nodes.unregister(self.connection);
+        }
     }
 }
 
@@ -353,6 +401,22 @@ pub(super) mod tests {
             "127.0.0.1:1".parse().unwrap(),
             node,
         )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_that_was_sent_away_and_does_not_come_back_is_forgotten() {
+        let nodes = Nodes::new();
+        let node = read(&mk_node("sidecar~ratings-1", serde_json::json!({}))).unwrap();
+        let mut guard = nodes.connect(Arc::new(node));
+        guard.expect_back();
+        drop(guard);
+        assert!(nodes.subscribe().borrow().is_empty());
+        let mut registrations = nodes.registrations();
+        assert_eq!(registrations.borrow_and_update().len(), 1);
+        let sent_away = tokio::time::Instant::now();
+        registrations.changed().await.unwrap();
+        assert!(registrations.borrow().is_empty());
+        assert_eq!(sent_away.elapsed(), COMING_BACK);
     }
 
     #[test]

@@ -25,8 +25,9 @@ use super::source::ConfigSource;
 use super::stream::{self, Caller, Delta, Protocol, Shared, StateOfTheWorld};
 use crate::grpc::Peer;
 
-/// The longest request, in bytes.
-pub const MAX_REQUEST: usize = 4 * 1024 * 1024;
+/// The longest request, in bytes. A proxy that comes back says each name that it knows and its version, some
+/// 130 bytes each: this is room for more than 200,000.
+pub const MAX_REQUEST: usize = 32 * 1024 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModeLabel {

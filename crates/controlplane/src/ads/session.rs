@@ -19,10 +19,14 @@ use std::sync::Arc;
 use meshfed_proxy_config::ProxyConfig;
 use meshfed_xds::{MAX_NAME_LEN, TypeUrl};
 
-use super::encoder::{Encoded, Encoder, Version, has, names, names_of_difference};
+use super::encoder::{Encoded, Encoder, Version, count, has, names, names_of_difference};
 
-/// Names of one kind that a client may subscribe to, at most.
+/// Names of one kind that a client may subscribe to beyond those that it was sent or that its
+/// configuration has, which is bounded where it is made.
 pub(super) const MAX_NAMES: usize = 16 * 1024;
+/// Names of one kind that a client may say it has, and those that it may ask for, when we do not know
+/// them: after a restart of the control plane, all of a proxy's are such.
+pub(super) const MAX_UNKNOWN: usize = 256 * 1024;
 /// About as many bytes of resources are put into one delta response; what is left follows when it
 /// was answered. So neither end holds more of a large configuration than this on its way.
 const RESPONSE_BYTES: usize = 256 * 1024;
@@ -52,8 +56,10 @@ pub(super) enum Mode {
 /// A client that asks for more than it can need.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum LimitError {
-    #[error("more than {MAX_NAMES} names of one kind")]
+    #[error("more than {MAX_NAMES} names of one kind that do not exist")]
     TooManyNames,
+    #[error("more than {MAX_UNKNOWN} resources of one kind that are not ours")]
+    TooManyUnknown,
     #[error("a resource name longer than {MAX_NAME_LEN} bytes")]
     NameTooLong,
 }
@@ -222,6 +228,13 @@ impl Session {
                 .chain(&unsubscribe)
                 .chain(initial_versions.keys()),
         )?;
+        let room = self.room(kind);
+        let is_ours = |name: &str| self.config.as_ref().is_some_and(|c| has(c, kind, name));
+        let unknown = initial_versions.keys().filter(|name| !is_ours(name));
+        if unknown.count() > MAX_UNKNOWN {
+            return Err(LimitError::TooManyUnknown);
+        }
+        let grows = !subscribe.is_empty();
         let first = !self.kinds.contains_key(&kind);
         let subscription = self.kinds.entry(kind).or_default();
         if first {
@@ -269,7 +282,7 @@ impl Session {
         if first {
             subscription.forget_unwanted();
         }
-        if subscription.names.len() > MAX_NAMES {
+        if grows && !subscription.has_room(room) {
             return Err(LimitError::TooManyNames);
         }
         Ok(subscription.answer(kind, reply))
@@ -283,6 +296,7 @@ impl Session {
         reply: Reply,
     ) -> Result<Option<Answer>, LimitError> {
         check_names(names.iter())?;
+        let room = self.room(kind);
         let first = !self.kinds.contains_key(&kind);
         let subscription = self.kinds.entry(kind).or_default();
         if !first && reply.nonce != subscription.last_nonce {
@@ -298,14 +312,22 @@ impl Session {
             subscription.wildcard = true;
             subscription.owed = true;
         }
-        if !names.is_subset(&subscription.names) {
-            subscription.owed = true;
-        }
+        let grows = !names.is_subset(&subscription.names);
+        subscription.owed |= grows;
         subscription.unseen |= first || names != subscription.names;
         subscription.names = names;
         subscription.names.remove(WILDCARD);
         subscription.forget_unwanted();
+        if grows && !subscription.has_room(room) {
+            return Err(LimitError::TooManyNames);
+        }
         Ok(subscription.answer(kind, reply))
+    }
+
+    /// How many names of a kind that the client has nothing of it may subscribe to.
+    fn room(&self, kind: TypeUrl) -> usize {
+        let known = self.config.as_ref().map(|config| count(config, kind));
+        known.map_or(MAX_UNKNOWN, |known| known + MAX_NAMES)
     }
 
     /// The next response, if anything can be said now. It counts as sent.
@@ -538,6 +560,12 @@ impl Subscription {
         (changed, absent)
     }
 
+    /// Judged when names are added only: what the configuration has may become less before the
+    /// client hears of it.
+    fn has_room(&self, room: usize) -> bool {
+        self.names.len() <= room + self.sent.resources.len()
+    }
+
     fn forget(&mut self, name: &str) {
         self.sent.remove(name);
         self.gone.remove(name);
@@ -579,16 +607,9 @@ fn is_wildcard_by_default(kind: TypeUrl) -> bool {
     matches!(kind, TypeUrl::Cluster | TypeUrl::Listener)
 }
 
-fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), LimitError> {
-    let mut count = 0;
-    for name in names {
-        count += 1;
-        if name.len() > MAX_NAME_LEN {
-            return Err(LimitError::NameTooLong);
-        }
-    }
-    if count > 2 * MAX_NAMES {
-        return Err(LimitError::TooManyNames);
+fn check_names<'a>(mut names: impl Iterator<Item = &'a String>) -> Result<(), LimitError> {
+    if names.any(|name| name.len() > MAX_NAME_LEN) {
+        return Err(LimitError::NameTooLong);
     }
     Ok(())
 }

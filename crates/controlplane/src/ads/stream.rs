@@ -14,7 +14,7 @@ use meshfed_xds::proto::{
     Resource,
 };
 use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::encoder::Encoder;
@@ -177,6 +177,13 @@ pub(super) async fn serve<P: Protocol>(
             shared.metrics.connected(P::MODE);
             info!(node = %stream.node.id, id = %stream.node.identity, "a proxy connected");
             let ended = stream.run(&mut requests, &out).await;
+            // Its own fault is no reason to wait for it.
+            let may_return = |status: &Status| {
+                matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+            };
+            if ended.as_ref().is_err_and(may_return) {
+                stream.connected.expect_back();
+            }
             shared.metrics.disconnected(P::MODE);
             info!(
                 node = %stream.node.id,
@@ -203,7 +210,7 @@ fn going_down() -> Status {
     Status::unavailable("the control plane is shutting down")
 }
 
-struct Stream<'a, P> {
+struct Stream<'a, P: Protocol> {
     shared: &'a Shared,
     node: Arc<AuthenticatedNode>,
     said: Node,
@@ -212,6 +219,8 @@ struct Stream<'a, P> {
     /// The configuration that the session works towards.
     config: Option<Arc<ProxyConfig>>,
     session: Session,
+    /// The request that opened the stream, until it is taken.
+    first: Option<P::Request>,
     /// The session may have something to say.
     due: bool,
     /// The last configuration that was reported as synced.
@@ -252,12 +261,12 @@ impl<'a, P: Protocol> Stream<'a, P> {
             configs,
             config: None,
             session: Session::new(P::MODE, shared.encoder.clone()),
+            first: Some(request),
             due: false,
             synced: None,
             protocol: PhantomData,
         };
         stream.adopt();
-        stream.request(request)?;
         Ok(Some(stream))
     }
 
@@ -266,6 +275,9 @@ impl<'a, P: Protocol> Stream<'a, P> {
         requests: &mut Streaming<P::Request>,
         out: &Out<P>,
     ) -> Result<(), Status> {
+        if let Some(first) = self.first.take() {
+            self.request(first)?;
+        }
         loop {
             tokio::select! {
                 biased;

@@ -126,6 +126,7 @@ struct Plane {
     address: SocketAddr,
     source: Arc<FakeSource>,
     nodes: watch::Receiver<NodeSet>,
+    registrations: watch::Receiver<NodeSet>,
     deleted: Arc<Mutex<Vec<ServiceAccountRef>>>,
     metrics: GrpcMetrics,
     drain: Drain,
@@ -154,7 +155,7 @@ impl Plane {
         let (drain, watch) = Drain::new();
         let source = Arc::new(FakeSource::default());
         let nodes = Nodes::new();
-        let seen = nodes.subscribe();
+        let (seen, registrations) = (nodes.subscribe(), nodes.registrations());
         let ads = AdsService::new(source.clone(), nodes, AdsMetrics::default(), watch.clone());
         let services = Routes::new(IstioCertificateServiceServer::new(
             Arc::new(authority),
@@ -177,6 +178,7 @@ impl Plane {
             address,
             source,
             nodes: seen,
+            registrations,
             deleted,
             metrics,
             drain,
@@ -657,6 +659,35 @@ async fn a_connected_proxy_is_seen_with_its_readiness_until_it_is_gone() {
         .await;
     drop(ads);
     plane.node_set(|set| set.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_ended_from_here_does_not_end_the_registration() {
+    let mut plane = Plane::start().await;
+    plane.source.set("ratings", Some(mk_config(&[])));
+    let too_long = "x".repeat(meshfed_xds::MAX_NAME_LEN + 1);
+    let mut last = None;
+    for _ in 0..2 {
+        let mut ads = plane.ads(plane.identity(RATINGS)).await;
+        ads.subscribe(Some(mk_node(&[])), TypeUrl::Endpoints, &[&too_long])
+            .await;
+        let ended = ads.receive().await.unwrap_err();
+        assert_eq!(ended.code(), Code::ResourceExhausted);
+        plane.node_set(|set| set.is_empty()).await;
+        let registered = plane.registrations.borrow_and_update().clone();
+        let connections: Vec<_> = registered.keys().copied().collect();
+        assert_eq!(connections.len(), 1, "one registration for one proxy");
+        assert_ne!(last, Some(connections[0]));
+        last = Some(connections[0]);
+    }
+    // It is back, and then goes by itself.
+    let ads = plane.ads(plane.identity(RATINGS)).await;
+    ads.subscribe(Some(mk_node(&[])), TypeUrl::Cluster, &[])
+        .await;
+    plane.node_set(|set| !set.is_empty()).await;
+    drop(ads);
+    let gone = plane.registrations.wait_for(|set| set.is_empty());
+    tokio::time::timeout(PATIENCE, gone).await.unwrap().unwrap();
 }
 
 #[tokio::test]

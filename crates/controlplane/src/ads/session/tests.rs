@@ -467,6 +467,108 @@ fn a_client_cannot_grow_our_memory() {
     let names = (0..3 * MAX_NAMES).map(|n| n.to_string()).collect();
     let asked = session.state_of_the_world(TypeUrl::Routes, names, Reply::default());
     assert_eq!(asked, Err(LimitError::TooManyNames));
+    let come_back = |session: &mut Session, versions| {
+        let request = DeltaSubscription {
+            initial_versions: (0..versions)
+                .map(|n| (n.to_string(), String::new()))
+                .collect(),
+            ..DeltaSubscription::default()
+        };
+        session.delta(TypeUrl::Cluster, request, Reply::default())
+    };
+    let mut session = mk_session(Mode::Delta, &[]);
+    let back = come_back(&mut session, MAX_UNKNOWN + 1);
+    assert_eq!(back, Err(LimitError::TooManyUnknown));
+}
+
+/// A configuration with so many clusters and their endpoints.
+fn mk_many(count: usize) -> Arc<ProxyConfig> {
+    let mut config = ProxyConfig::default();
+    for n in 0..count {
+        let name: Arc<str> = n.to_string().into();
+        let cluster = Arc::new(mk_cluster(&name, 1));
+        config.clusters.insert(name.clone(), cluster);
+        let endpoints = Endpoints {
+            name: name.clone(),
+            localities: Vec::new(),
+        };
+        config.endpoints.insert(name, Arc::new(endpoints));
+    }
+    Arc::new(config)
+}
+
+#[test]
+fn names_that_exist_may_be_as_many_as_there_are_also_in_the_moment_in_which_they_go() {
+    for mode in [Mode::Delta, Mode::StateOfTheWorld] {
+        let mut session = Session::new(mode, Arc::default());
+        session.set_config(mk_many(17_000));
+        let names = |to: usize| (0..to).map(|n| n.to_string()).collect::<Vec<_>>();
+        let ask = |session: &mut Session, subscribe: Vec<String>, reply: Reply| match mode {
+            Mode::Delta => {
+                let request = DeltaSubscription {
+                    subscribe,
+                    ..DeltaSubscription::default()
+                };
+                session.delta(TypeUrl::Endpoints, request, reply)
+            }
+            Mode::StateOfTheWorld => {
+                session.state_of_the_world(TypeUrl::Endpoints, subscribe, reply)
+            }
+        };
+        assert_eq!(ask(&mut session, names(17_000), Reply::default()), Ok(None));
+        let sent = session.next().unwrap();
+        session.set_config(mk_many(0));
+        let reply = Reply {
+            nonce: sent.nonce,
+            error: None,
+        };
+        let more = match mode {
+            Mode::Delta => vec!["more".to_owned()],
+            Mode::StateOfTheWorld => names(17_001),
+        };
+        let answer = ask(&mut session, more, reply).unwrap();
+        assert_eq!(answer.unwrap().refused, None);
+    }
+}
+
+#[test]
+fn a_proxy_with_forty_thousand_clusters_comes_back_to_a_control_plane_that_has_restarted() {
+    const MANY: usize = 40_000;
+    let before = mk_many(MANY);
+    let versions = [TypeUrl::Cluster, TypeUrl::Endpoints].map(|kind| {
+        let names = names(&before, kind).into_iter();
+        let versions =
+            names.map(|name| (name.to_string(), version(&before, kind, &name).to_string()));
+        (kind, versions.collect::<HashMap<_, _>>())
+    });
+    // What was there is still there, is gone meanwhile, or is not known yet.
+    for now in [Some(before.clone()), Some(mk_many(0)), None] {
+        let mut session = Session::new(Mode::Delta, Arc::default());
+        if let Some(now) = &now {
+            session.set_config(now.clone());
+        }
+        for (kind, initial_versions) in versions.clone() {
+            let request = DeltaSubscription {
+                subscribe: match kind {
+                    TypeUrl::Cluster => Vec::new(),
+                    _ => initial_versions.keys().cloned().collect(),
+                },
+                initial_versions,
+                ..DeltaSubscription::default()
+            };
+            let came = session.delta(kind, request, Reply::default());
+            assert_eq!(came, Ok(None));
+        }
+        let now = now.unwrap_or_else(|| before.clone());
+        session.set_config(now.clone());
+        let mut removed = 0;
+        while let Some(response) = session.next() {
+            assert_eq!(names_of(&response), Vec::<&str>::new());
+            removed += response.removed.len();
+            ack(&mut session, &response);
+        }
+        assert_eq!(removed, 2 * (MANY - count(&now, TypeUrl::Cluster)));
+    }
 }
 
 fn ask(session: &mut Session, kind: TypeUrl, names: &[&str], nonce: &str) -> Option<Answer> {
