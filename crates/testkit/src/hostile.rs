@@ -193,6 +193,17 @@ pub fn deeds(services: usize) -> Vec<(&'static str, Deed, &'static str)> {
     let beside_x = |other: String| Deed::Lists(list(&[service("x"), other]));
     let raw = |bytes: &[u8]| Deed::Lists(bytes.to_vec());
     let many: Vec<String> = (0..=services).map(|i| service(&format!("s{i}"))).collect();
+    // Few services, and more ports than four for each that there may be.
+    let wide = |i| {
+        let ports = (1..=128)
+            .map(|port| format!(r#"{{"name":"p{port}","port":{port},"protocol":"HTTP"}}"#));
+        let ports: Vec<String> = ports.collect();
+        format!(
+            r#"{{"name":"s{i}","namespace":"a","hostname":"s{i}.a.svc.here-exports.local","servicePorts":[{}]}}"#,
+            ports.join(",")
+        )
+    };
+    let wide: Vec<String> = (0..=services / 32).map(wide).collect();
     let x = service("x");
     let update = format!("{{\"action\":\"update\",\"service\":{x},\"checksum\":0}}\r\n");
     vec![
@@ -215,6 +226,7 @@ pub fn deeds(services: usize) -> Vec<(&'static str, Deed, &'static str)> {
             "UnreadableList",
         ),
         ("many", Deed::Lists(list(&many)), "ListTooLarge"),
+        ("many-ports", Deed::Lists(list(&wide)), "ListTooLarge"),
         (
             "long",
             Deed::ListsForEver(b"{\"services\":["),

@@ -33,6 +33,18 @@ pub struct Limits {
     pub text_bytes: usize,
 }
 
+/// A list may have so many ports for each service that it may have. Every proxy of ours gets something
+/// for each imported port, so their number counts as that of the services does.
+const PORTS_FOR_A_SERVICE: usize = 4;
+
+impl Limits {
+    /// Ports of all services of a list together; one service may always have all of its own.
+    pub fn list_ports(&self) -> usize {
+        let all = self.services.saturating_mul(PORTS_FOR_A_SERVICE);
+        all.max(self.ports)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -29,6 +29,8 @@ pub enum RemoteFault {
     TwoSuffixes(String, String),
     #[error("the peer announces more than {limit} services")]
     TooMany { limit: usize },
+    #[error("the services that the peer announces have more than {limit} ports")]
+    TooManyPorts { limit: usize },
     #[error("what the peer announces takes more than {limit} bytes")]
     TooLarge { limit: usize },
 }
@@ -203,6 +205,8 @@ pub struct RemoteServices {
     services: OrdMap<ServiceKey, Arc<RemoteService>>,
     hash: ListHash,
     health_hash: u64,
+    /// Of all services.
+    ports: usize,
     size: usize,
 }
 
@@ -253,11 +257,17 @@ impl RemoteServices {
             let limit = limits.services;
             return Err(RemoteFault::TooMany { limit });
         }
+        let ports = self.ports + service.ports.len() - old.map_or(0, |old| old.ports.len());
+        let limit = limits.list_ports();
+        if ports > limit {
+            return Err(RemoteFault::TooManyPorts { limit });
+        }
         let size = self.size + service.size - old.map_or(0, |old| old.size);
         if size > limits.list_bytes {
             let limit = limits.list_bytes;
             return Err(RemoteFault::TooLarge { limit });
         }
+        self.ports = ports;
         self.size = size;
         self.hash
             .toggle(old.map_or(0, |old| old.hash) ^ service.hash);
@@ -309,6 +319,7 @@ impl RemoteServices {
         if let Some(removed) = &removed {
             self.hash.toggle(removed.hash);
             self.health_hash ^= removed.health_hash();
+            self.ports -= removed.ports.len();
             self.size -= removed.size;
         }
         removed.is_some()

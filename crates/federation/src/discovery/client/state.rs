@@ -90,7 +90,9 @@ impl RemoteError {
             Self::Unreadable(DecodeError::ListTooLong { .. })
             | Self::Refused(RemoteFault::TooLarge { .. }) => FaultKind::TooManyBytes,
             Self::Unreadable(DecodeError::TooManyServices { .. })
-            | Self::Refused(RemoteFault::TooMany { .. }) => FaultKind::TooManyServices,
+            | Self::Refused(RemoteFault::TooMany { .. } | RemoteFault::TooManyPorts { .. }) => {
+                FaultKind::TooManyServices
+            }
             Self::Unreadable(_) => FaultKind::Unreadable,
             Self::Refused(_) => FaultKind::Refused,
             Self::SuddenlyEmpty => FaultKind::SuddenlyEmpty,

@@ -176,6 +176,36 @@ fn a_list_that_grows_by_events_is_limited_too() {
     assert_eq!(services.put(entry("z"), &limits), Ok(true));
 }
 
+#[test]
+fn the_ports_of_a_list_are_limited_in_total_by_events_too() {
+    let limits = Limits {
+        services: 2,
+        ports: 7,
+        ..Limits::default()
+    };
+    assert_eq!(limits.list_ports(), 8);
+    let entry = |name: &str, ports: usize| {
+        let mut wire = wire("a", name, "green-exports");
+        wire.ports = vec![wire.ports[0].clone(); ports];
+        RemoteService::check(wire).unwrap()
+    };
+    let mut services = RemoteServices::default();
+    assert_eq!(services.put(entry("x", 7), &limits), Ok(true));
+    let full = Err(RemoteFault::TooManyPorts { limit: 8 });
+    assert_eq!(services.put(entry("y", 2), &limits), full);
+    assert_eq!(services.put(entry("y", 1), &limits), Ok(true));
+    assert_eq!(services.put(entry("y", 2), &limits), full);
+    assert_eq!(services.put(entry("x", 6), &limits), Ok(true));
+    assert_eq!(services.put(entry("y", 2), &limits), Ok(true));
+    assert!(services.remove("a", "x"));
+    assert_eq!(services.put(entry("z", 6), &limits), Ok(true));
+    let few = Limits {
+        services: 1,
+        ..Limits::default()
+    };
+    assert_eq!(few.list_ports(), few.ports, "one service may have them all");
+}
+
 fn any_wire() -> impl Strategy<Value = Service> {
     let port = ("[a-z]{0,9}", 1..65536i64, "(|TCP|HTTP|UnsupportedProtocol)");
     let port = port.prop_map(|(name, port, protocol)| ServicePort {
