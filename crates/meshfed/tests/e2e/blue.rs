@@ -2,7 +2,7 @@
 
 use meshfed_testkit::LoopbackNet;
 
-use crate::federation::{Federation, Mesh, Process, manifest};
+use crate::federation::{App, Federation, Mesh, Process, manifest};
 
 /// Starts blue-mesh with these files, and gives the neighbour, which is its peer, these.
 async fn start(
@@ -43,5 +43,32 @@ pub async fn calls_red(federation: &Federation) -> (Mesh, Process) {
     let reds_files = ["40-peer-blue-mesh", "41-export-to-blue-mesh"];
     let blue = start(federation, &files, &federation.red, &reds_files).await;
     let sidecar = blue.sidecar("client", "bookinfo", "client", None).await;
+    (blue, sidecar)
+}
+
+/// Shares ratings of its own with green-mesh.
+const EXPORT: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: ratings, namespace: bookinfo}
+spec:
+  selector: {app: ratings}
+  ports: [{name: http, port: 9080}]
+---
+apiVersion: federation.maistra.io/v1
+kind: ExportedServiceSet
+metadata: {name: green-mesh, namespace: blue-mesh-system}
+spec: {exportRules: [{type: NameSelector, nameSelector: {namespace: bookinfo, name: ratings}}]}
+";
+
+/// A second peer of green-mesh, which exports a service to it that this application answers for.
+pub async fn serves_green(federation: &Federation, app: &App) -> (Mesh, Process) {
+    let files = ["20-client", "40-peer-green-mesh"];
+    let greens_files = ["40-peer-blue-mesh"];
+    let blue = start(federation, &files, &federation.green, &greens_files).await;
+    blue.apply(EXPORT).await;
+    let sidecar = blue
+        .sidecar("ratings", "bookinfo", "client", Some(app))
+        .await;
     (blue, sidecar)
 }

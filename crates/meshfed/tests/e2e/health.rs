@@ -17,7 +17,7 @@ use crate::removal::api;
 
 /// Well below the 60 s after which a mesh would ask for the whole list; it takes some 50 ms.
 const TOLD: Duration = Duration::from_secs(10);
-const LOCAL: &str = "ratings.bookinfo.svc.cluster.local:9080";
+pub const LOCAL: &str = "ratings.bookinfo.svc.cluster.local:9080";
 
 /// Connections that red-mesh's ingress gateway was given for services.
 async fn at_ingress(red: &Mesh) -> u64 {

@@ -31,5 +31,6 @@ mod readiness;
 mod removal;
 mod replicas;
 mod restart;
+mod shared_name;
 mod tools;
 mod walk;
