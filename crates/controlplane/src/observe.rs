@@ -67,7 +67,7 @@ where
     let mut events = watcher(api, watcher::Config::default())
         .default_backoff()
         .boxed();
-    let mut listing: Shared<ObjectKey, K> = Shared::new();
+    let mut listing = Vec::new();
     // A later list, after a watch that broke, is a change like any other.
     let mut first = true;
     while let Some(event) = events.next().await {
@@ -77,11 +77,11 @@ where
                 continue;
             }
             Ok(watcher::Event::InitApply(object)) => {
-                listing.insert(key_of(&object), Arc::new(object));
+                listing.push((key_of(&object), Arc::new(object)));
                 continue;
             }
             Ok(watcher::Event::InitDone) => {
-                let whole = std::mem::take(&mut listing);
+                let whole = std::mem::take(&mut listing).into_iter().collect();
                 let change: Change = Box::new(move |r| *field(r) = whole);
                 if std::mem::take(&mut first) {
                     Observation::Listed(change)

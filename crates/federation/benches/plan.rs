@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpu_time::ThreadTime;
+use cpu_time::ProcessTime;
 use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::message::{self, Limits, ServiceList, ServicePort, decode_list};
 use meshfed_federation::discovery::remote::{RemoteService, RemoteServices};
@@ -20,10 +20,13 @@ use meshfed_federation::world::{
 };
 use serde_json::{Value, json};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PEERS: usize = 10;
 const SERVICES: usize = 10_000;
 const RULES: usize = 20;
-/// Of plans from nothing.
+/// Of plans from nothing, unless `MESHFED_BENCH_PLAN_ROUNDS` says otherwise.
 const ROUNDS: usize = 50;
 /// Of changes.
 const CHANGES: usize = 1000;
@@ -219,7 +222,7 @@ struct Times {
 
 impl Times {
     fn of<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let (started, on_cpu) = (Instant::now(), ThreadTime::now());
+        let (started, on_cpu) = (Instant::now(), ProcessTime::now());
         let done = work();
         self.cpu.push(on_cpu.elapsed());
         self.wall.push(started.elapsed());
@@ -244,7 +247,9 @@ impl Times {
 /// that has times of its own.
 fn from_nothing(what: &str, world: &World) {
     let (mut made, mut dropped) = (Times::default(), Times::default());
-    for _ in 0..ROUNDS {
+    let rounds = std::env::var("MESHFED_BENCH_PLAN_ROUNDS");
+    let rounds = rounds.map_or(ROUNDS, |rounds| rounds.parse().unwrap());
+    for _ in 0..rounds {
         let mut planner = Planner::new();
         let plan = made.of(|| planner.plan(black_box(world)));
         dropped.of(|| drop((planner, plan)));

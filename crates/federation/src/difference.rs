@@ -11,8 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use imbl::OrdMap;
-use imbl::ordmap::DiffItem;
+use meshfed_ordmap::OrdMap;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::terms::roots_of_peer;
@@ -152,14 +151,9 @@ fn compare<K: Ord + Clone, V: PartialEq, T: Ord + Clone>(
     for peer in peers {
         let old = before.get(peer).unwrap_or(&none);
         let new = after.get(peer).unwrap_or(&none);
-        for item in old.diff(new) {
-            let (old, new) = match item {
-                DiffItem::Add(key, new) => (None, entry(peer, key, new)),
-                DiffItem::Remove(key, old) => (entry(peer, key, old), None),
-                DiffItem::Update { old, new } => {
-                    (entry(peer, old.0, old.1), entry(peer, new.0, new.1))
-                }
-            };
+        for (key, old, new) in old.changes(new) {
+            let old = old.and_then(|old| entry(peer, key, old));
+            let new = new.and_then(|new| entry(peer, key, new));
             went.extend(beyond(old.clone(), new.as_ref()));
             came.extend(beyond(new, old.as_ref()));
         }

@@ -19,6 +19,7 @@ mod imports;
 pub mod ingress;
 pub mod local;
 mod membership;
+mod parallel;
 mod peers;
 mod planner;
 pub mod proxy;
@@ -33,7 +34,6 @@ mod workloads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use meshfed_api::control_plane::ServiceMeshControlPlaneStatus;
@@ -41,6 +41,7 @@ use meshfed_api::exported::ExportedServiceSetStatus;
 use meshfed_api::imported::ImportedServiceSetStatus;
 use meshfed_api::member::{ServiceMeshMemberRollStatus, ServiceMeshMemberStatus};
 use meshfed_api::peer::ServiceMeshPeerStatus;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::ProxyConfig;
 

@@ -192,20 +192,22 @@ fn settle(world: &mut World) -> Plan {
     let is_left = |key: &ObjectKey, service: &Service| {
         key.namespace != system || !is_ours(service) || stays(&key.name)
     };
-    *services = std::mem::take(services)
-        .into_iter()
-        .filter(|(key, service)| is_left(key, service))
-        .collect();
+    let going = services
+        .iter()
+        .filter(|(key, service)| !is_left(key, service));
+    let going: Vec<ObjectKey> = going.map(|(key, _)| key.clone()).collect();
+    for key in going {
+        services.remove(&key);
+    }
     for (name, gateway) in wanted.gateways.iter().filter(|(_, gateway)| !gateway.going) {
-        services
-            .entry(ObjectKey::new(system.clone(), name.clone()))
-            .or_insert_with(|| {
-                let mut service = gateway.service.clone();
-                if let Some(spec) = &mut service.spec {
-                    spec.cluster_ip = Some(PLACEHOLDER.to_string());
-                }
-                Arc::new(service)
-            });
+        let key = ObjectKey::new(system.clone(), name.clone());
+        if !services.contains_key(&key) {
+            let mut service = gateway.service.clone();
+            if let Some(spec) = &mut service.spec {
+                spec.cluster_ip = Some(PLACEHOLDER.to_string());
+            }
+            services.insert(key, Arc::new(service));
+        }
         let state = GatewayState {
             ready: true,
             refused: None,

@@ -6,7 +6,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -14,6 +13,7 @@ use meshfed_api::{
     ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshMember,
     ServiceMeshMemberRoll, ServiceMeshPeer,
 };
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::TrustDomain;
 
 use crate::discovery::client::RemoteState;
@@ -61,7 +61,7 @@ pub fn in_namespace<'m, V>(
     all: &'m Shared<ObjectKey, V>,
     namespace: &'m str,
 ) -> impl Iterator<Item = (&'m ObjectKey, &'m Arc<V>)> {
-    all.range(ObjectKey::new(namespace, "")..)
+    all.range_from(&ObjectKey::new(namespace, ""))
         .take_while(move |(key, _)| key.namespace == namespace)
 }
 

@@ -11,7 +11,7 @@
 //!
 //! Every part sits behind an [`Arc`] under its name, in maps that share what did not change with the
 //! maps that they were made from. So a copy costs a few pointers, and the difference of two versions
-//! ([`OrdMap::diff`]) costs about as much as changed.
+//! ([`OrdMap::changes`]) costs about as much as changed.
 
 mod cluster;
 mod http;
@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdMap;
+use meshfed_ordmap::OrdMap;
 
 pub use cluster::{
     Cluster, Discovery, Endpoint, Endpoints, Locality, LocalityEndpoints, MAX_WEIGHT,

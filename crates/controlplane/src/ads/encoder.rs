@@ -9,7 +9,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use imbl::ordmap::DiffItem;
 use meshfed_proxy_config::{Discovery, Listener, Parts, ProxyConfig, RouteTable, TrustBundle};
 use meshfed_xds::proto::Any;
 use meshfed_xds::{TypeUrl, encode};
@@ -131,14 +130,8 @@ pub(super) fn names_of_difference(
     now: &ProxyConfig,
 ) -> Vec<Arc<str>> {
     fn difference<T: PartialEq>(before: &Parts<T>, now: &Parts<T>) -> Vec<Arc<str>> {
-        if before.ptr_eq(now) {
-            return Vec::new();
-        }
-        let names = before.diff(now).map(|item| match item {
-            DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name,
-            DiffItem::Update { new: (name, _), .. } => name,
-        });
-        names.cloned().collect()
+        let changes = before.changes(now);
+        changes.map(|(name, _, _)| name.clone()).collect()
     }
     of_kind!(kind, difference(before, now;))
 }
@@ -287,7 +280,8 @@ mod tests {
         let before = mk_endpoints((0..1000).map(|n| n.to_string()));
         let mut now = before.clone();
         now.endpoints.remove("7");
-        now.endpoints.extend(mk_endpoints(["new".into()]).endpoints);
+        let new = mk_endpoints(["new".into()]).endpoints["new"].clone();
+        now.endpoints.insert("new".into(), new);
         let differ = names_of_difference(kind, &before, &now);
         assert_eq!(differ, ["7".into(), "new".into()]);
         assert!(!has(&now, kind, "7") && has(&now, kind, "new"));

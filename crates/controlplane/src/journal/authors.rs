@@ -4,7 +4,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use imbl::ordmap::DiffItem;
 use jiff::{SignedDuration, Timestamp};
 use kube::Resource;
 use meshfed_api::{
@@ -353,13 +352,8 @@ fn changed<K: Resource + PartialEq>(
     after: &Shared<ObjectKey, K>,
     counts: impl Fn(&ObjectKey) -> bool,
 ) -> Vec<Changed> {
-    let items = before.diff(after).map(|item| match item {
-        DiffItem::Add(key, new) => (key, None, Some(new)),
-        DiffItem::Remove(key, old) => (key, Some(old), None),
-        DiffItem::Update { old, new } => (new.0, Some(old.1), Some(new.1)),
-    });
-    let items = items.filter(|(key, _, _)| counts(key));
-    items
+    let changes = before.changes(after).filter(|(key, _, _)| counts(key));
+    changes
         .map(|(key, old, new)| {
             let version = |object: &Arc<K>| Version::of(object.as_ref());
             let (was, is) = (

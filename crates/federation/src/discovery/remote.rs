@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
-use imbl::ordmap::DiffItem;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::SpiffeId;
 
 use super::checksum::{ListHash, Variant, service_hash};
@@ -276,11 +275,9 @@ impl RemoteServices {
         Ok(!same)
     }
 
-    /// Another service, the one before it if there is one.
+    /// The first other service.
     fn other_than(&self, key: &ServiceKey) -> Option<&Arc<RemoteService>> {
-        let before = self.services.range(..key.clone()).next_back();
-        let before = before.map(|(_, service)| service);
-        before.or_else(|| self.services.values().find(|s| s.key != *key))
+        self.services.values().find(|s| s.key != *key)
     }
 
     /// Takes over the entries of `known` that are the same, so that both lists hold them once and
@@ -400,14 +397,12 @@ impl RemoteServices {
     /// Whether [`to_lasting_list`](Self::to_lasting_list) is the same of both. Costs as much as differs
     /// between a list and what was made of it.
     pub fn lasts_as(&self, other: &Self) -> bool {
-        let mut differing = self.services.diff(&other.services);
-        differing.all(|item| match item {
-            DiffItem::Update { old, new } => {
-                let (old, new) = (old.1, new.1);
+        let mut differing = self.services.changes(&other.services);
+        differing.all(|(_, old, new)| {
+            old.zip(new).is_some_and(|(old, new)| {
                 // Not by their hashes: some lists of accounts that differ have the same.
                 (&old.host, &old.said) == (&new.host, &new.said)
-            }
-            DiffItem::Add(..) | DiffItem::Remove(..) => false,
+            })
         })
     }
 }

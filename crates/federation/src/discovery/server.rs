@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use document::Document;
-use imbl::OrdMap;
-use imbl::ordmap::DiffItem;
+use meshfed_ordmap::OrdMap;
 pub use sources::{SourceStatus, source_of};
 
 use self::sources::Sources;
@@ -172,20 +171,17 @@ impl Server {
     fn changes<'e>(&mut self, before: &'e Exports, after: &'e Exports) -> Vec<Change<'e>> {
         let mut changes = Vec::new();
         let mut others = Vec::new();
-        for item in before.diff(after) {
-            match item {
-                DiffItem::Remove(_, old) => {
+        for (_, old, new) in before.changes(after) {
+            match (old, new) {
+                (old, Some(new)) => others.push((old, new)),
+                (Some(old), None) => {
                     self.toggle(old);
                     changes.push(self.change(Action::Delete, old, false));
                 }
-                DiffItem::Add(_, new) => others.push((None, new)),
-                DiffItem::Update { old, new } => others.push((Some(old.1), new.1)),
+                (None, None) => {}
             }
         }
         for (old, new) in others {
-            if old.is_some_and(|old| Arc::ptr_eq(old, new) || old == new) {
-                continue;
-            }
             if let Some(old) = old {
                 self.toggle(old);
             }

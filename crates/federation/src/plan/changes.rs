@@ -1,36 +1,10 @@
-//! What differs between two versions of a map, and the parts of a configuration that follow it.
+//! The parts of a configuration that follow what changes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use imbl::OrdMap;
-use imbl::ordmap::DiffItem;
+use meshfed_ordmap::OrdMap;
 use meshfed_proxy_config::{Parts, ProxyConfig};
-
-/// The key, the value before and the value after of everything that differs. What both versions
-/// share is not looked at.
-pub(super) fn changes<'m, K: Ord, V: PartialEq>(
-    old: &'m OrdMap<K, V>,
-    new: &'m OrdMap<K, V>,
-) -> impl Iterator<Item = (&'m K, Option<&'m V>, Option<&'m V>)> {
-    let differs = !old.ptr_eq(new);
-    let items = differs.then(|| old.diff(new)).into_iter().flatten();
-    items.map(|item| match item {
-        DiffItem::Add(key, new) => (key, None, Some(new)),
-        DiffItem::Update {
-            old: (_, old),
-            new: (key, new),
-        } => (key, Some(old), Some(new)),
-        DiffItem::Remove(key, old) => (key, Some(old), None),
-    })
-}
-
-/// Puts entries into a map, in place of those that are there.
-pub(super) fn fill<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, entries: Vec<(K, V)>) {
-    for (key, value) in entries {
-        map.insert(key, value);
-    }
-}
 
 /// Puts a value under its key. One that is there and equal stays, and this is false.
 pub(super) fn put<K: Ord + Clone, V: PartialEq>(

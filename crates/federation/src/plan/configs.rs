@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::TrustDomain;
 use meshfed_proxy_config::ProxyConfig;
 
@@ -13,6 +13,7 @@ use super::exports::PeerExports;
 use super::imports::{Imports, PeerImports};
 use super::ingress::{Ingress, IngressPeer};
 use super::local::LocalService;
+use super::parallel::each;
 use super::peers::{Peers, Trusted};
 use super::proxy::{MESH_TRUST, Mesh, bundle, peer_trust};
 use super::sidecar::{Outbound, Sidecar, SidecarPeer, Workload};
@@ -31,6 +32,8 @@ pub(super) struct Decisions<'d, 'w> {
     pub exports: &'d BTreeMap<PeerName, PeerExports>,
     pub imports: &'d Imports,
     pub workloads: &'d BTreeMap<ObjectKey, Workload>,
+    /// How many services may be exported in another way than before.
+    pub news: usize,
     /// Workloads that may be others than before.
     pub touched: &'d BTreeSet<ObjectKey>,
 }
@@ -97,22 +100,42 @@ impl Proxies {
             self.all.remove(&key);
         }
         for (name, view) in views {
-            let config = match view.kind() {
-                None => continue,
+            match view.kind() {
+                None => {}
                 Some(GatewayKind::Ingress) => {
-                    let ingress = self.ingresses.entry(name.clone()).or_default();
-                    ingress.follow(mesh, &view.addresses, &decided.ingress_peers(name))
+                    self.ingresses.entry(name.clone()).or_default();
                 }
                 Some(GatewayKind::Egress) => {
-                    let egress = self.egresses.entry(name.clone()).or_default();
-                    egress.follow(
-                        mesh,
-                        &view.addresses,
-                        &decided.egress_peers(name),
-                        decided.imports,
-                    )
+                    self.egresses.entry(name.clone()).or_default();
                 }
-            };
+            }
+        }
+        let ingresses = self.ingresses.iter_mut().map(|(name, ingress)| {
+            let gateway = Gateway::Ingress(ingress, decided.ingress_peers(name));
+            (name, gateway)
+        });
+        let egresses = self.egresses.iter_mut().map(|(name, egress)| {
+            let gateway = Gateway::Egress(egress, decided.egress_peers(name));
+            (name, gateway)
+        });
+        let jobs = ingresses.chain(egresses).filter_map(|(name, gateway)| {
+            let addresses = &views.get(name)?.addresses;
+            Some((name, gateway, addresses))
+        });
+        let configs = each(
+            jobs.collect(),
+            decided.news,
+            |(name, gateway, addresses)| {
+                let config = match gateway {
+                    Gateway::Ingress(it, peers) => it.follow(mesh, addresses, &peers),
+                    Gateway::Egress(it, peers) => {
+                        it.follow(mesh, addresses, &peers, decided.imports)
+                    }
+                };
+                (name, config)
+            },
+        );
+        for (name, config) in configs {
             set(&mut self.all, ProxyKey::Gateway(name.clone()), config);
         }
     }
@@ -160,6 +183,12 @@ impl Proxies {
             }
         }
     }
+}
+
+/// A gateway with the peers that it serves.
+enum Gateway<'g, 'd> {
+    Ingress(&'g mut Ingress, Vec<IngressPeer<'d>>),
+    Egress(&'g mut Egress, Vec<EgressPeer<'d>>),
 }
 
 fn set(all: &mut OrdMap<ProxyKey, Arc<ProxyConfig>>, key: ProxyKey, config: &Arc<ProxyConfig>) {

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdMap;
 use jiff::Timestamp;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::TrustDomain;
 use meshfed_proxy_config::{
     AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, FilterChain, HeaderMatch, Http, HttpRoutes,
@@ -23,7 +23,7 @@ use meshfed_proxy_config::{
 };
 
 use super::balance::weights;
-use super::changes::{changes, put, put_all, replace};
+use super::changes::{put, put_all, replace};
 use super::gateways::GatewayAddress;
 use super::imports::{Import, Imports, Offer};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
@@ -166,7 +166,7 @@ impl Egress {
                 clusters.remove(&discovery_cluster_name(peer));
             }
             let now = now.unwrap_or(&nothing);
-            for (key, old, new) in changes(&before.imports, &now.imports) {
+            for (key, old, new) in before.imports.changes(&now.imports) {
                 let Some(old) = old.and_then(|old| old.imported()) else {
                     continue;
                 };
@@ -194,7 +194,7 @@ impl Egress {
         }
         for (peer, now) in &self.peers {
             let before = before.get(peer).unwrap_or(&nothing);
-            for (_, _, new) in changes(&before.imports, &now.imports) {
+            for (_, _, new) in before.imports.changes(&now.imports) {
                 let Some(new) = new else { continue };
                 put_clusters(clusters, peer, &now.way, new);
                 if let Some(import) = new.imported() {

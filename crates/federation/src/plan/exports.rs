@@ -4,17 +4,18 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::SpiffeId;
 
-use super::changes::{fill, put};
+use super::changes::put;
 use super::local::{LocalService, Touched};
+use super::parallel::each;
 use crate::discovery::export::{Export, Shown};
 use crate::discovery::server::Exports;
-use crate::names::{ExportedHost, Label, PeerName, ServiceKey};
+use crate::names::{ExportedHost, PeerName, ServiceKey};
 use crate::rules::ExportRules;
 use crate::world::World;
 
@@ -96,16 +97,17 @@ impl Candidates {
     /// of them.
     pub fn show(&self, exporters: &mut [Exporter]) {
         let all: Vec<&Arc<Candidate>> = self.0.values().collect();
-        let mut claims = vec![Vec::new(); exporters.len()];
-        for there in all.chunk_by(|a, b| a.local.key.namespace == b.local.key.namespace) {
-            let Some(first) = there.first() else { continue };
-            for (exporter, claims) in exporters.iter().zip(&mut claims) {
-                exporter.look_at(&first.local.key.namespace, there, claims);
+        let same_namespace = |a: &&Arc<Candidate>, b: &&Arc<Candidate>| {
+            a.local.key.namespace == b.local.key.namespace
+        };
+        let namespaces: Vec<&[&Arc<Candidate>]> = all.chunk_by(same_namespace).collect();
+        each(exporters.iter_mut().collect(), all.len(), |exporter| {
+            let mut claims = Vec::new();
+            for candidates in &namespaces {
+                exporter.look_at(candidates, &mut claims);
             }
-        }
-        for (exporter, claims) in exporters.iter_mut().zip(claims) {
             exporter.settle_all(claims);
-        }
+        });
     }
 
     /// Looks anew at what may have changed.
@@ -294,13 +296,11 @@ impl Exporter {
     }
 
     /// The claims of candidates of one namespace.
-    fn look_at(
-        &self,
-        namespace: &Label,
-        candidates: &[&Arc<Candidate>],
-        claims: &mut Vec<(ServiceKey, Claim)>,
-    ) {
-        let rules = self.terms.rules.in_namespace(namespace);
+    fn look_at(&self, candidates: &[&Arc<Candidate>], claims: &mut Vec<(ServiceKey, Claim)>) {
+        let Some(first) = candidates.first() else {
+            return;
+        };
+        let rules = self.terms.rules.in_namespace(&first.local.key.namespace);
         if rules.is_empty() {
             return;
         }
@@ -381,8 +381,8 @@ impl Exporter {
             all.push((host, Arc::new(exported)));
         }
         all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        fill(&mut self.given.list, list);
-        fill(&mut self.given.exported, all);
+        self.given.list.extend_all(list);
+        self.given.exported.extend_all(all);
     }
 }
 

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{Locality, ServerIds};
 
-use super::changes::{changes, put};
+use super::changes::put;
 use crate::discovery::client::Imported;
 use crate::discovery::extension::Health;
 use crate::discovery::remote::{RemoteService, RemoteServices};
@@ -46,7 +46,7 @@ pub enum ImportProblem {
 pub(super) struct PeerImports {
     pub offers: OrdMap<ServiceKey, Arc<Offer>>,
     /// Those that are imported.
-    used: OrdSet<ServiceKey>,
+    used: OrdMap<ServiceKey, ()>,
     pub locality: Locality,
 }
 
@@ -87,7 +87,7 @@ impl PeerImports {
 
     /// What the peer is told of it.
     pub fn to_report(&self) -> Imported {
-        let first = self.used.iter().take(NAMED_IN_REPORT);
+        let first = self.used.keys().take(NAMED_IN_REPORT);
         Imported {
             services: first.cloned().collect(),
             count: u32::try_from(self.used.len()).unwrap_or(u32::MAX),
@@ -167,7 +167,7 @@ impl Imports {
                 services: Arc::default(),
             });
             let before = std::mem::replace(&mut source.services, services.clone());
-            for (key, old, new) in changes(before.by_key(), services.by_key()) {
+            for (key, old, new) in before.by_key().changes(services.by_key()) {
                 if let Some(old) = old {
                     self.retract(&source.terms, old, &mut touched);
                 }
@@ -279,8 +279,8 @@ impl PeerImports {
         let key = &offer.remote.key;
         if offer.imported().is_none() {
             self.used.remove(key);
-        } else if !self.used.contains(key) {
-            self.used.insert(key.clone());
+        } else if !self.used.contains_key(key) {
+            self.used.insert(key.clone(), ());
         }
         put(&mut self.offers, key.clone(), offer);
     }

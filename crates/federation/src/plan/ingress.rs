@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdMap;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
     AllowPolicy, Cluster, DEFAULT_DRAIN, Discovery, DownstreamTls, Endpoints, FilterChain,
@@ -18,7 +18,7 @@ use meshfed_proxy_config::{
     UpstreamTls, VirtualHost, sni,
 };
 
-use super::changes::{changes, fill, put, put_all, replace};
+use super::changes::{put, put_all, replace};
 use super::exports::Exported;
 use super::gateways::GatewayAddress;
 use super::local::LocalPort;
@@ -122,7 +122,7 @@ impl Ingress {
         let mut unused = BTreeSet::new();
         for (peer, before) in &before {
             let now = self.peers.get(peer).unwrap_or(&nothing);
-            for (host, old, new) in changes(&before.exports, &now.exports) {
+            for (host, old, new) in before.exports.changes(&now.exports) {
                 let Some(old) = old else { continue };
                 let stay: BTreeSet<Arc<str>> = new
                     .into_iter()
@@ -151,7 +151,7 @@ impl Ingress {
         let mut used: Vec<Arc<Endpoints>> = Vec::new();
         for (peer, now) in &self.peers {
             let before = before.get(peer).unwrap_or(&nothing);
-            for (host, old, new) in changes(&before.exports, &now.exports) {
+            for (host, old, new) in before.exports.changes(&now.exports) {
                 let Some(new) = new else { continue };
                 for (name, port) in names(host, new) {
                     let cluster = cluster(mesh, name.clone(), port, now.drain);
@@ -178,7 +178,7 @@ impl Ingress {
         // In the order of the hosts they are mostly sorted.
         for mut new in [by_host, by_port] {
             new.sort_by(|(a, _), (b, _)| a.cmp(b));
-            fill(clusters, new);
+            clusters.extend_all(new);
         }
         used.sort_by(|a, b| a.name.cmp(&b.name));
         let mut new_endpoints = Vec::new();
@@ -197,7 +197,7 @@ impl Ingress {
         for name in unused {
             endpoints.remove(&name);
         }
-        fill(endpoints, new_endpoints);
+        endpoints.extend_all(new_endpoints);
         self.trust_domain = Some(mesh.trust_domain.clone());
     }
 }

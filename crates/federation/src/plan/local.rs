@@ -7,16 +7,16 @@ use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use meshfed_ordmap::OrdMap;
 use meshfed_proxy_config::{
     Endpoint, Endpoints, Locality, LocalityEndpoints, joined, outbound_cluster, sni,
 };
 use smol_str::SmolStr;
 
-use super::changes::{changes, fill};
+use super::parallel::{SHARE, each};
 use crate::discovery::export::ShownPort;
 use crate::discovery::extension::Health;
 use crate::names::{Label, ServiceKey};
@@ -80,11 +80,11 @@ impl Services {
     ) -> Vec<Touched> {
         let before = std::mem::replace(&mut self.resources, resources.clone());
         let mut keys = Keys::default();
-        let services = changes(&before.services, &resources.services);
+        let services = before.services.changes(&resources.services);
         let changed = services.filter_map(|(key, _, new)| Some((keys.of(key)?, new)));
         let mut changed: Vec<(ServiceKey, Option<&Arc<Service>>)> = changed.collect();
         let mut others = self.follow_slices(&before, resources);
-        for (_, old, new) in changes(&before.pods, &resources.pods) {
+        for (_, old, new) in before.pods.changes(&resources.pods) {
             let (old, new) = (old.and_then(tls_address), new.and_then(tls_address));
             if old != new {
                 self.count_pod(old, -1, &mut others);
@@ -114,25 +114,37 @@ impl Services {
             }));
             changed.sort_by(|(a, _), (b, _)| a.cmp(b));
         }
-        self.judge_all(changed, cluster_domain)
+        self.judge_all(&changed, cluster_domain)
     }
 
     /// Returns the services that they belong or belonged to.
     fn follow_slices(&mut self, before: &Resources, now: &Resources) -> Vec<ServiceKey> {
-        let mut keys = Keys::default();
-        let mut touched = Vec::new();
-        let mut came = Vec::new();
-        for (key, old, new) in changes(&before.endpoint_slices, &now.endpoint_slices) {
-            let name = SmolStr::new(&key.name);
-            if let Some(service) = old.and_then(|old| keys.of_slice(key, old)) {
+        let changed: Vec<_> = before
+            .endpoint_slices
+            .changes(&now.endpoint_slices)
+            .collect();
+        let shares = changed.chunks(SHARE).collect();
+        let owners = each(shares, changed.len(), |share| {
+            let mut keys = Keys::default();
+            let mut owners = Vec::with_capacity(share.len());
+            for (key, old, new) in share {
+                let name = SmolStr::new(&key.name);
+                let mut owner = |slice: &Option<&Arc<EndpointSlice>>| keys.of_slice(key, (*slice)?);
+                owners.push((name, owner(old), owner(new), new.cloned()));
+            }
+            owners
+        });
+        let mut touched = Vec::with_capacity(changed.len());
+        let mut came = Vec::with_capacity(changed.len());
+        for (name, old, new, slice) in owners.into_iter().flatten() {
+            if let Some(service) = old {
                 let id = (service, name.clone());
                 self.slices.remove(&id);
                 touched.push(id.0);
             }
-            if let Some((service, new)) = new.and_then(|new| Some((keys.of_slice(key, new)?, new)))
-            {
+            if let Some((service, slice)) = new.zip(slice) {
                 touched.push(service.clone());
-                came.push(((service, name), new.clone()));
+                came.push(((service, name), slice));
             }
         }
         if self.slices.is_empty() {
@@ -159,49 +171,67 @@ impl Services {
 
     fn judge_all(
         &mut self,
-        changed: Vec<(ServiceKey, Option<&Arc<Service>>)>,
+        changed: &[(ServiceKey, Option<&Arc<Service>>)],
         cluster_domain: &str,
     ) -> Vec<Touched> {
-        let mut touched = Vec::with_capacity(changed.len());
+        let shares = changed.chunks(SHARE).collect();
+        let judged = each(shares, changed.len(), |share| {
+            self.judge_some(share, cluster_domain)
+        });
+        let mut touched: Vec<Touched> = Vec::with_capacity(changed.len());
         let mut made = Vec::with_capacity(changed.len());
-        let Some((first, _)) = changed.first() else {
-            return Vec::new();
-        };
         if self.by_address.is_empty() {
             self.by_address.reserve(changed.len());
         }
-        let slices = std::mem::take(&mut self.slices);
-        let mut slices_of = SlicesOf::from(&slices, first);
-        for (key, object) in changed {
-            let object = object.filter(|_| self.members.contains(key.namespace.as_str()));
-            let mut new = object
-                .and_then(|object| self.judge(&key, object, slices_of.next(&key), cluster_domain))
-                .map(Arc::new);
-            let old = self.all.get(&key);
-            if old == new.as_ref() {
-                new = old.cloned();
-            } else {
-                for address in old.into_iter().flat_map(|old| old.addresses()) {
-                    leave(&mut self.by_address, address, &key);
-                }
-                match &new {
-                    Some(new) => {
-                        for address in new.addresses() {
-                            come(&mut self.by_address, address, &key);
-                        }
-                        made.push((key.clone(), new.clone()));
+        for mut one in judged.into_iter().flatten() {
+            let (key, new) = (&one.key, one.now.as_mut().map(|(_, new)| new));
+            match (self.all.get(key), new) {
+                (Some(old), Some(new)) if old == new => *new = old.clone(),
+                (old, new) => {
+                    for address in old.into_iter().flat_map(|old| old.addresses()) {
+                        leave(&mut self.by_address, address, key);
                     }
-                    None => {
-                        self.all.remove(&key);
+                    match new {
+                        Some(new) => {
+                            for address in new.addresses() {
+                                come(&mut self.by_address, address, key);
+                            }
+                            made.push((key.clone(), new.clone()));
+                        }
+                        None => {
+                            self.all.remove(key);
+                        }
                     }
                 }
             }
-            let now = object.cloned().zip(new);
-            touched.push(Touched { key, now });
+            touched.push(one);
         }
-        self.slices = slices;
-        fill(&mut self.all, made);
+        self.all.extend_all(made);
         touched
+    }
+
+    /// Neighbours in the order of the services.
+    fn judge_some(
+        &self,
+        changed: &[(ServiceKey, Option<&Arc<Service>>)],
+        cluster_domain: &str,
+    ) -> Vec<Touched> {
+        let Some((first, _)) = changed.first() else {
+            return Vec::new();
+        };
+        let mut slices_of = SlicesOf::from(&self.slices, first);
+        let judged = changed.iter().map(|(key, object)| {
+            let object = object.filter(|_| self.members.contains(key.namespace.as_str()));
+            let now = object.and_then(|object| {
+                let local = self.judge(key, object, slices_of.next(key), cluster_domain)?;
+                Some((object.clone(), Arc::new(local)))
+            });
+            Touched {
+                key: key.clone(),
+                now,
+            }
+        });
+        judged.collect()
     }
 
     fn judge(

@@ -86,6 +86,7 @@ impl Planner {
             exports: &given,
             imports: &self.imports,
             workloads: self.workloads.all(),
+            news: changed.len(),
             touched: &touched,
         });
         let (mut exports, mut withdrawn) = (BTreeMap::new(), BTreeMap::new());

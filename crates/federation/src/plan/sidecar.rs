@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdMap;
+use meshfed_ordmap::OrdMap;
 use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
     Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Http, HttpRoutes, Listener,
@@ -15,7 +15,7 @@ use meshfed_proxy_config::{
 };
 
 use super::balance::{Way, add_ways};
-use super::changes::{changes, put, put_all};
+use super::changes::{put, put_all};
 use super::egress::hidden_sni;
 use super::imports::{Imports, Offer, PeerImports};
 use super::ingress::CLIENT_CERTIFICATE_HEADER;
@@ -137,7 +137,7 @@ impl Outbound {
         peers: &BTreeMap<PeerName, SidecarPeer>,
     ) -> BTreeMap<Arc<str>, Option<ServiceKey>> {
         let mut touched = BTreeMap::new();
-        for (key, old, new) in changes(&self.services, services) {
+        for (key, old, new) in self.services.changes(services) {
             for service in [old, new].into_iter().flatten() {
                 touched.insert(service.host.clone(), Some(key.clone()));
             }
@@ -157,7 +157,7 @@ impl Outbound {
                 && old.drain == new.drain
                 && old.imports.locality == new.imports.locality;
             if same_way {
-                for (_, old, new) in changes(&old.imports.offers, &new.imports.offers) {
+                for (_, old, new) in old.imports.offers.changes(&new.imports.offers) {
                     for offer in [old, new].into_iter().flatten() {
                         touch(offer);
                     }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::changes::changes;
 use super::sidecar::Workload;
 use crate::world::{
     APP_ANNOTATION, OUTBOUND_ANNOTATION, ObjectKey, Resources, Shared, in_namespace,
@@ -38,7 +37,7 @@ impl Workloads {
         let mut touched = BTreeSet::new();
         let mut namespaces: BTreeSet<&String> =
             self.members.symmetric_difference(members).collect();
-        for (key, old, new) in changes(&self.services, &resources.services) {
+        for (key, old, new) in self.services.changes(&resources.services) {
             let targets = |service: &Arc<Service>| {
                 let spec = service.spec.as_ref()?;
                 Some((spec.selector.clone()?, spec.ports.clone()))
@@ -51,7 +50,7 @@ impl Workloads {
             let there = in_namespace(&resources.pods, namespace);
             touched.extend(there.map(|(key, _)| key.clone()));
         }
-        let pods = changes(&self.pods, &resources.pods);
+        let pods = self.pods.changes(&resources.pods);
         touched.extend(pods.map(|(key, _, _)| key.clone()));
         touched.retain(|key| {
             let pod = resources.pods.get(key);

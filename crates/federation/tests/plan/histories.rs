@@ -552,10 +552,11 @@ fn start() -> Lab {
 /// The same world, made of other objects in other maps.
 fn copied(world: &World) -> World {
     fn all<K: Ord + Clone, V: Clone>(map: &Shared<K, V>) -> Shared<K, V> {
-        let objects = map.iter().rev();
-        objects
-            .map(|(key, value)| (key.clone(), Arc::new(V::clone(value))))
-            .collect()
+        let mut copy = Shared::new();
+        for (key, value) in map {
+            copy.insert(key.clone(), Arc::new(V::clone(value)));
+        }
+        copy
     }
     let (r, o) = (&world.resources, &world.observed);
     let mut copy = world.clone();

@@ -68,8 +68,9 @@ fn is_same(a: &Plan, b: &Plan, proxy: &str) -> bool {
         let used = |name: &str| users.contains(&format!("{name:?}"));
         config.trust = config
             .trust
-            .into_iter()
+            .iter()
             .filter(|(name, _)| used(name))
+            .map(|(name, bundle)| (name.clone(), bundle.clone()))
             .collect();
         config
     });
