@@ -126,7 +126,7 @@ impl Lab {
         let created =
             now() - SignedDuration::from_hours(1) + SignedDuration::from_secs(self.created);
         let metadata = &mut document["metadata"];
-        if metadata.get("creationTimestamp").is_none() {
+        if metadata["creationTimestamp"].is_null() {
             metadata["creationTimestamp"] = json!(created.to_string());
         }
         metadata["generation"] = json!(1);

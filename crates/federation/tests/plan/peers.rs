@@ -4,7 +4,7 @@ use meshfed_api::ServiceMeshPeer;
 use meshfed_api::peer::CertificateChain;
 use meshfed_federation::plan::{Plan, ProxyKey};
 use meshfed_federation::world::ObjectKey;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::lab::{Lab, gateway, red_and_green, root_of};
 
@@ -152,26 +152,24 @@ fn an_expired_root_closes_the_peer_at_the_time_that_the_plan_announced() {
     assert_closed(&plan, "green-mesh");
 }
 
+/// The peer as a manifest.
+fn green_mesh(red: &Lab) -> Value {
+    let key = ObjectKey::new("red-mesh-system", "green-mesh");
+    let mut manifest = serde_json::to_value(&*red.world.resources.peers[&key]).unwrap();
+    manifest["kind"] = json!("ServiceMeshPeer");
+    manifest
+}
+
 #[test]
 fn a_peer_outside_of_the_system_namespace_is_not_connected() {
     let (mut red, _) = red_and_green();
-    let mut peer = red
-        .world
-        .resources
-        .peers
-        .values()
-        .next()
-        .unwrap()
-        .as_ref()
-        .clone();
+    let mut peer = green_mesh(&red);
     red.delete(
         |r| &mut r.peers,
         &ObjectKey::new("red-mesh-system", "green-mesh"),
     );
-    peer.metadata.namespace = Some("red-mesh-bookinfo".into());
-    let mut document = serde_json::to_value(&peer).unwrap();
-    document["kind"] = json!("ServiceMeshPeer");
-    red.apply_json(document);
+    peer["metadata"]["namespace"] = json!("red-mesh-bookinfo");
+    red.apply_json(peer);
     let plan = red.plan();
     assert_eq!(reason(&plan, "green-mesh"), "NotInSystemNamespace");
     assert_closed(&plan, "green-mesh");
@@ -182,21 +180,11 @@ fn a_peer_outside_of_the_system_namespace_is_not_connected() {
 #[test]
 fn a_trust_domain_belongs_to_the_oldest_peer_that_claims_it() {
     let (mut red, _) = red_and_green();
-    let mut second = red
-        .world
-        .resources
-        .peers
-        .values()
-        .next()
-        .unwrap()
-        .as_ref()
-        .clone();
-    second.metadata.name = Some("a-second".into());
-    second.metadata.creation_timestamp = None;
-    let mut document = serde_json::to_value(&second).unwrap();
-    document["kind"] = json!("ServiceMeshPeer");
+    let mut second = green_mesh(&red);
+    second["metadata"]["name"] = json!("a-second");
+    second["metadata"]["creationTimestamp"] = json!(null);
     red.root_config_map("a-second-ca-root-cert", &root_of("blue"));
-    red.apply_json(document);
+    red.apply_json(second);
     let plan = red.plan();
     assert_eq!(reason(&plan, "green-mesh"), "Connected");
     assert_eq!(reason(&plan, "a-second"), "TrustDomainTaken");

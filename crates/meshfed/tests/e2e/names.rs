@@ -1,29 +1,18 @@
 //! Each mesh calls the other what it likes, and a service is reached on all of its ports.
 
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Api, ResourceExt as _};
 use meshfed_api::{ExportedServiceSet, ImportedServiceSet, ServiceMeshPeer};
 use meshfed_testkit::eventually;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::federation::{Federation, Mesh};
 use crate::program::PATIENCE;
-use crate::removal::{api, create, delete};
+use crate::removal::{Object, api, create, delete};
 
 /// Takes an object away and makes it again under another name.
-async fn rename<K>(mesh: &Mesh, from: &str, to: &str)
-where
-    K: Resource<Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-    K::DynamicType: Default,
-{
+async fn rename<K: Object>(mesh: &Mesh, from: &str, to: &str) {
     let mut object: K = delete(mesh, from).await;
     object.meta_mut().name = Some(to.to_owned());
     create(mesh, &object).await;

@@ -1,5 +1,6 @@
 //! Removing something takes what followed from it, on both sides, and what comes back works.
 
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
@@ -21,24 +22,34 @@ use crate::program::PATIENCE;
 /// events.
 const TOLD: Duration = Duration::from_secs(20);
 
+/// What can be taken away and made again.
+pub trait Object:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+{
+}
+
+impl<K> Object for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+{
+}
+
 pub fn api<K>(mesh: &Mesh) -> Api<K>
 where
-    K: Resource<Scope = NamespaceResourceScope>,
-    K::DynamicType: Default,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
 {
     Api::namespaced(mesh.client.clone(), &mesh.system())
 }
 
 /// Deletes an object and waits until it is gone; returns it as one to create again.
-pub async fn delete<K>(mesh: &Mesh, name: &str) -> K
-where
-    K: Resource<Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-    K::DynamicType: Default,
-{
+pub async fn delete<K: Object>(mesh: &Mesh, name: &str) -> K {
     let api: Api<K> = api(mesh);
     let mut object = api.get(name).await.unwrap();
     api.delete(name, &DeleteParams::default()).await.unwrap();
@@ -54,15 +65,7 @@ where
     object
 }
 
-pub async fn create<K>(mesh: &Mesh, object: &K)
-where
-    K: Resource<Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-    K::DynamicType: Default,
-{
+pub async fn create<K: Object>(mesh: &Mesh, object: &K) {
     let api: Api<K> = api(mesh);
     api.create(&PostParams::default(), object).await.unwrap();
 }

@@ -45,7 +45,7 @@ impl Scene {
         }
     }
 
-    async fn open(&self) -> Open {
+    async fn open(&self) -> Open<TlsStream<TcpStream>> {
         Open::new(self, self.green.identity("egress")).await
     }
 }
@@ -60,33 +60,11 @@ fn exports(peer: &Mesh, accounts: &[&str]) -> FilterChain {
     )
 }
 
-/// A connection in use.
-struct Open(TlsStream<TcpStream>);
-
-impl Open {
+impl Open<TlsStream<TcpStream>> {
     async fn new(scene: &Scene, identity: Identity) -> Self {
         let to = scene.gateway.address("in");
-        let mut stream = tls_connect(to, Some(SNI), Some(identity), &scene.red)
-            .await
-            .unwrap();
-        let mut greeting = [0; 3];
-        stream.read_exact(&mut greeting).await.unwrap();
-        Self(stream)
-    }
-
-    async fn works(&mut self) -> bool {
-        let mut back = [0; 4];
-        let exchange = async {
-            self.0.write_all(b"ping").await?;
-            self.0.read_exact(&mut back).await
-        };
-        matches!(tokio::time::timeout(PATIENCE, exchange).await, Ok(Ok(_)))
-    }
-
-    async fn gets_cut(mut self) -> bool {
-        let mut rest = Vec::new();
-        let end = self.0.read_to_end(&mut rest);
-        tokio::time::timeout(PATIENCE, end).await.is_ok()
+        let stream = tls_connect(to, Some(SNI), Some(identity), &scene.red).await;
+        Self::greeted(stream.unwrap()).await
     }
 }
 
@@ -121,7 +99,7 @@ async fn a_policy_that_admits_a_client_no_more_cuts_its_connection_and_no_other(
     scene.gateway.change(|c| {
         add_listener(c, listener("in", vec![exports(green, &["second"])]));
     });
-    assert!(cut.gets_cut().await);
+    assert!(cut.ends().await);
     let line = &scene.gateway.exactly(1).await[0];
     assert!(line.contains("end=no_longer_allowed"), "{line}");
     assert!(kept.works().await);
@@ -156,7 +134,7 @@ async fn a_name_that_is_served_no_more_drains_and_a_client_that_is_admitted_no_m
         scene
             .gateway
             .change(|c| add_listener(c, for_names(names, principals, green)));
-        assert!(open.gets_cut().await);
+        assert!(open.ends().await);
         assert_eq!(began.elapsed() >= DRAIN, end == "drained", "{names:?}");
         let line = &scene.gateway.exactly(1).await[0];
         assert!(line.ends_with(&format!(" end={end}")), "{line}");
@@ -181,7 +159,7 @@ async fn a_removed_cluster_refuses_at_once_and_its_connections_end_after_a_while
     assert_eq!(rest, b"");
     let line = &scene.gateway.exactly(1).await[0];
     assert!(line.contains("end=no_cluster"), "{line}");
-    assert!(open.gets_cut().await);
+    assert!(open.ends().await);
     assert!(began.elapsed() >= DRAIN);
     let line = &scene.gateway.exactly(2).await[1];
     assert!(line.contains("end=drained"), "{line}");
@@ -201,7 +179,7 @@ async fn a_drain_period_of_zero_ends_connections_at_once() {
     scene.gateway.change(|c| {
         c.clusters.remove(SNI);
     });
-    assert!(open.gets_cut().await);
+    assert!(open.ends().await);
     assert!(began.elapsed() < DRAIN);
     let line = &scene.gateway.exactly(1).await[0];
     assert!(line.contains("end=drained"), "{line}");
@@ -242,7 +220,7 @@ async fn a_removed_peer_drains_and_the_connections_of_another_one_go_on() {
     let identity = Some(scene.green.identity("egress"));
     let refused = tls_connect(to, Some(SNI), identity, &scene.red).await;
     assert!(refused.is_err());
-    assert!(going.gets_cut().await);
+    assert!(going.ends().await);
     assert!(began.elapsed() >= DRAIN);
     let lines = scene.gateway.exactly(2).await;
     assert!(lines[0].contains("end=no_chain_for_sni"), "{lines:#?}");
@@ -270,7 +248,7 @@ async fn a_withdrawn_root_cuts_its_clients_and_a_root_that_is_added_cuts_nobody(
     scene
         .gateway
         .change(|c| add_trust(c, "peer", of(next.ca.root_pem())));
-    assert!(open.gets_cut().await);
+    assert!(open.ends().await);
     let line = &scene.gateway.exactly(1).await[0];
     assert!(line.contains("end=trust_removed"), "{line}");
     assert!(renewed.works().await);
@@ -408,7 +386,7 @@ async fn a_removed_listener_accepts_no_more_and_its_connections_end_after_a_whil
     })
     .await;
     assert!(open.works().await);
-    assert!(open.gets_cut().await);
+    assert!(open.ends().await);
     let line = &scene.gateway.exactly(1).await[0];
     assert!(line.contains("end=drained"), "{line}");
 }
@@ -578,6 +556,6 @@ async fn a_stop_waits_for_connections_until_its_deadline() {
     assert!(open.works().await);
     assert!(!stopping.is_finished());
     open.0.shutdown().await.unwrap();
-    assert!(open.gets_cut().await);
+    assert!(open.ends().await);
     stopping.await.unwrap();
 }

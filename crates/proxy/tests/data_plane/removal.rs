@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use meshfed_proxy_config::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -49,31 +48,15 @@ fn both(old: &Mesh, new: &Mesh) -> Arc<TrustBundle> {
     })
 }
 
-struct Open(TcpStream);
-
-impl Open {
+impl Open<TcpStream> {
     async fn to(address: SocketAddr) -> Self {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let mut greeting = [0; 3];
-        stream.read_exact(&mut greeting).await.unwrap();
-        Self(stream)
-    }
-
-    async fn works(&mut self) -> bool {
-        let mut back = [0; 4];
-        let exchange = async {
-            self.0.write_all(b"ping").await?;
-            self.0.read_exact(&mut back).await
-        };
-        matches!(tokio::time::timeout(PATIENCE, exchange).await, Ok(Ok(_)))
+        Self::greeted(TcpStream::connect(address).await.unwrap()).await
     }
 
     /// Works now, and ends when the drain period is over.
     async fn drains(mut self, began: Instant) {
         assert!(self.works().await);
-        let mut rest = Vec::new();
-        let end = tokio::time::timeout(PATIENCE, self.0.read_to_end(&mut rest));
-        let _ = end.await.expect("the connection ends");
+        assert!(self.ends().await);
         assert!(began.elapsed() >= DRAIN, "{:?}", began.elapsed());
     }
 }
@@ -236,10 +219,8 @@ async fn what_goes_drains_and_roots_are_replaced_while_other_services_run_withou
 }
 
 /// Cut at once, whatever its drain period says.
-async fn is_cut(mut open: Open) {
-    let mut rest = Vec::new();
-    let end = tokio::time::timeout(PATIENCE, open.0.read_to_end(&mut rest));
-    let _ = end.await.expect("the connection is cut");
+async fn is_cut(open: Open<TcpStream>) {
+    assert!(open.ends().await, "the connection is cut");
 }
 
 #[tokio::test]

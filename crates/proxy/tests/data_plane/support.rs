@@ -15,7 +15,7 @@ use meshfed_proxy_config::*;
 use meshfed_runtime::{AccessLog, AccessLogMetrics};
 use prometheus_client::registry::Registry;
 use rustls_pki_types::ServerName as TlsName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
@@ -365,6 +365,34 @@ where
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     Ok(answer)
+}
+
+/// A connection in use.
+pub struct Open<S>(pub S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Open<S> {
+    /// After the greeting of a backend.
+    pub async fn greeted(mut stream: S) -> Self {
+        let mut greeting = [0; 3];
+        stream.read_exact(&mut greeting).await.unwrap();
+        Self(stream)
+    }
+
+    pub async fn works(&mut self) -> bool {
+        let mut back = [0; 4];
+        let exchange = async {
+            self.0.write_all(b"ping").await?;
+            self.0.read_exact(&mut back).await
+        };
+        matches!(tokio::time::timeout(PATIENCE, exchange).await, Ok(Ok(_)))
+    }
+
+    /// Whether it comes to an end, however.
+    pub async fn ends(mut self) -> bool {
+        let mut rest = Vec::new();
+        let end = self.0.read_to_end(&mut rest);
+        tokio::time::timeout(PATIENCE, end).await.is_ok()
+    }
 }
 
 /// A server that counts what reaches it.
