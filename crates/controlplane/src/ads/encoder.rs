@@ -1,15 +1,18 @@
 //! Resources as bytes.
 //!
 //! A configuration may have tens of thousands of clusters and endpoints. Each is small, and is
-//! encoded when it is sent, which costs less than to hold its bytes. The others are few, may be large
-//! and are the same for many clients, so they are encoded once for as long as they are in use.
+//! encoded when it is sent, which costs less than to hold its bytes; what clients had already is known
+//! by its version. The others are few, may be large and are the same for many clients, so they are
+//! encoded once for as long as they are in use.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use meshfed_proxy_config::{Discovery, Listener, Parts, ProxyConfig, RouteTable, TrustBundle};
+use meshfed_proxy_config::{
+    Cluster, Discovery, Endpoints, Listener, Parts, ProxyConfig, RouteTable, TrustBundle,
+};
 use meshfed_xds::proto::Any;
 use meshfed_xds::{TypeUrl, encode};
 
@@ -139,12 +142,50 @@ pub(super) fn names_of_difference(
 /// Encodes, and remembers what is worth it.
 #[derive(Debug, Default)]
 pub struct Encoder {
-    trust: Cache<TrustBundle>,
-    listeners: Cache<Listener>,
-    routes: Cache<RouteTable>,
+    trust: Cache<TrustBundle, Arc<Encoded>>,
+    listeners: Cache<Listener, Arc<Encoded>>,
+    routes: Cache<RouteTable, Arc<Encoded>>,
+    /// Versions that clients had already: after a restart, many come back with the same ones.
+    clusters: Cache<Cluster, Version>,
+    endpoints: Cache<Endpoints, Version>,
 }
 
 impl Encoder {
+    /// The resource of this name, if there is one and it is of another version. Many clients that come back
+    /// with the same resource cost one encoding.
+    pub(super) fn encode_other(
+        &self,
+        config: &ProxyConfig,
+        kind: TypeUrl,
+        name: &str,
+        version: Version,
+    ) -> Option<Arc<Encoded>> {
+        let cluster = config.clusters.get_key_value(name);
+        let endpoints = config.endpoints.get_key_value(name);
+        let known = match kind {
+            TypeUrl::Cluster => cluster.and_then(|(name, c)| self.clusters.known(c, name)),
+            TypeUrl::Endpoints => endpoints.and_then(|(name, e)| self.endpoints.known(e, name)),
+            TypeUrl::Trust | TypeUrl::Listener | TypeUrl::Routes => None,
+        };
+        if known == Some(version) {
+            return None;
+        }
+        let encoded = self.encode(config, kind, name)?;
+        if encoded.version != version {
+            return Some(encoded);
+        }
+        match (kind, cluster, endpoints) {
+            (TypeUrl::Cluster, Some((name, cluster)), _) => {
+                self.clusters.keep(cluster, name, version);
+            }
+            (TypeUrl::Endpoints, _, Some((name, endpoints))) => {
+                self.endpoints.keep(endpoints, name, version);
+            }
+            _ => {}
+        }
+        None
+    }
+
     /// The resource of this name, if there is one.
     pub fn encode(&self, config: &ProxyConfig, kind: TypeUrl, name: &str) -> Option<Arc<Encoded>> {
         fn found<'c, T>(parts: &'c Parts<T>, name: &str) -> Option<(&'c Arc<str>, &'c Arc<T>)> {
@@ -167,15 +208,15 @@ impl Encoder {
             }
             TypeUrl::Trust => {
                 let (name, bundle) = found(&config.trust, name)?;
-                self.trust.get(bundle, name, |b| encode::trust(name, b))
+                self.trust.encoded(bundle, name, |b| encode::trust(name, b))
             }
             TypeUrl::Listener => {
                 let (name, listener) = found(&config.listeners, name)?;
-                self.listeners.get(listener, name, encode::listener)
+                self.listeners.encoded(listener, name, encode::listener)
             }
             TypeUrl::Routes => {
                 let (name, table) = found(&config.routes, name)?;
-                self.routes.get(table, name, encode::routes)
+                self.routes.encoded(table, name, encode::routes)
             }
         })
     }
@@ -184,20 +225,20 @@ impl Encoder {
 /// What was made from shared values, by their address (and the name that they were under). The
 /// weak reference keeps an address from being used again while it is a key.
 #[derive(Debug)]
-struct Cache<S> {
-    made: Mutex<Made<S>>,
+struct Cache<S, M> {
+    made: Mutex<Made<S, M>>,
 }
 
 /// Address and name.
 type Key = (usize, Arc<str>);
 
 #[derive(Debug)]
-struct Made<S> {
-    entries: HashMap<Key, (Weak<S>, Arc<Encoded>)>,
+struct Made<S, M> {
+    entries: HashMap<Key, (Weak<S>, M)>,
     sweep_at: usize,
 }
 
-impl<S> Default for Cache<S> {
+impl<S, M> Default for Cache<S, M> {
     fn default() -> Self {
         Self {
             made: Mutex::new(Made {
@@ -208,14 +249,31 @@ impl<S> Default for Cache<S> {
     }
 }
 
-impl<S> Cache<S> {
-    fn get(&self, source: &Arc<S>, name: &Arc<str>, make: impl FnOnce(&S) -> Any) -> Arc<Encoded> {
-        let key = (Arc::as_ptr(source) as usize, name.clone());
-        if let Some((_, made)) = self.lock().entries.get(&key) {
-            return made.clone();
-        }
+impl<S> Cache<S, Arc<Encoded>> {
+    fn encoded(
+        &self,
+        source: &Arc<S>,
+        name: &Arc<str>,
+        make: impl FnOnce(&S) -> Any,
+    ) -> Arc<Encoded> {
+        let known = self.known(source, name);
         // Made outside of the lock: twice in a race, which is harmless.
-        let new = Arc::new(Encoded::new(name, make(source)));
+        known.unwrap_or_else(|| {
+            let new = Arc::new(Encoded::new(name, make(source)));
+            self.keep(source, name, new)
+        })
+    }
+}
+
+impl<S, M: Clone> Cache<S, M> {
+    fn known(&self, source: &Arc<S>, name: &Arc<str>) -> Option<M> {
+        let key = (Arc::as_ptr(source) as usize, name.clone());
+        self.lock().entries.get(&key).map(|(_, made)| made.clone())
+    }
+
+    /// What is known from now on: this, unless somebody was faster.
+    fn keep(&self, source: &Arc<S>, name: &Arc<str>, new: M) -> M {
+        let key = (Arc::as_ptr(source) as usize, name.clone());
         let mut made = self.lock();
         if made.entries.len() >= made.sweep_at {
             made.entries
@@ -229,15 +287,13 @@ impl<S> Cache<S> {
             .clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Made<S>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Made<S, M>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use meshfed_proxy_config::Endpoints;
-
     use super::*;
 
     fn mk_config(table: &Arc<RouteTable>) -> ProxyConfig {
@@ -318,6 +374,26 @@ mod tests {
         let encode = |name| encoder.encode(&config, TypeUrl::Trust, name).unwrap();
         assert_ne!(encode("red").version, encode("green").version);
         assert_ne!(encode("red").resource.value, encode("green").resource.value);
+    }
+
+    #[test]
+    fn what_a_client_has_is_not_encoded_for_the_next_one() {
+        let (encoder, kind) = (Encoder::default(), TypeUrl::Endpoints);
+        let config = mk_endpoints(["a".into()]);
+        let version = encoder.encode(&config, kind, "a").unwrap().version;
+        let other = encoder.encode_other(&config, kind, "a", Version::default());
+        assert_eq!(other.unwrap().version, version);
+        let known = |config: &ProxyConfig| {
+            let (name, endpoints) = config.endpoints.get_key_value("a").unwrap();
+            encoder.endpoints.known(endpoints, name)
+        };
+        assert_eq!(known(&config), None);
+        for _ in 0..2 {
+            let other = encoder.encode_other(&config, kind, "a", version);
+            assert!(other.is_none());
+            assert_eq!(known(&config), Some(version));
+        }
+        assert_eq!(known(&mk_endpoints(["a".into()])), None, "another value");
     }
 
     #[test]

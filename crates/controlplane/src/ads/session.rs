@@ -30,6 +30,9 @@ pub(super) const MAX_UNKNOWN: usize = 256 * 1024;
 /// About as many bytes of resources are put into one delta response; what is left follows when it
 /// was answered. So neither end holds more of a large configuration than this on its way.
 const RESPONSE_BYTES: usize = 256 * 1024;
+/// After a restart everything is looked at, and little of it may differ from what the client has. After
+/// so many names, about those that fill a response, others have their turn.
+const NAMES_A_TURN: usize = 768;
 /// A client's reason for a refusal is cut after this many characters.
 const MAX_MESSAGE: usize = 1000;
 /// Subscribes to every resource of a kind.
@@ -62,6 +65,16 @@ pub(super) enum LimitError {
     TooManyUnknown,
     #[error("a resource name longer than {MAX_NAME_LEN} bytes")]
     NameTooLong,
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Say(Response),
+    /// There is more to look at; others may go on meanwhile.
+    Pause,
+    /// Nothing, until something changes or is answered.
+    Wait,
 }
 
 /// What is sent next.
@@ -106,6 +119,7 @@ pub(super) struct Session {
     mode: Mode,
     /// Bytes of resources in a response, about.
     response_bytes: usize,
+    names_a_turn: usize,
     /// Kinds that the client has asked for.
     kinds: BTreeMap<TypeUrl, Subscription>,
     encoder: Arc<Encoder>,
@@ -184,13 +198,15 @@ struct Sent {
 
 impl Session {
     pub(super) fn new(mode: Mode, encoder: Arc<Encoder>) -> Self {
+        let (response_bytes, names_a_turn) = match mode {
+            Mode::Delta => (RESPONSE_BYTES, NAMES_A_TURN),
+            // It can say nothing but everything.
+            Mode::StateOfTheWorld => (usize::MAX, usize::MAX),
+        };
         Self {
             mode,
-            response_bytes: match mode {
-                Mode::Delta => RESPONSE_BYTES,
-                // It can say nothing but everything.
-                Mode::StateOfTheWorld => usize::MAX,
-            },
+            response_bytes,
+            names_a_turn,
             kinds: BTreeMap::new(),
             encoder,
             config: None,
@@ -331,30 +347,27 @@ impl Session {
     }
 
     /// The next response, if anything can be said now. It counts as sent.
-    pub(super) fn next(&mut self) -> Option<Response> {
-        let config = self.config.clone()?;
+    pub(super) fn next(&mut self) -> Next {
+        let Some(config) = self.config.clone() else {
+            return Next::Wait;
+        };
         for stage in [&FOUNDATION[..], &SUPERSTRUCTURE[..]] {
             for kind in stage {
-                let response = self.announce(*kind, &config);
-                if response.is_some() {
-                    return response;
+                match self.announce(*kind, &config) {
+                    Next::Wait => {}
+                    other => return other,
                 }
             }
             if self.waits_for_any(stage) {
-                return None;
+                return Next::Wait;
             }
         }
-        for kind in REMOVALS {
-            let response = self.retire(kind);
-            if response.is_some() {
-                return response;
-            }
-        }
-        None
+        let mut retired = REMOVALS.into_iter().filter_map(|kind| self.retire(kind));
+        retired.next().map_or(Next::Wait, Next::Say)
     }
 
     /// Whether the client has accepted all of the configuration; meaningful when
-    /// [`next`](Self::next) has nothing more to say.
+    /// [`next`](Self::next) says to wait.
     pub(super) fn is_synced(&self) -> bool {
         let asked = |kind| self.kinds.contains_key(&kind);
         self.config.is_some()
@@ -374,10 +387,12 @@ impl Session {
     }
 
     /// What is new or changed, and the listeners that are gone.
-    fn announce(&mut self, kind: TypeUrl, config: &ProxyConfig) -> Option<Response> {
-        let (mode, bytes) = (self.mode, self.response_bytes);
+    fn announce(&mut self, kind: TypeUrl, config: &ProxyConfig) -> Next {
+        let (mode, turn) = (self.mode, (self.response_bytes, self.names_a_turn));
         let Self { kinds, rewarm, .. } = self;
-        let subscription = free(kinds, kind)?;
+        let Some(subscription) = free(kinds, kind) else {
+            return Next::Wait;
+        };
         let current = Current {
             encoder: &self.encoder,
             config,
@@ -393,7 +408,7 @@ impl Session {
                 subscription.open.insert(name);
             }
         }
-        let (changed, absent) = subscription.settle_open(&current, bytes);
+        let (changed, absent) = subscription.settle_open(&current, turn);
         let mut removed = match mode {
             Mode::Delta => absent,
             Mode::StateOfTheWorld => Vec::new(),
@@ -401,10 +416,15 @@ impl Session {
         if kind == TypeUrl::Listener {
             removed.extend(subscription.gone.iter().cloned());
         }
-        if changed.is_empty() && removed.is_empty() && !subscription.owed {
-            return None;
+        if changed.is_empty() && removed.is_empty() {
+            if !subscription.open.is_empty() {
+                return Next::Pause;
+            }
+            if !subscription.owed {
+                return Next::Wait;
+            }
         }
-        Some(self.respond(kind, changed, removed))
+        Next::Say(self.respond(kind, changed, removed))
     }
 
     /// What is gone and no longer referred to.
@@ -500,8 +520,13 @@ impl Current<'_> {
         names(self.config, self.kind)
     }
 
-    fn encode(&self, name: &str) -> Option<Arc<Encoded>> {
-        self.encoder.encode(self.config, self.kind, name)
+    /// The resource, unless it is of this version.
+    fn other_than(&self, name: &str, version: Option<Version>) -> Option<Arc<Encoded>> {
+        let Some(version) = version else {
+            return self.encoder.encode(self.config, self.kind, name);
+        };
+        self.encoder
+            .encode_other(self.config, self.kind, name, version)
     }
 }
 
@@ -522,11 +547,11 @@ impl Subscription {
 
     /// What there is to say about the open names: what the client should have and has not, and the
     /// names that it asked for, that do not exist, and of which it was not told so. When that is
-    /// `bytes`, the rest stays open.
+    /// `bytes`, or so many `names` were looked at, the rest stays open.
     fn settle_open(
         &mut self,
         current: &Current<'_>,
-        bytes: usize,
+        (bytes, names): (usize, usize),
     ) -> (Vec<Arc<Encoded>>, Vec<Arc<str>>) {
         if std::mem::take(&mut self.unseen) {
             // By the shorter way: a gateway has thousands of endpoints, a sidecar asks for a few.
@@ -540,9 +565,12 @@ impl Subscription {
         let mut changed = Vec::new();
         let mut absent = Vec::new();
         let mut taken = 0;
+        let mut looked_at = 0;
         while taken < bytes
+            && looked_at < names
             && let Some(name) = self.open.pop_first()
         {
+            looked_at += 1;
             let asked = self.names.contains(&name);
             let sent = self.sent.get(&name);
             if !current.has(&name) {
@@ -550,8 +578,7 @@ impl Subscription {
                     absent.push(name);
                 }
             } else if (self.wildcard || asked)
-                && let Some(resource) = current.encode(&name)
-                && sent.and_then(|sent| sent.version) != Some(resource.version)
+                && let Some(resource) = current.other_than(&name, sent.and_then(|s| s.version))
             {
                 taken += resource.name.len() + resource.resource.value.len();
                 changed.push(resource);

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use super::encoder::Encoder;
 use super::node::{AuthenticatedNode, ConnectedGuard, NodeError, Nodes};
 use super::service::AdsMetrics;
-use super::session::{Answer, DeltaSubscription, LimitError, Mode, Reply, Response, Session};
+use super::session::{Answer, DeltaSubscription, LimitError, Mode, Next, Reply, Response, Session};
 use super::source::{ConfigSource, Configs, Report};
 
 /// A client that opens a stream has this long to say who it is.
@@ -293,7 +293,7 @@ impl<'a, P: Protocol> Stream<'a, P> {
                 },
                 permit = out.reserve(), if self.due => match permit {
                     Ok(permit) => match self.session.next() {
-                        Some(response) => {
+                        Next::Say(response) => {
                             self.shared.metrics.sent(response.kind);
                             debug!(
                                 node = %self.node.id,
@@ -304,7 +304,11 @@ impl<'a, P: Protocol> Stream<'a, P> {
                             );
                             permit.send(Ok(P::response(response)));
                         }
-                        None => self.settled(),
+                        Next::Pause => {
+                            drop(permit);
+                            tokio::task::yield_now().await;
+                        }
+                        Next::Wait => self.settled(),
                     },
                     Err(_) => return Ok(()),
                 },

@@ -79,6 +79,19 @@ fn mk_session(mode: Mode, services: &[(&str, u64)]) -> Session {
     session
 }
 
+impl Session {
+    /// The next response, after any pauses.
+    fn say(&mut self) -> Option<Response> {
+        loop {
+            match self.next() {
+                Next::Say(response) => return Some(response),
+                Next::Pause => {}
+                Next::Wait => return None,
+            }
+        }
+    }
+}
+
 fn names_of(response: &Response) -> Vec<&str> {
     response.resources.iter().map(|r| &*r.name).collect()
 }
@@ -115,7 +128,7 @@ fn ack(session: &mut Session, response: &Response) {
 /// Takes and accepts everything; gives the order of kinds.
 fn settle(session: &mut Session) -> Vec<TypeUrl> {
     let mut order = Vec::new();
-    while let Some(response) = session.next() {
+    while let Some(response) = session.say() {
         order.push(response.kind);
         ack(session, &response);
     }
@@ -143,11 +156,11 @@ fn mk_settled(services: &[(&str, u64)]) -> Session {
 fn nothing_is_said_before_there_is_a_configuration() {
     let mut session = Session::new(Mode::Delta, Arc::default());
     subscribe(&mut session, TypeUrl::Cluster, &[]);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     session.set_config(mk_config(&[]));
-    let first = session.next().unwrap();
+    let first = session.say().unwrap();
     assert_eq!((first.kind, names_of(&first)), (TypeUrl::Cluster, vec![]));
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 }
 
 #[test]
@@ -155,23 +168,23 @@ fn listeners_wait_until_clusters_and_their_endpoints_are_accepted() {
     let mut session = mk_session(Mode::Delta, &[("a", 1)]);
     subscribe(&mut session, TypeUrl::Cluster, &[]);
     subscribe(&mut session, TypeUrl::Listener, &[]);
-    let clusters = session.next().unwrap();
+    let clusters = session.say().unwrap();
     assert_eq!(clusters.kind, TypeUrl::Cluster);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 
     // Envoy answers for the cluster only when it is warm, so endpoints do not wait for that.
     subscribe(&mut session, TypeUrl::Endpoints, &["a"]);
-    let endpoints = session.next().unwrap();
+    let endpoints = session.say().unwrap();
     assert_eq!(endpoints.kind, TypeUrl::Endpoints);
     ack(&mut session, &endpoints);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     ack(&mut session, &clusters);
 
-    let listeners = session.next().unwrap();
+    let listeners = session.say().unwrap();
     assert_eq!(listeners.kind, TypeUrl::Listener);
     assert!(!session.is_synced());
     ack(&mut session, &listeners);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     assert!(session.is_synced());
 }
 
@@ -181,51 +194,51 @@ fn what_is_gone_goes_after_what_referred_to_it() {
     session.set_config(mk_config(&[("b", 1), ("c", 1)]));
     subscribe(&mut session, TypeUrl::Endpoints, &["c"]);
 
-    let clusters = session.next().unwrap();
+    let clusters = session.say().unwrap();
     assert_eq!(
         (clusters.kind, names_of(&clusters)),
         (TypeUrl::Cluster, vec!["c"])
     );
     assert!(clusters.removed.is_empty());
     ack(&mut session, &clusters);
-    let endpoints = session.next().unwrap();
+    let endpoints = session.say().unwrap();
     assert_eq!(names_of(&endpoints), ["c"]);
     ack(&mut session, &endpoints);
-    let listeners = session.next().unwrap();
+    let listeners = session.say().unwrap();
     assert_eq!(
         (names_of(&listeners), removed_of(&listeners)),
         (vec!["c"], vec!["a"])
     );
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     ack(&mut session, &listeners);
 
     for kind in REMOVALS {
-        let gone = session.next().unwrap();
+        let gone = session.say().unwrap();
         assert_eq!((gone.kind, removed_of(&gone)), (kind, vec!["a"]));
         assert!(gone.resources.is_empty());
         ack(&mut session, &gone);
     }
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 }
 
 #[test]
 fn only_what_changed_is_sent() {
     let mut session = mk_settled(&[("a", 1), ("b", 1)]);
     session.set_config(mk_config(&[("a", 2), ("b", 1)]));
-    let changed = session.next().unwrap();
+    let changed = session.say().unwrap();
     assert_eq!(
         (changed.kind, names_of(&changed)),
         (TypeUrl::Cluster, vec!["a"])
     );
     // Envoy warms a changed cluster anew, and so waits for its endpoints again.
-    let again = session.next().unwrap();
+    let again = session.say().unwrap();
     assert_eq!(
         (again.kind, names_of(&again)),
         (TypeUrl::Endpoints, vec!["a"])
     );
     ack(&mut session, &changed);
     ack(&mut session, &again);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 }
 
 #[test]
@@ -248,7 +261,7 @@ fn endpoints_follow_a_cluster_that_has_changed_while_the_client_was_away() {
             ..DeltaSubscription::default()
         };
         session.delta(kind, request, Reply::default()).unwrap();
-        session.next().unwrap()
+        session.say().unwrap()
     };
     let sent = first(TypeUrl::Cluster, &[], clusters);
     assert_eq!(names_of(&sent), ["a"]);
@@ -264,14 +277,14 @@ fn endpoints_follow_a_cluster_that_has_changed_while_the_client_was_away() {
 fn a_slow_client_skips_what_was_replaced_meanwhile() {
     let mut session = mk_settled(&[("a", 1)]);
     session.set_config(mk_config(&[("a", 2)]));
-    let second = session.next().unwrap();
+    let second = session.say().unwrap();
     session.set_config(mk_config(&[("a", 3)]));
     session.set_config(mk_config(&[("a", 4)]));
-    let endpoints = session.next().unwrap();
+    let endpoints = session.say().unwrap();
     assert_eq!(endpoints.kind, TypeUrl::Endpoints);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     ack(&mut session, &second);
-    let newest = session.next().unwrap();
+    let newest = session.say().unwrap();
     let expected = mk_config(&[("a", 4)]);
     assert_eq!(
         newest.resources[0].version,
@@ -296,10 +309,10 @@ fn a_client_that_comes_back_gets_the_difference_only() {
     session
         .delta(TypeUrl::Cluster, request, Reply::default())
         .unwrap();
-    let response = session.next().unwrap();
+    let response = session.say().unwrap();
     assert_eq!(names_of(&response), ["b", "c"]);
     ack(&mut session, &response);
-    let response = session.next().unwrap();
+    let response = session.say().unwrap();
     assert_eq!(removed_of(&response), ["gone"]);
 }
 
@@ -307,7 +320,7 @@ fn a_client_that_comes_back_gets_the_difference_only() {
 fn a_refused_change_is_not_sent_again_until_it_changes() {
     let mut session = mk_settled(&[("a", 1)]);
     session.set_config(mk_config(&[("a", 2)]));
-    let refused = session.next().unwrap();
+    let refused = session.say().unwrap();
     let told = answer(&mut session, &refused, Some("bad cluster")).unwrap();
     assert_eq!(told.refused.as_deref(), Some("bad cluster"));
     assert_eq!(told.kind, TypeUrl::Cluster);
@@ -315,7 +328,7 @@ fn a_refused_change_is_not_sent_again_until_it_changes() {
     assert!(!session.is_synced());
 
     session.set_config(mk_config(&[("a", 1)]));
-    let back = session.next().unwrap();
+    let back = session.say().unwrap();
     assert_eq!(names_of(&back), ["a"]);
     ack(&mut session, &back);
     settle(&mut session);
@@ -330,15 +343,15 @@ fn a_large_configuration_comes_piece_by_piece_and_listeners_wait_for_its_end() {
         subscribe(&mut session, kind, &[]);
     }
     for name in ["a", "b", "c"] {
-        let response = session.next().unwrap();
+        let response = session.say().unwrap();
         assert_eq!(
             (response.kind, names_of(&response)),
             (TypeUrl::Cluster, vec![name])
         );
-        assert!(session.next().is_none());
+        assert!(session.say().is_none());
         ack(&mut session, &response);
     }
-    assert_eq!(session.next().unwrap().kind, TypeUrl::Listener);
+    assert_eq!(session.say().unwrap().kind, TypeUrl::Listener);
 }
 
 #[test]
@@ -348,7 +361,7 @@ fn what_was_refused_of_a_large_configuration_counts_until_its_end_or_a_change() 
     for kind in [TypeUrl::Cluster, TypeUrl::Listener] {
         subscribe(&mut session, kind, &[]);
     }
-    let first = session.next().unwrap();
+    let first = session.say().unwrap();
     answer(&mut session, &first, Some("no"));
     settle(&mut session);
     assert!(!session.is_synced());
@@ -361,7 +374,7 @@ fn what_was_refused_of_a_large_configuration_counts_until_its_end_or_a_change() 
 fn a_refusal_is_clipped_and_stale_nonces_mean_nothing() {
     let mut session = mk_session(Mode::Delta, &[("a", 1)]);
     subscribe(&mut session, TypeUrl::Cluster, &[]);
-    let response = session.next().unwrap();
+    let response = session.say().unwrap();
     let stale = Response {
         nonce: "ff".to_string(),
         ..session_copy(&response)
@@ -387,17 +400,17 @@ fn session_copy(response: &Response) -> Response {
 fn a_name_that_does_not_exist_is_told_at_once_and_sent_when_it_does() {
     let mut session = mk_session(Mode::Delta, &[("a", 1)]);
     subscribe(&mut session, TypeUrl::Cluster, &[]);
-    let clusters = session.next().unwrap();
+    let clusters = session.say().unwrap();
     subscribe(&mut session, TypeUrl::Endpoints, &["b"]);
     // Not held up by the unanswered clusters, which in Envoy wait for this.
-    let absent = session.next().unwrap();
+    let absent = session.say().unwrap();
     assert_eq!(
         (absent.kind, removed_of(&absent)),
         (TypeUrl::Endpoints, vec!["b"])
     );
     ack(&mut session, &absent);
     ack(&mut session, &clusters);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 
     session.set_config(mk_config(&[("a", 1), ("b", 1)]));
     assert_eq!(settle(&mut session), [TypeUrl::Cluster, TypeUrl::Endpoints]);
@@ -407,7 +420,7 @@ fn a_name_that_does_not_exist_is_told_at_once_and_sent_when_it_does() {
 fn asking_again_for_a_resource_sends_it_again_and_unsubscribing_ends_it() {
     let mut session = mk_settled(&[("a", 1), ("b", 1)]);
     subscribe(&mut session, TypeUrl::Endpoints, &["a"]);
-    let again = session.next().unwrap();
+    let again = session.say().unwrap();
     assert_eq!(names_of(&again), ["a"]);
     ack(&mut session, &again);
 
@@ -419,7 +432,7 @@ fn asking_again_for_a_resource_sends_it_again_and_unsubscribing_ends_it() {
         .delta(TypeUrl::Endpoints, request, Reply::default())
         .unwrap();
     session.set_config(mk_config(&[]));
-    while let Some(response) = session.next() {
+    while let Some(response) = session.say() {
         if response.kind == TypeUrl::Endpoints {
             assert_eq!(removed_of(&response), ["b"]);
         }
@@ -431,7 +444,7 @@ fn asking_again_for_a_resource_sends_it_again_and_unsubscribing_ends_it() {
 fn a_wildcard_can_be_said_and_taken_back() {
     let mut session = mk_session(Mode::Delta, &[("a", 1), ("b", 1)]);
     subscribe(&mut session, TypeUrl::Endpoints, &["*", "b"]);
-    let all = session.next().unwrap();
+    let all = session.say().unwrap();
     assert_eq!(names_of(&all), ["a", "b"]);
     ack(&mut session, &all);
     let request = DeltaSubscription {
@@ -442,7 +455,7 @@ fn a_wildcard_can_be_said_and_taken_back() {
         .delta(TypeUrl::Endpoints, request, Reply::default())
         .unwrap();
     session.set_config(mk_config(&[]));
-    let gone = session.next().unwrap();
+    let gone = session.say().unwrap();
     assert_eq!(removed_of(&gone), ["b"]);
 }
 
@@ -516,7 +529,7 @@ fn names_that_exist_may_be_as_many_as_there_are_also_in_the_moment_in_which_they
             }
         };
         assert_eq!(ask(&mut session, names(17_000), Reply::default()), Ok(None));
-        let sent = session.next().unwrap();
+        let sent = session.say().unwrap();
         session.set_config(mk_many(0));
         let reply = Reply {
             nonce: sent.nonce,
@@ -561,13 +574,22 @@ fn a_proxy_with_forty_thousand_clusters_comes_back_to_a_control_plane_that_has_r
         }
         let now = now.unwrap_or_else(|| before.clone());
         session.set_config(now.clone());
-        let mut removed = 0;
-        while let Some(response) = session.next() {
-            assert_eq!(names_of(&response), Vec::<&str>::new());
-            removed += response.removed.len();
-            ack(&mut session, &response);
+        let (mut removed, mut pauses) = (0, 0);
+        loop {
+            match session.next() {
+                Next::Say(response) => {
+                    assert_eq!(names_of(&response), Vec::<&str>::new());
+                    removed += response.removed.len();
+                    ack(&mut session, &response);
+                }
+                Next::Pause => pauses += 1,
+                Next::Wait => break,
+            }
         }
-        assert_eq!(removed, 2 * (MANY - count(&now, TypeUrl::Cluster)));
+        let there = count(&now, TypeUrl::Cluster);
+        assert_eq!(removed, 2 * (MANY - there));
+        // Others have had their turn while all that is the same was looked at.
+        assert!(pauses >= 2 * (there / NAMES_A_TURN), "{pauses}");
     }
 }
 
@@ -584,55 +606,55 @@ fn ask(session: &mut Session, kind: TypeUrl, names: &[&str], nonce: &str) -> Opt
 fn state_of_the_world_says_everything_and_lets_clusters_go_last() {
     let mut session = mk_session(Mode::StateOfTheWorld, &[("a", 1), ("b", 1)]);
     ask(&mut session, TypeUrl::Cluster, &[], "");
-    let clusters = session.next().unwrap();
+    let clusters = session.say().unwrap();
     assert_eq!(names_of(&clusters), ["a", "b"]);
     ask(&mut session, TypeUrl::Cluster, &[], &clusters.nonce).unwrap();
     ask(&mut session, TypeUrl::Listener, &[], "");
-    let listeners = session.next().unwrap();
+    let listeners = session.say().unwrap();
     assert_eq!(names_of(&listeners), ["a", "b"]);
     ask(&mut session, TypeUrl::Listener, &[], &listeners.nonce).unwrap();
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     assert!(session.is_synced());
 
     session.set_config(mk_config(&[("b", 1), ("c", 1)]));
-    let clusters = session.next().unwrap();
+    let clusters = session.say().unwrap();
     assert_eq!(names_of(&clusters), ["a", "b", "c"]);
     ask(&mut session, TypeUrl::Cluster, &[], &clusters.nonce).unwrap();
-    let listeners = session.next().unwrap();
+    let listeners = session.say().unwrap();
     assert_eq!(names_of(&listeners), ["b", "c"]);
     ask(&mut session, TypeUrl::Listener, &[], &listeners.nonce).unwrap();
-    let clusters = session.next().unwrap();
+    let clusters = session.say().unwrap();
     assert_eq!(
         (clusters.kind, names_of(&clusters)),
         (TypeUrl::Cluster, vec!["b", "c"])
     );
     ask(&mut session, TypeUrl::Cluster, &[], &clusters.nonce).unwrap();
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 }
 
 #[test]
 fn state_of_the_world_follows_names_and_ignores_stale_nonces() {
     let mut session = mk_session(Mode::StateOfTheWorld, &[("a", 1), ("b", 1)]);
     ask(&mut session, TypeUrl::Endpoints, &["a"], "");
-    let first = session.next().unwrap();
+    let first = session.say().unwrap();
     assert_eq!(names_of(&first), ["a"]);
     // It asked for more before it saw our response: said again with the newer nonce.
     assert_eq!(ask(&mut session, TypeUrl::Endpoints, &["a", "b"], ""), None);
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     ask(&mut session, TypeUrl::Endpoints, &["a", "b"], &first.nonce).unwrap();
-    let second = session.next().unwrap();
+    let second = session.say().unwrap();
     assert_eq!(names_of(&second), ["a", "b"]);
     ask(&mut session, TypeUrl::Endpoints, &["a", "b"], &second.nonce).unwrap();
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 
     // With the nonce of what it has accepted, fewer names are no reason to answer.
     assert_eq!(
         ask(&mut session, TypeUrl::Endpoints, &["b"], &second.nonce),
         None
     );
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
     session.set_config(mk_config(&[("a", 9), ("b", 1)]));
-    assert!(session.next().is_none());
+    assert!(session.say().is_none());
 }
 
 /// A client as the protocol describes it, for the property below.
@@ -716,12 +738,14 @@ proptest! {
     fn a_client_is_always_whole_and_ends_with_the_newest(
         delta in any::<bool>(),
         response_bytes in prop_oneof![Just(1), Just(usize::MAX)],
+        names_a_turn in prop_oneof![Just(1), Just(usize::MAX)],
         steps in proptest::collection::vec(any_step(), 1..60),
     ) {
         let mode = if delta { Mode::Delta } else { Mode::StateOfTheWorld };
         let mut session = mk_session(mode, &[]);
         if delta {
             session.response_bytes = response_bytes;
+            session.names_a_turn = names_a_turn;
         }
         let mut newest = mk_config(&[]);
         let mut client = Client::default();
@@ -743,7 +767,7 @@ proptest! {
                     session.set_config(newest.clone());
                 }
                 Step::Send => {
-                    if let Some(response) = session.next() {
+                    if let Some(response) = session.say() {
                         client.take(mode, response);
                     }
                 }
@@ -752,7 +776,7 @@ proptest! {
             prop_assert!(client.is_whole());
         }
         loop {
-            match session.next() {
+            match session.say() {
                 Some(response) => client.take(mode, response),
                 None if client.unanswered.is_empty() => break,
                 None => client.answer(&mut session, 0),
