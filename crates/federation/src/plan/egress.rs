@@ -48,6 +48,18 @@ const LEFT_OUT: OutlierDetection = OutlierDetection {
 /// Ports of shared names that have a filter chain of their own; a listener is one resource, and its size
 /// has a limit. Those beyond go to the first peer that has the name.
 pub(super) const MOST_SHARED: usize = 1000;
+/// The same, where each port counts once for each of the peers that have it.
+pub(super) const MOST_WAYS: usize = 10_000;
+
+/// How many of the ports of shared names have a filter chain, by how many peers have each.
+pub(super) fn with_chain(peers: impl Iterator<Item = usize>) -> usize {
+    let mut ways = 0;
+    let fits = |peers: &usize| {
+        ways += peers;
+        ways <= MOST_WAYS
+    };
+    peers.take(MOST_SHARED).take_while(fits).count()
+}
 
 /// A peer that is reached from here.
 #[derive(Debug, Clone)]
@@ -92,6 +104,8 @@ struct Shown {
 struct SharedPort {
     /// The SNIs that ask for it.
     names: Vec<Arc<str>>,
+    /// How many have it, whether they take requests or not.
+    peers: usize,
     clusters: Vec<(Arc<str>, u32)>,
 }
 
@@ -262,7 +276,11 @@ impl Egress {
                         .iter()
                         .map(|(peer, _, offer, _)| hidden_sni(port, &offer.remote.key, peer));
                     let clusters = spread(of_peers.zip(weights(false, &healths)).collect());
-                    shared.push(SharedPort { names, clusters });
+                    shared.push(SharedPort {
+                        names,
+                        peers: of_port.len(),
+                        clusters,
+                    });
                 }
             }
             if shared.is_empty() {
@@ -301,7 +319,9 @@ impl Egress {
             TcpTarget::SniCluster,
             Some(allow.collect()),
         )];
-        let shared = self.shared.values().flatten().take(MOST_SHARED);
+        let shared = || self.shared.values().flatten();
+        let chains = with_chain(shared().map(|port| port.peers));
+        let shared = shared().take(chains);
         all.extend(shared.map(|port| {
             let exact = |name: &Arc<str>| ServerName::Exact(name.to_string());
             FilterChain {

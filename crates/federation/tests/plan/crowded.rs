@@ -1,10 +1,11 @@
 //! More names that peers share behind one egress gateway than it spreads.
 
 use meshfed_federation::discovery::message::{Service, ServiceList, ServicePort};
-use meshfed_proxy_config::{Network, TcpTarget};
+use meshfed_proxy_config::{Listener, Network, TcpTarget};
+use meshfed_xds::{MAX_RESOURCE_LEN, decode, encode};
 use serde_json::json;
 
-use crate::lab::{Lab, gateway};
+use crate::lab::{Lab, gateway, root_of};
 use crate::meshes::{Membership, Meshes};
 
 /// So many services with ten ports each.
@@ -90,4 +91,106 @@ fn the_sets_whose_ports_find_no_place_at_a_shared_gateway_say_so() {
     names.sort_unstable();
     assert_eq!(names.len(), 1000);
     assert!(!names.iter().any(|name| name.contains("s100.")));
+}
+
+/// A peer's name, and the domain that it vouches for, as long as they may be.
+fn long(i: usize) -> (String, String) {
+    (
+        format!("peer-{i:02}-{}", "x".repeat(47)),
+        format!("peer-{i:02}.local"),
+    )
+}
+
+/// A mesh that imports the same names, as long as names may be, from so many peers through one gateway.
+fn with_peers(peers: usize) -> Lab {
+    let mut meshes = Meshes::new(&[Membership {
+        shared_gateways: true,
+        ..Membership::of("red", &[])
+    }]);
+    let mut red = meshes.labs.swap_remove(0);
+    let system = red.system();
+    let ports = json!({"service": {"type": "LoadBalancer", "loadBalancerIP": "127.64.1.10",
+        "ports": [{"port": 15443, "name": "tls"}, {"port": 8188, "name": "https-discovery"}]}});
+    red.apply_json(json!({
+        "kind": "ServiceMeshControlPlane",
+        "metadata": {"name": "red-mesh", "namespace": system},
+        "spec": {
+            "gateways": {"additionalIngress": {"ingress": ports}, "additionalEgress": {"egress": ports}},
+            "security": {"trust": {"domain": "red-mesh.local"}},
+        },
+    }));
+    let here = "n".repeat(63);
+    red.apply_json(json!({
+        "kind": "ServiceMeshMemberRoll",
+        "metadata": {"name": "default", "namespace": system},
+        "spec": {"members": [here]},
+    }));
+    let service = |i: usize| {
+        let name = format!("s{i:02}{}", "s".repeat(60));
+        let port = |port| ServicePort {
+            name: format!("p{port}"),
+            port,
+            protocol: "TCP".into(),
+        };
+        Service {
+            hostname: format!("{name}.{here}.svc.red-mesh-exports.local"),
+            name,
+            namespace: here.clone(),
+            ports: (65_001..=65_100).map(port).collect(),
+            ..Service::default()
+        }
+    };
+    let list = ServiceList::new((0..10).map(service).collect());
+    for i in 0..peers {
+        let (name, domain) = long(i);
+        red.root_config_map(&format!("{name}-ca-root-cert"), &root_of("green"));
+        red.apply_json(json!({
+            "kind": "ServiceMeshPeer",
+            "metadata": {"name": name, "namespace": system},
+            "spec": {
+                "remote": {"addresses": [format!("127.64.9.{i}")]},
+                "gateways": {"ingress": {"name": "ingress"}, "egress": {"name": "egress"}},
+                "security": {
+                    "trustDomain": domain,
+                    "clientID": format!("{domain}/ns/there/sa/egress"),
+                    "certificateChain": {"kind": "ConfigMap", "name": format!("{name}-ca-root-cert")},
+                },
+            },
+        }));
+        red.apply_json(json!({
+            "kind": "ImportedServiceSet",
+            "metadata": {"name": name, "namespace": system},
+            "spec": {"importRules": [{"type": "NameSelector", "importAsLocal": true,
+                "nameSelector": {"alias": {"namespace": here}}}]},
+        }));
+    }
+    red.gateways_up();
+    for i in 0..peers {
+        red.hears(&long(i).0, &list);
+    }
+    red
+}
+
+#[test]
+fn a_gateway_takes_the_longest_listener_that_it_can_get() {
+    for (peers, expected) in [(10, 1000), (12, 833)] {
+        let plan = with_peers(peers).plan();
+        let egress = gateway(&plan, "egress");
+        let chains = |l: &Listener| l.chains.len();
+        let listener = egress.listeners.values().max_by_key(|l| chains(l)).unwrap();
+        // And one for all other imports.
+        assert_eq!(chains(listener), expected + 1, "{peers} peers");
+        let bytes = encode::listener(listener).value;
+        assert!(bytes.len() < MAX_RESOURCE_LEN, "{} bytes", bytes.len());
+        assert_eq!(decode::listener(&bytes).unwrap(), **listener);
+        for status in plan.statuses.imports.values() {
+            let reason = status.conditions[0].reason.as_deref();
+            let crowded = if expected < 1000 {
+                "TooManyShared"
+            } else {
+                "RulesApplied"
+            };
+            assert_eq!(reason, Some(crowded));
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Decided;
 use crate::names::PeerName;
-use crate::plan::egress::MOST_SHARED;
+use crate::plan::egress::{MOST_SHARED, MOST_WAYS, with_chain};
 use crate::plan::planner::trusted;
 
 /// What a peer shares with others that its egress gateway does not spread.
@@ -26,9 +26,10 @@ impl Crowded {
             taker,
         } = self;
         format!(
-            "more than {MOST_SHARED} ports of names are shared by peers behind the gateway {gateway}: {ports} of this \
-             peer go to the oldest of those that have them alone, such as {example} to {taker}; \
-             give some of these peers an egress gateway of their own"
+            "more than {MOST_SHARED} ports of names, or {MOST_WAYS} if each counts for every peer that \
+             has it, are shared by peers behind the gateway {gateway}: {ports} of this peer go to the \
+             oldest of those that have them alone, such as {example} to {taker}; give \
+             some of these peers an egress gateway of their own"
         )
     }
 }
@@ -60,8 +61,9 @@ pub(super) fn crowded(decided: &Decided<'_, '_>) -> BTreeMap<PeerName, Crowded> 
                 }
             }
         }
-        let shared = ports.iter().filter(|(_, peers)| peers.len() > 1);
-        for ((host, port), peers) in shared.skip(MOST_SHARED) {
+        let shared = || ports.iter().filter(|(_, peers)| peers.len() > 1);
+        let spread = with_chain(shared().map(|(_, peers)| peers.len()));
+        for ((host, port), peers) in shared().skip(spread) {
             for peer in peers {
                 let crowded = all.entry((*peer).clone()).or_insert_with(|| Crowded {
                     gateway: gateway.to_owned(),
