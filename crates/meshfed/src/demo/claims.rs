@@ -13,7 +13,7 @@ use meshfed_api::{ExportedServiceSet, ImportedServiceSet, ServiceMeshPeer};
 use super::bookinfo::ProxyClient;
 use super::meshes::Mesh;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// The name under which workloads of every other mesh call ratings of red-mesh.
 pub const IMPORTED: &str = "ratings.bookinfo.svc.red-mesh-imports.local";

@@ -1,6 +1,7 @@
 //! The program under test as a process.
 
 use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -18,9 +19,15 @@ pub fn meshfed() -> Command {
     command
 }
 
-/// Runs to the end; a program that does not come to one is killed and fails the test.
+/// Runs to the end; a program that does not come to one is killed, with all that it started, and fails the
+/// test.
 pub fn run(command: &mut Command) -> Output {
+    run_within(command, PATIENCE)
+}
+
+fn run_within(command: &mut Command, patience: Duration) -> Output {
     let mut child = command
+        .process_group(0)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -38,7 +45,15 @@ pub fn run(command: &mut Command) -> Output {
             bytes
         }),
     ];
-    let status = wait(&mut child, PATIENCE);
+    let status = wait(&mut child, patience);
+    if status.is_none() {
+        // What it left behind holds the ends of the pipes.
+        let group = format!("-{}", child.id());
+        let killed = Command::new("bash")
+            .args(["-c", "kill -KILL -- $0 2>/dev/null", &group])
+            .status();
+        killed.unwrap();
+    }
     let [stdout, stderr] = readers.map(|reader| reader.join().unwrap());
     let Some(status) = status else {
         panic!(
@@ -77,4 +92,14 @@ pub fn text(output: &Output) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     )
+}
+
+#[test]
+#[should_panic(expected = "it did not end")]
+fn a_script_that_does_not_end_is_killed_with_what_it_started() {
+    let script = "sleep 1000 & sleep 1000";
+    run_within(
+        Command::new("bash").args(["-c", script]),
+        Duration::from_millis(100),
+    );
 }

@@ -19,6 +19,7 @@ use meshfed_proxy::{
 };
 use meshfed_proxy_config::*;
 use meshfed_runtime::{AccessLog, AccessLogMetrics};
+use meshfed_testkit::LoopbackNet;
 use meshfed_xds::ca::server::{IstioCertificateService, IstioCertificateServiceServer};
 use meshfed_xds::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use meshfed_xds::proto::aggregated_discovery_service_server::{
@@ -42,6 +43,7 @@ use crate::support::*;
 /// A control plane for one proxy.
 struct Plane {
     mesh: Arc<Mesh>,
+    net: LoopbackNet,
     address: SocketAddr,
     state: Arc<State>,
     tasks: JoinSet<()>,
@@ -66,9 +68,11 @@ struct Seen {
 impl Plane {
     async fn new() -> Self {
         let mesh = Arc::new(Mesh::new("red-mesh.local"));
+        let net = LoopbackNet::lock();
         let mut plane = Self {
             mesh,
-            address: "127.0.0.1:0".parse().unwrap(),
+            address: (net.address(1), 15012).into(),
+            net,
             state: Arc::new(State {
                 config: watch::Sender::new(ProxyConfig::default()),
                 seen: Mutex::default(),
@@ -83,7 +87,12 @@ impl Plane {
         mesh.id("istiod")
     }
 
-    /// Listens, at the same address as before if there was one.
+    /// Where a listener of a proxy is, as the configuration on the wire has no port 0.
+    fn listener_address(&self) -> SocketAddr {
+        (self.net.address(2), 15443).into()
+    }
+
+    /// Listens, at the same address each time.
     async fn start(&mut self) {
         let address = self.address;
         let listener = eventually("the address", || async {
@@ -371,7 +380,7 @@ fn resources(kind: TypeUrl, config: &ProxyConfig) -> BTreeMap<String, Any> {
 
 const SNI: &str = "outbound_.9080_._.ratings.local";
 
-fn gateway_config(config: &mut ProxyConfig, peer: &Mesh, backend: SocketAddr, port: u16) {
+fn gateway_config(config: &mut ProxyConfig, peer: &Mesh, backend: SocketAddr, at: SocketAddr) {
     add_trust(config, "peer", bundle(&[peer]));
     let mut to = cluster(SNI, &[]);
     to.discovery = Discovery::Eds(SNI.into());
@@ -395,13 +404,8 @@ fn gateway_config(config: &mut ProxyConfig, peer: &Mesh, backend: SocketAddr, po
         tcp(TcpTarget::SniCluster, Some(vec![policy])),
     );
     let mut in_ = listener("in", vec![exports]);
-    in_.address.set_port(port);
+    in_.address = at;
     add_listener(config, in_);
-}
-
-/// A port that is free, as the configuration on the wire has no port 0.
-async fn free_port() -> u16 {
-    dead_address().await.port()
 }
 
 async fn call(to: SocketAddr, server: &Mesh, peer: &Mesh) -> std::io::Result<Vec<u8>> {
@@ -415,8 +419,8 @@ async fn a_gateway_gets_its_certificate_and_configuration_and_outlives_its_contr
     let mut plane = Plane::new().await;
     let green = Mesh::new("green-mesh.local");
     let (first, second) = (Backend::echo("first").await, Backend::echo("second").await);
-    let port = free_port().await;
-    plane.change(|c| gateway_config(c, &green, first.address, port));
+    let at = plane.listener_address();
+    plane.change(|c| gateway_config(c, &green, first.address, at));
     let proxy = plane.proxy(NodeKind::Gateway, "ingress", None);
     proxy.ready().await;
     let to = proxy.handle.bound()["in"];
@@ -434,7 +438,7 @@ async fn a_gateway_gets_its_certificate_and_configuration_and_outlives_its_contr
     .await;
     assert_eq!(call(to, &plane.mesh, &green).await.unwrap(), b"first: x");
 
-    plane.change(|c| gateway_config(c, &green, second.address, port));
+    plane.change(|c| gateway_config(c, &green, second.address, at));
     plane.start().await;
     eventually("the change", || async {
         let answer = call(to, &plane.mesh, &green).await.unwrap();
@@ -457,9 +461,9 @@ async fn a_listener_waits_for_its_trust_and_one_without_a_port_is_refused_by_nam
     let green = Mesh::new("green-mesh.local");
     let backend = Backend::echo("b").await;
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = free_port().await;
+    let at = plane.listener_address();
     plane.change(|c| {
-        gateway_config(c, &green, backend.address, port);
+        gateway_config(c, &green, backend.address, at);
         let mut blocked = Listener::clone(&c.listeners["in"]);
         blocked.name = "blocked".into();
         blocked.address = taken.local_addr().unwrap();
@@ -497,7 +501,7 @@ async fn a_listener_waits_for_its_trust_and_one_without_a_port_is_refused_by_nam
 #[tokio::test]
 async fn a_sidecar_tells_when_its_application_comes_and_goes_and_when_it_leaves_itself() {
     let plane = Plane::new().await;
-    let address = dead_address().await;
+    let address = SocketAddr::from((plane.net.address(2), 9080));
     let probe = Some(Probe::Tcp(vec![address]));
     let proxy = plane.proxy(NodeKind::Sidecar, "ingress", probe);
     let last = |s: &Seen| s.ready.last().map(|(_, ready)| *ready);
@@ -512,17 +516,13 @@ async fn a_sidecar_tells_when_its_application_comes_and_goes_and_when_it_leaves_
     drop(app);
     let told = plane
         .seen("unready again", |s| {
-            s.ready
-                .last()
-                .filter(|(_, r)| *r == Some(false))
-                .map(|(at, _)| *at)
+            let last = s.ready.last().filter(|(_, r)| *r == Some(false));
+            last.map(|(at, _)| *at)
         })
         .await;
-    assert!(
-        told - gone < Duration::from_millis(500),
-        "{:?}",
-        told - gone
-    );
+    // Some 200 ms, on a machine that does nothing else.
+    let took = told - gone;
+    assert!(took < Duration::from_secs(10), "{took:?}");
     let before = plane.state.seen.lock().unwrap().ready.len();
     proxy.handle.stop().await;
     plane

@@ -19,9 +19,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
-/// How long connections of what was taken away may go on.
-pub const DRAIN: Duration = Duration::from_millis(300);
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long connections of what was taken away may go on: long enough that a busy machine gets to use them
+/// meanwhile.
+pub const DRAIN: Duration = Duration::from_secs(3);
+/// The same where nothing but the end is waited for.
+pub const SHORT_DRAIN: Duration = Duration::from_millis(300);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long nothing more may come before that is believed.
+const SHORTLY: Duration = Duration::from_millis(50);
 
 /// Waits until `test` gives something.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(
@@ -158,12 +163,23 @@ impl Gateway {
 
     /// The lines once there are `n`, and shortly after still no more.
     pub async fn exactly(&self, n: usize) -> Vec<String> {
-        let lines = eventually(&format!("{n} log lines"), || async {
-            Some(self.lines()).filter(|l| l.len() >= n)
+        eventually(&format!("{n} log lines"), || async {
+            (self.lines().len() >= n).then_some(())
         })
         .await;
+        tokio::time::sleep(SHORTLY).await;
+        let lines = self.lines();
         assert_eq!(lines.len(), n, "{lines:#?}");
         lines
+    }
+
+    /// How the connections in exactly `n` lines ended, in alphabetical order.
+    pub async fn ends(&self, n: usize) -> Vec<String> {
+        let lines = self.exactly(n).await;
+        let ends = lines.iter().map(|l| l.rsplit_once(" end=").unwrap().1);
+        let mut ends: Vec<_> = ends.map(str::to_owned).collect();
+        ends.sort();
+        ends
     }
 
     pub fn metrics(&self) -> String {
@@ -204,7 +220,7 @@ pub fn listener(name: &str, chains: Vec<FilterChain>) -> Listener {
         name: name.into(),
         address: "127.0.0.1:0".parse().unwrap(),
         chains,
-        handshake_timeout: Duration::from_secs(5),
+        handshake_timeout: PATIENCE,
     }
 }
 
@@ -246,7 +262,7 @@ pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
     Cluster {
         name: name.into(),
         discovery: Discovery::Static(addresses.to_vec()),
-        connect_timeout: Duration::from_secs(2),
+        connect_timeout: PATIENCE,
         tls: None,
         protocol: UpstreamProtocol::Http1,
         outlier: None,
@@ -488,12 +504,6 @@ where
         }
     }
     let _ = stream.shutdown().await;
-}
-
-/// An address on which nobody listens and the test may.
-pub async fn dead_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
 }
 
 /// An address on which nobody listens. It stays taken until the process ends, so that no other

