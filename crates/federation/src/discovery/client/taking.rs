@@ -114,6 +114,8 @@ impl Client {
     fn list_unchanged(&mut self, now: Moment) {
         self.hear(now);
         self.sync.succeeded(false, now, &self.settings);
+        // The question was by our own checksum of it.
+        self.change(false, |state| state.list_checksum_agrees = true);
         self.list_is_good(now);
         // Those that could not be applied still cannot, and that is still to be said.
         let Meanwhile { later, .. } = self.sync.meanwhile(&self.state.services);

@@ -52,6 +52,21 @@ fn the_list_that_we_have_need_not_be_sent_again() {
 }
 
 #[test]
+fn an_answer_that_the_list_is_still_the_same_says_that_its_checksum_is_right() {
+    let mut driver = Driver::new();
+    driver.extended = true;
+    driver.after(0);
+    // A list that we kept, or the empty one.
+    assert_eq!(driver.opened(), [LIST]);
+    assert!(driver.known.is_some());
+    assert!(!driver.client.state().list_checksum_agrees);
+    driver.list_fails(&Failure::Status(304, "Not Modified".into()));
+    let state = driver.client.state();
+    assert_eq!(state.last_full_sync, Some(driver.now().wall));
+    assert!(state.list_checksum_agrees);
+}
+
+#[test]
 fn health_counts_from_those_alone_who_announce_the_extension() {
     let mut fares = event(EventAction::Update, "x", &["x"]);
     fares.service.as_mut().unwrap().health = Some(Health::default());
