@@ -77,11 +77,18 @@ impl Seen {
         let mut kept = RemoteState::default();
         self.peer(peer, |state| {
             let remote = Arc::make_mut(&mut state.remote);
-            remote.watch.connected = false;
+            if remote.watch.connected {
+                remote.watch.connected = false;
+                remote.watch.last_disconnect = Some(Timestamp::now());
+            }
             if remote.services.has_health() {
                 remote.services = Arc::new(remote.services.without_health());
             }
-            kept = RemoteState::kept(remote.services.clone(), remote.last_contact);
+            kept = RemoteState::kept(
+                remote.services.clone(),
+                remote.last_contact,
+                remote.lost_at(),
+            );
         });
         kept
     }

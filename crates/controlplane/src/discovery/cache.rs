@@ -1,6 +1,7 @@
 //! The last good list of each peer, kept on disk: what a peer exported stays while it, or we, are
 //! away. One file a peer, in the protocol's own form, and checked when it is read as if the peer
-//! had sent it. A file's time of change is when its peer was last heard.
+//! had sent it. A file's time of change is when its peer was last heard. An empty file beside it says by its
+//! own when the contact was lost; without it the contact lasted until our end.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,6 +18,7 @@ use meshfed_federation::names::PeerName;
 use tracing::warn;
 
 const SUFFIX: &str = ".json";
+const LOST_SUFFIX: &str = ".lost";
 
 /// The directory of the lists.
 #[derive(Debug, Clone)]
@@ -47,9 +49,10 @@ impl PeerCache {
             };
             match read(&entry.path()) {
                 Ok(services) => {
-                    let changed = entry.metadata().and_then(|m| m.modified()).ok();
-                    let contact = changed.and_then(|at| Timestamp::try_from(at).ok());
-                    lists.insert(peer, RemoteState::kept(Arc::new(services), contact));
+                    let contact = changed_at(&entry.path());
+                    let lost_at = changed_at(&self.lost(&peer));
+                    let state = RemoteState::kept(Arc::new(services), contact, lost_at);
+                    lists.insert(peer, state);
                 }
                 Err(error) => warn!(%peer, error, "the kept list of this peer is not usable"),
             }
@@ -70,18 +73,46 @@ impl PeerCache {
         file.set_modified(SystemTime::from(at))
     }
 
+    /// Notes when the contact with the peer was lost, or that it was not. Blocks for a short time.
+    pub fn note_lost(&self, peer: &PeerName, at: Option<Timestamp>) -> io::Result<()> {
+        let path = self.lost(peer);
+        let Some(at) = at else {
+            return remove(&path);
+        };
+        if !path.exists() {
+            meshfed_runtime::write_private(&path, b"")?;
+        }
+        let file = File::options().write(true).open(path)?;
+        file.set_modified(SystemTime::from(at))
+    }
+
     /// Drops the list of what is no peer any more.
     pub fn remove(&self, peer: &PeerName) {
-        match std::fs::remove_file(self.path(peer)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+        for path in [self.path(peer), self.lost(peer)] {
+            if let Err(error) = remove(&path) {
                 warn!(%peer, %error, "cannot remove the list of this peer");
             }
-            _ => {}
         }
+    }
+
+    fn lost(&self, peer: &PeerName) -> PathBuf {
+        self.0.join(format!("{peer}{LOST_SUFFIX}"))
     }
 
     fn path(&self, peer: &PeerName) -> PathBuf {
         self.0.join(format!("{peer}{SUFFIX}"))
+    }
+}
+
+fn changed_at(path: &Path) -> Option<Timestamp> {
+    let changed = std::fs::metadata(path).and_then(|m| m.modified()).ok()?;
+    Timestamp::try_from(changed).ok()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -119,7 +150,12 @@ mod tests {
         let heard: Timestamp = "2021-10-05T13:00:00Z".parse().unwrap();
         cache.touch(&red, heard).unwrap();
         assert_eq!(cache.load()[&red].last_contact, Some(heard));
+        for lost in [Some(heard), None, Some(heard)] {
+            cache.note_lost(&red, lost).unwrap();
+            assert_eq!(cache.load()[&red].lost_at(), lost);
+        }
         cache.remove(&red);
         assert!(cache.load().is_empty());
+        assert!(!cache.lost(&red).exists());
     }
 }

@@ -106,7 +106,7 @@ mod tests {
                 last_disconnect_status: Some(status.to_owned()),
                 ..WatchState::default()
             },
-            ..RemoteState::kept(Arc::default(), Some(jiff::Timestamp::now()))
+            ..RemoteState::kept(Arc::default(), Some(jiff::Timestamp::now()), None)
         };
         for status in ["first", "second", "last"] {
             publishing.changed(&Arc::new(state(status)), true);

@@ -43,6 +43,7 @@ pub(super) struct Storing {
 struct Stored {
     services: Arc<RemoteServices>,
     contact: Option<Timestamp>,
+    lost_at: Option<Timestamp>,
 }
 
 struct Writing {
@@ -101,6 +102,7 @@ impl Storing {
         let what = Stored {
             services: Arc::default(),
             contact: None,
+            lost_at: None,
         };
         let task = tokio::spawn(std::future::pending());
         self.writing = Some(Writing { what, task });
@@ -123,6 +125,9 @@ impl Storing {
     }
 
     fn is_stale(&self, stored: &Stored) -> bool {
+        if stored.lost_at != self.newest.lost_at() {
+            return true;
+        }
         match (stored.contact, self.newest.last_contact) {
             (Some(stored), Some(contact)) => contact.duration_since(stored) >= CONTACT_STEP,
             (None, contact) => contact.is_some(),
@@ -145,7 +150,12 @@ impl Storing {
         if !whole && !self.is_wanted() {
             return;
         }
-        let what = Stored { services, contact };
+        let lost_at = self.newest.lost_at();
+        let what = Stored {
+            services,
+            contact,
+            lost_at,
+        };
         let (cache, name, written) = (self.cache.clone(), self.name.clone(), what.clone());
         let task = tokio::task::spawn_blocking(move || {
             let bytes = if whole {
@@ -156,6 +166,7 @@ impl Storing {
             if let Some(at) = written.contact {
                 cache.touch(&name, at)?;
             }
+            cache.note_lost(&name, written.lost_at)?;
             Ok(bytes)
         });
         self.writing = Some(Writing { what, task });

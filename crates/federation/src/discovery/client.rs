@@ -552,8 +552,13 @@ impl Client {
         self.sync.forget_empty();
         self.sync.want_at(now.elapsed + self.settings.resync);
         self.change(false, |state| {
-            if state.watch.connected {
-                state.watch.connected = false;
+            // A contact of an earlier life of ours ends with the first attempt that fails.
+            let was_in_contact = state.watch.connected
+                || state.last_full_sync.is_none()
+                    && state.last_contact.is_some()
+                    && state.watch.last_disconnect.is_none();
+            state.watch.connected = false;
+            if was_in_contact {
                 state.watch.last_disconnect = Some(now.wall);
             }
             state.watch.last_disconnect_status = Some(status.to_owned());

@@ -77,7 +77,7 @@ impl<'a> Facts<'a> {
     pub fn is_expired(&self, remote: &RemoteState) -> bool {
         let annotations = self.object().and_then(|o| o.metadata.annotations.as_ref());
         let (settings, _) = PeerSettings::parse(annotations);
-        is_expired(&settings, remote, self.world.now)
+        is_expired(&settings, remote, self.world)
     }
 
     pub fn ready(&self) -> Option<&'a Condition> {

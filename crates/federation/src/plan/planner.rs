@@ -205,7 +205,7 @@ impl Planner {
                 members: rules.joins_local().then(|| membership.asked.clone()),
                 rules,
             };
-            let services = staleness::services(peer, &state.remote, world.now);
+            let services = staleness::services(peer, &state.remote, world);
             wanted.insert(peer.name.clone(), (terms, services));
         }
         self.imports.follow(wanted);

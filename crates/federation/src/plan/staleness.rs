@@ -18,9 +18,9 @@ const CONTACT: u32 = 2;
 pub(super) fn services(
     peer: &Trusted<'_>,
     remote: &RemoteState,
-    now: Timestamp,
+    world: &World,
 ) -> Arc<RemoteServices> {
-    if is_expired(&peer.settings, remote, now) {
+    if is_expired(&peer.settings, remote, world) {
         Arc::default()
     } else {
         remote.services.clone()
@@ -28,42 +28,49 @@ pub(super) fn services(
 }
 
 /// Whether the imports from a peer have ended by its silence.
-pub(crate) fn is_expired(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
+pub(crate) fn is_expired(settings: &PeerSettings, remote: &RemoteState, world: &World) -> bool {
     !remote.services.is_empty()
         && settings.imports_outlive_contact.is_some()
-        && expires_at(settings, remote).is_none_or(|at| at <= now)
+        && expires_at(settings, remote, world.mesh.started).is_none_or(|at| at <= world.now)
 }
 
 /// When the imports end unless the peer is heard; without a time of contact they have ended. A
 /// contact that lies ahead ends none: the client sets it right as soon as it is at work.
-fn expires_at(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+fn expires_at(
+    settings: &PeerSettings,
+    remote: &RemoteState,
+    started: Timestamp,
+) -> Option<Timestamp> {
     let life = SignedDuration::try_from(settings.imports_outlive_contact?).ok()?;
-    lost_at(settings, remote)?.checked_add(life).ok()
+    lost_at(settings, remote, started)?.checked_add(life).ok()
 }
 
 /// When the contact was lost, or will be unless the peer is heard. An idle peer says nothing between two
-/// of our questions, so an open watch is contact as long as it counts as connected.
-fn lost_at(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+/// of our questions, so an open watch is contact as long as it counts as connected. While we were away nobody
+/// asked: a contact that had not ended before lasts until we know better.
+fn lost_at(settings: &PeerSettings, remote: &RemoteState, started: Timestamp) -> Option<Timestamp> {
     let confirmed = remote.last_contact?;
-    let at_last = counts_until(settings, remote)?;
-    if remote.watch.connected {
-        return Some(at_last);
-    }
-    let ended = remote.watch.last_disconnect.unwrap_or(confirmed);
-    Some(ended.max(confirmed).min(at_last))
+    let at_last = two_periods_after(settings, confirmed.max(started))?;
+    let ended = remote.lost_at().map(|at| at.max(confirmed));
+    Some(ended.map_or(at_last, |at| at.min(at_last)))
 }
 
 /// Until when an open watch counts as connected unless the peer is heard.
 pub(super) fn counts_until(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
+    two_periods_after(settings, remote.last_contact?)
+}
+
+fn two_periods_after(settings: &PeerSettings, at: Timestamp) -> Option<Timestamp> {
     let time = SignedDuration::try_from(settings.resync_period * CONTACT).ok()?;
-    remote.last_contact?.checked_add(time).ok()
+    at.checked_add(time).ok()
 }
 
 /// When imports end by time alone.
 pub(super) fn next_change(world: &World, peers: &Peers<'_>) -> Option<Timestamp> {
     let trusted = peers.iter().filter_map(|(key, peer)| {
         let state = world.observed.peers.get(&key.name)?;
-        expires_at(&peer.as_ref().ok()?.settings, &state.remote)
+        let settings = &peer.as_ref().ok()?.settings;
+        expires_at(settings, &state.remote, world.mesh.started)
     });
     trusted.filter(|at| *at > world.now).min()
 }

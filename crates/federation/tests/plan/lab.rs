@@ -67,7 +67,7 @@ impl Lab {
                     instance_suffix: "b65457658-9wq5j".to_owned(),
                     discovery_address: format!("{subnet}.1:8188").parse().unwrap(),
                     node_address: format!("{subnet}.2").parse().unwrap(),
-                    started: now(),
+                    started: now() - SignedDuration::from_hours(24),
                 },
                 resources: Resources::default(),
                 observed: Observed {

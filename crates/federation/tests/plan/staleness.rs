@@ -99,6 +99,38 @@ fn an_idle_peer_that_is_connected_keeps_its_imports_however_short_they_may_outli
 }
 
 #[test]
+fn a_control_plane_that_starts_anew_takes_no_import_away_that_lasted_until_its_end() {
+    let (_, mut green) = red_and_green();
+    let ago = |seconds| now() - SignedDuration::from_secs(seconds);
+    let mut restarted = |heard, lost_at| {
+        green.world.mesh.started = ago(10);
+        green.edit_remote("red-mesh", |remote: &mut RemoteState| {
+            *remote = RemoteState::kept(remote.services.clone(), Some(heard), lost_at);
+        });
+        let mut left = Vec::new();
+        for life in ["0s", "30s"] {
+            outlive(&mut green, life);
+            let plan = green.plan();
+            assert_eq!(imported(&plan) == 0, reason(&plan) == "ImportsExpired");
+            let expires = plan.wake_at.filter(|at| *at < ago(-3600));
+            left.push((imported(&plan) > 0, expires));
+        }
+        left
+    };
+    // Nobody knows yet whether the peer is there, however long we were away.
+    for heard in [ago(30), ago(36_000)] {
+        let known_in = [ago(-110), ago(-140)].map(|at| (true, Some(at)));
+        assert_eq!(restarted(heard, None), known_in);
+    }
+    // The first attempt failed.
+    let failed = [(false, None), (true, Some(ago(-25)))];
+    assert_eq!(restarted(ago(36_000), Some(ago(5))), failed);
+    // It was gone before.
+    let gone = [(false, None); 2];
+    assert_eq!(restarted(ago(60), Some(ago(40))), gone);
+}
+
+#[test]
 fn nothing_is_connected_that_was_not_heard_for_two_resync_periods() {
     let (_, mut green) = red_and_green();
     let is_connected = |green: &Lab| {

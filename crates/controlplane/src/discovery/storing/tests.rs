@@ -69,7 +69,7 @@ fn state(services: impl IntoIterator<Item = RemoteService>, seconds: i64) -> Arc
         all.put(service, &Limits::default()).unwrap();
     }
     let contact = Timestamp::from_second(1_600_000_000 + seconds).unwrap();
-    Arc::new(RemoteState::kept(Arc::new(all), Some(contact)))
+    Arc::new(RemoteState::kept(Arc::new(all), Some(contact), None))
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,4 +173,23 @@ async fn at_the_end_the_newest_list_is_on_disk_whatever_is_being_written() {
     scene.storing.finish().await;
     let kept = scene.kept();
     assert_eq!(kept.services.to_list(), newest.services.to_lasting_list());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_contact_was_lost_is_noted_until_there_is_one_again() {
+    let mut scene = Scene::new();
+    let connected = state([service("x", &["one"], 1)], 0);
+    let mut lost = RemoteState::clone(&connected);
+    lost.watch.last_disconnect = connected.last_contact;
+    let mut again = lost.clone();
+    again.watch.connected = true;
+    scene.storing.changed(&connected);
+    scene.settle().await;
+    let file = scene.file();
+    for (state, noted) in [(lost, connected.last_contact), (again, None)] {
+        scene.storing.changed(&Arc::new(state));
+        scene.settle().await;
+        assert_eq!(scene.kept().lost_at(), noted);
+        assert_eq!(scene.file(), file, "the list is not written for it");
+    }
 }

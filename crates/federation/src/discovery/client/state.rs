@@ -44,13 +44,27 @@ pub struct WatchState {
 }
 
 impl RemoteState {
-    /// What was kept of a peer from an earlier life of ours.
-    pub fn kept(services: Arc<RemoteServices>, last_contact: Option<Timestamp>) -> Self {
+    /// What was kept of a peer from an earlier life of ours. `lost_at`: when the contact had ended already then.
+    pub fn kept(
+        services: Arc<RemoteServices>,
+        last_contact: Option<Timestamp>,
+        lost_at: Option<Timestamp>,
+    ) -> Self {
+        let watch = WatchState {
+            last_disconnect: lost_at,
+            ..WatchState::default()
+        };
         Self {
             services,
             last_contact,
+            watch,
             ..Self::default()
         }
+    }
+
+    /// When the contact ended; `None` while it lasts, and as long as nobody knows.
+    pub fn lost_at(&self) -> Option<Timestamp> {
+        (self.watch.last_disconnect).filter(|_| !self.watch.connected)
     }
 
     /// What is wrong with what the peer sends, if anything.

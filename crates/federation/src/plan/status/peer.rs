@@ -115,7 +115,7 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
                        a ServiceMeshPeer for it is missing there";
         return Verdict::fails(READY, "UnknownToPeer", message);
     }
-    if staleness::is_expired(&peer.settings, remote, now) {
+    if staleness::is_expired(&peer.settings, remote, decided.world) {
         let since = remote
             .last_contact
             .map_or_else(String::new, |contact| format!(" since {}", time(contact).0));

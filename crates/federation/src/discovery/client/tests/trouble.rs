@@ -392,7 +392,7 @@ fn a_contact_is_as_long_ago_as_it_is_when_the_clock_was_ahead() {
     let ago = later.wall.duration_since(contact(&driver));
     assert_eq!(ago, jiff::SignedDuration::from_secs(5));
 
-    let kept = RemoteState::kept(Arc::default(), Some(driver.now().wall));
+    let kept = RemoteState::kept(Arc::default(), Some(driver.now().wall), None);
     driver.client = Client::new(ClientSettings::default(), 1, kept);
     let later = set_back(&driver, 0);
     driver.client.tick(later);

@@ -62,10 +62,24 @@ fn what_is_kept_on_disk_is_there_before_the_peer_is() {
     let connected = Driver::connected_with(&["x"]);
     let services = connected.client.state().services.clone();
     let contact = Some("2021-10-05T12:00:00Z".parse().unwrap());
-    let kept = RemoteState::kept(services.clone(), contact);
+    let kept = RemoteState::kept(services.clone(), contact, None);
     let client = Client::new(ClientSettings::default(), 1, kept);
     assert_eq!(client.state().services, services);
     assert_eq!(client.state().last_contact, contact);
+    // The contact of then is lost with the first attempt that fails.
+    let mut driver = Driver::new();
+    driver.client = client;
+    driver.after(0);
+    assert_eq!(driver.client.state().lost_at(), None);
+    driver.watch_ends(Some(&unavailable()));
+    let lost = driver.client.state().lost_at();
+    assert_eq!(lost, Some(driver.now().wall));
+    driver.until_asked();
+    driver.watch_ends(Some(&unavailable()));
+    assert_eq!(driver.client.state().lost_at(), lost);
+    driver.until_asked();
+    driver.opened();
+    assert_eq!(driver.client.state().lost_at(), None);
 }
 
 #[test]
