@@ -6,12 +6,14 @@
 mod audit;
 mod authors;
 mod backlog;
+mod budget;
 mod events;
 mod writes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::Client;
 use meshfed_federation::difference::Sharing;
 use meshfed_federation::news::news;
@@ -20,6 +22,7 @@ pub use self::audit::{AuditError, AuditLog};
 use self::authors::Scribe;
 pub use self::backlog::Backlog;
 pub(crate) use self::backlog::{Feed, backlog};
+use self::budget::Budgets;
 use self::events::Poster;
 pub use self::writes::{Write, Writes};
 use crate::apply::Outcomes;
@@ -27,15 +30,31 @@ use crate::hub::Outcome;
 
 /// Outcomes that come within this time are one to those who read Events.
 const MOMENT: Duration = Duration::from_millis(100);
+/// When nothing was shared for so long, it is told what lines were not written.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Writes the audit log until nobody plans any more and everything planned is in it. `writes`: `None`
 /// where the API server does not tell who writes.
 pub async fn keep(mut log: AuditLog, writes: Option<Writes>, mut backlog: Backlog) {
-    let mut scribe = Scribe::new(writes);
-    while let Some(steps) = backlog.next().await {
-        let entries: Vec<_> = steps.iter().filter_map(|step| scribe.entry(step)).collect();
-        if !entries.is_empty() {
-            log = log.append(entries).await;
+    let (mut scribe, mut budgets) = (Scribe::new(writes), Budgets::default());
+    let mut ended = false;
+    while !ended {
+        let (mut main, mut by_peers) = (Vec::new(), Vec::new());
+        let steps = tokio::time::timeout(QUIET, backlog.next()).await;
+        if let Ok(Some(steps)) = steps {
+            for entry in steps.iter().filter_map(|step| scribe.entry(step)) {
+                if entry.is_by_peers_alone() {
+                    by_peers.extend(budgets.admit(entry));
+                } else {
+                    main.push(entry);
+                }
+            }
+        } else {
+            ended = steps.is_ok();
+            by_peers = budgets.suppressed(Timestamp::now());
+        }
+        if !main.is_empty() || !by_peers.is_empty() {
+            log = log.append(main, by_peers).await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tells what is known of a peer: to the hub, and to the disk.
 //!
-//! The first change is told at once. A peer that never stops changing is told of as often as a
-//! person could follow, so that it costs the others nothing. The disk never holds up the hub.
+//! The first change is told at once. A peer that never stops changing is told of some times a second, so that
+//! it costs the others little. The disk never holds up the hub.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,10 @@ use crate::hub::Seen;
 
 /// Between two changes of the services.
 const SERVICES_PAUSE: Duration = Duration::from_millis(20);
-/// Between two changes of times and connections alone.
-const TIMES_PAUSE: Duration = Duration::from_millis(250);
+/// Between two changes of times and connections alone, and of the services of a peer that changes without end.
+const LONG_PAUSE: Duration = Duration::from_millis(250);
+/// Changes of the services that are told quickly; one more after each [`LONG_PAUSE`].
+const QUICK: u32 = 500;
 
 pub(super) struct Publishing {
     name: PeerName,
@@ -25,6 +27,8 @@ pub(super) struct Publishing {
     state: Arc<RemoteState>,
     published_at: Option<Instant>,
     publish_due: Option<Instant>,
+    /// How many changes may still be told quickly.
+    quick: u32,
     storing: Storing,
 }
 
@@ -37,6 +41,7 @@ impl Publishing {
             state: Arc::default(),
             published_at: None,
             publish_due: None,
+            quick: QUICK,
         }
     }
 
@@ -44,10 +49,10 @@ impl Publishing {
     pub fn changed(&mut self, state: &Arc<RemoteState>, services: bool) {
         self.state = state.clone();
         let now = Instant::now();
-        let pause = if services {
+        let pause = if services && self.quick > 0 {
             SERVICES_PAUSE
         } else {
-            TIMES_PAUSE
+            LONG_PAUSE
         };
         let due = self.published_at.map_or(now, |at| at + pause);
         let due = self.publish_due.map_or(due, |before| before.min(due));
@@ -81,6 +86,10 @@ impl Publishing {
 
     fn publish(&mut self, now: Instant) {
         self.publish_due = None;
+        let rest = self.published_at.map_or(LONG_PAUSE, |at| now - at);
+        let more = rest.as_millis() / LONG_PAUSE.as_millis();
+        let more = u32::try_from(more).unwrap_or(QUICK);
+        self.quick = self.quick.saturating_add(more).min(QUICK).saturating_sub(1);
         self.published_at = Some(now);
         self.seen.remote(self.name.as_str(), self.state.clone());
     }
@@ -122,5 +131,36 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(told().as_deref(), Some("last"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_changes_without_end_is_told_of_quickly_for_a_while_and_then_seldom() {
+        let bench = Bench::new();
+        let dir = tempfile::tempdir().unwrap();
+        let cache = PeerCache::open(dir.path().join("peers")).unwrap();
+        let name: PeerName = "red-mesh".parse().unwrap();
+        let mut publishing = Publishing::new(name, bench.seen.clone(), cache);
+        publishing.storing.stand_still();
+        let mut told_in = async |seconds: u64| {
+            let end = Instant::now() + Duration::from_secs(seconds);
+            let mut told = 0;
+            while Instant::now() < end {
+                publishing.changed(&Arc::default(), true);
+                let before = publishing.published_at;
+                let _not_due =
+                    tokio::time::timeout(Duration::from_millis(5), publishing.due()).await;
+                told += u32::from(publishing.published_at != before);
+            }
+            told
+        };
+        assert!(told_in(5).await > 200);
+        told_in(60).await;
+        assert!(
+            (35..=41).contains(&told_in(10).await),
+            "four times a second"
+        );
+        // After some rest it is as before.
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert!(told_in(5).await > 200);
     }
 }

@@ -1,4 +1,7 @@
 //! The audit log: append-only, one JSON document a line, on disk before anything else goes on.
+//!
+//! What peers alone have caused goes to a file of its own, so that no peer decides how far back it can be read
+//! what administrators did.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -9,9 +12,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tracing::error;
 
-/// The file that is written to, in the log's directory; older ones have `.1` (the newest) and so on
+/// The files that are written to, in the log's directory; older ones have `.1` (the newest) and so on
 /// behind it.
 const FILE: &str = "audit.log";
+const PEERS_FILE: &str = "peers.log";
 /// Beyond this a new file is begun.
 const MAX_BYTES: u64 = 16 << 20;
 /// Older files that are kept.
@@ -40,6 +44,52 @@ impl Sink for File {
 /// The log of one mesh.
 #[derive(Debug)]
 pub struct AuditLog {
+    main: LogFile,
+    by_peers: LogFile,
+}
+
+impl AuditLog {
+    /// Opens the log in this directory, and makes all of it if it is not there. A line that was torn
+    /// by a crash is ended, so that the next one stands alone.
+    ///
+    /// # Errors
+    ///
+    /// The directory or a file cannot be made or written.
+    pub fn open(dir: &Path) -> Result<Self, AuditError> {
+        Ok(Self {
+            main: LogFile::open(dir, FILE)?,
+            by_peers: LogFile::open(dir, PEERS_FILE)?,
+        })
+    }
+
+    /// Writes a line for each entry, off the async threads; all are on disk when it returns. A line
+    /// that cannot be written is told of in the program's own log, whole. `by_peers`: what peers alone have
+    /// caused.
+    pub(super) async fn append<E>(mut self, main: Vec<E>, by_peers: Vec<E>) -> Self
+    where
+        E: Serialize + Send + 'static,
+    {
+        let path = self.main.path.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            for (file, entries) in [(&mut self.main, main), (&mut self.by_peers, by_peers)] {
+                let lines = entries.iter().map(serde_json::to_string);
+                file.write_all(lines.map(Result::unwrap_or_default).collect());
+            }
+            self
+        });
+        match writing.await {
+            Ok(log) => log,
+            Err(panic) => {
+                error!(error = %panic, path = %path.display(), "writing the audit log failed");
+                std::panic::resume_unwind(panic.into_panic())
+            }
+        }
+    }
+}
+
+/// A file with those that were full before it.
+#[derive(Debug)]
+struct LogFile {
     path: PathBuf,
     file: Box<dyn Sink>,
     bytes: u64,
@@ -48,15 +98,9 @@ pub struct AuditLog {
     max_bytes: u64,
 }
 
-impl AuditLog {
-    /// Opens the log in this directory, and makes both if they are not there. A line that was torn
-    /// by a crash is ended, so that the next one stands alone.
-    ///
-    /// # Errors
-    ///
-    /// The directory or the file cannot be made or written.
-    pub fn open(dir: &Path) -> Result<Self, AuditError> {
-        let path = dir.join(FILE);
+impl LogFile {
+    fn open(dir: &Path, name: &str) -> Result<Self, AuditError> {
+        let path = dir.join(name);
         let failed = |source| AuditError {
             path: path.clone(),
             source,
@@ -72,28 +116,10 @@ impl AuditLog {
         })
     }
 
-    /// Writes a line for each entry, off the async threads; all are on disk when it returns. A line
-    /// that cannot be written is told of in the program's own log, whole.
-    pub(super) async fn append<E>(mut self, entries: Vec<E>) -> Self
-    where
-        E: Serialize + Send + 'static,
-    {
-        let path = self.path.clone();
-        let writing = tokio::task::spawn_blocking(move || {
-            let lines = entries.iter().map(serde_json::to_string);
-            self.write_all(lines.map(Result::unwrap_or_default).collect());
-            self
-        });
-        match writing.await {
-            Ok(log) => log,
-            Err(panic) => {
-                error!(error = %panic, path = %path.display(), "writing the audit log failed");
-                std::panic::resume_unwind(panic.into_panic())
-            }
-        }
-    }
-
     fn write_all(&mut self, lines: Vec<String>) {
+        if lines.is_empty() {
+            return;
+        }
         let mut not_synced = Vec::new();
         let path = self.path.clone();
         let failed = |error: &io::Error, line: String| {
@@ -191,9 +217,10 @@ mod tests {
         let at = dir.path().join("audit");
         for n in 0..2 {
             let log = AuditLog::open(&at).unwrap();
-            log.append(vec![n]).await;
+            log.append(vec![n], vec![-n]).await;
         }
         assert_eq!(lines(&at, FILE), ["0", "1"]);
+        assert_eq!(lines(&at, PEERS_FILE), ["0", "-1"]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&at), mode(&at.join(FILE))), (0o700, 0o600));
     }
@@ -203,7 +230,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "{\"a\":1}\n{\"to").unwrap();
         let log = AuditLog::open(dir.path()).unwrap();
-        log.append(vec![7]).await;
+        log.append(vec![7], vec![]).await;
         assert_eq!(lines(dir.path(), FILE), ["{\"a\":1}", "{\"to", "7"]);
     }
 
@@ -211,14 +238,19 @@ mod tests {
     async fn a_full_file_makes_room_and_the_oldest_goes() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = AuditLog::open(dir.path()).unwrap();
-        log.max_bytes = 10;
+        log.main.max_bytes = 10;
+        log.by_peers.max_bytes = 10;
         for n in 0..12 {
-            log = log.append(vec![format!("entry {n:02}")]).await;
+            log = log.append(vec![format!("entry {n:02}")], vec![]).await;
+        }
+        // What peers do takes no line away.
+        for _ in 0..100 {
+            log = log.append(vec![], vec!["flap".to_owned()]).await;
         }
         assert_eq!(lines(dir.path(), FILE), ["\"entry 11\""]);
         assert_eq!(lines(dir.path(), "audit.log.1"), ["\"entry 10\""]);
         assert_eq!(lines(dir.path(), "audit.log.9"), ["\"entry 02\""]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), KEPT + 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2 * (KEPT + 1));
     }
 
     /// A disk that has so many bytes left.
@@ -252,11 +284,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut log = AuditLog::open(dir.path()).unwrap();
         let room = Arc::new(AtomicUsize::new(8));
-        let (file, _) = open(&log.path).unwrap();
-        log.file = Box::new(Full(file, room.clone()));
-        log = log.append(vec![11, 22, 333333, 44]).await;
+        let (file, _) = open(&log.main.path).unwrap();
+        log.main.file = Box::new(Full(file, room.clone()));
+        log = log.append(vec![11, 22, 333333, 44], vec![]).await;
         room.store(1000, Ordering::Relaxed);
-        log.append(vec![55, 66]).await;
+        log.append(vec![55, 66], vec![]).await;
         assert_eq!(lines(dir.path(), FILE), ["11", "22", "33", "55", "66"]);
     }
 

@@ -20,6 +20,9 @@ use crate::hub::Outcome;
 
 /// Authors that one entry names; a flood of writes in a moment is cut.
 const MAX_AUTHORS: usize = 100;
+/// Entries of `imported` and `dropped` of a line that a peer has a part in; more are counted. What is exposed
+/// and hidden is always whole: that peers cannot change.
+const MAX_IMPORTS: usize = 1000;
 /// What follows from a write without being part of it, such as a gateway that goes, comes within this.
 const FOLLOWS_WITHIN: SignedDuration = SignedDuration::from_secs(5);
 
@@ -44,6 +47,13 @@ pub(super) struct Entry {
     /// States before this one that were not looked at.
     #[serde(skip_serializing_if = "is_zero")]
     pub states_merged: u64,
+    /// Lines before this one that these peers alone had caused, and that were not written because there were
+    /// too many.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub suppressed: u64,
+    /// Entries of `imported` and `dropped` that are not listed, because a peer made too many.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub not_listed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub totals: Option<Totals>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -56,7 +66,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Entry {
-    fn new(time: Timestamp, event: &'static str) -> Self {
+    pub(super) fn new(time: Timestamp, event: &'static str) -> Self {
         Self {
             time,
             event,
@@ -65,8 +75,29 @@ impl Entry {
             follows: Vec::new(),
             writes_lost: 0,
             states_merged: 0,
+            suppressed: 0,
+            not_listed: 0,
             totals: None,
             difference: None,
+        }
+    }
+
+    /// Whether nobody but peers has a part in it.
+    pub(super) fn is_by_peers_alone(&self) -> bool {
+        let ours =
+            |d: &Difference| !(d.exposed.is_empty() && d.hidden.is_empty() && d.peers.is_empty());
+        self.by.is_empty() && !self.by_peers.is_empty() && !self.difference.iter().any(ours)
+    }
+
+    /// Keeps a peer from making it as long as it likes.
+    fn cut(&mut self) {
+        let Some(difference) = (self.difference.as_mut()).filter(|_| !self.by_peers.is_empty())
+        else {
+            return;
+        };
+        for all in [&mut difference.imported, &mut difference.dropped] {
+            self.not_listed += all.len().saturating_sub(MAX_IMPORTS) as u64;
+            all.truncate(MAX_IMPORTS);
         }
     }
 }
@@ -148,7 +179,7 @@ impl Scribe {
             } else {
                 Vec::new()
             };
-            Entry {
+            let mut entry = Entry {
                 by: by.clone(),
                 by_peers,
                 follows,
@@ -156,7 +187,9 @@ impl Scribe {
                 states_merged: std::mem::take(&mut self.merged),
                 difference: Some(difference),
                 ..Entry::new(world.now, "SharingChanged")
-            }
+            };
+            entry.cut();
+            entry
         });
         // A deletion takes steps.
         let may_follow = |author: &Author| entry.is_none() || author.verb == "delete";

@@ -379,3 +379,39 @@ async fn a_backlog_ends_with_what_waits_and_says_what_had_no_place() {
     assert_eq!(steps.iter().map(|step| step.merged).sum::<u64>(), 4);
     assert!(backlog.next().await.is_none());
 }
+
+#[test]
+fn what_peers_alone_have_caused_is_told_apart_and_is_no_longer_than_a_line_may_be() {
+    let usage = |n: usize| {
+        json!({
+            "peer": "red-mesh", "exportedName": format!("s{n}.a.svc.green-exports.local"),
+            "hostname": format!("s{n}.a.svc.red-mesh-imports.local"), "ports": [80],
+        })
+    };
+    let imported: Vec<_> = (0..MAX_IMPORTS + 7).map(usage).collect();
+    let difference = json!({"imported": imported, "dropped": [usage(0)]});
+    let cut = |by_peers: &[&str], by: Vec<Author>, difference: &Difference| {
+        let mut entry = Entry {
+            by,
+            by_peers: by_peers.iter().map(|&peer| peer.to_owned()).collect(),
+            difference: Some(difference.clone()),
+            ..Entry::new(Timestamp::UNIX_EPOCH, "SharingChanged")
+        };
+        entry.cut();
+        let left = entry.difference.as_ref().unwrap();
+        let listed = left.imported.len() + left.dropped.len();
+        (entry.is_by_peers_alone(), listed, entry.not_listed)
+    };
+    let mut difference: Difference = serde_json::from_value(difference).unwrap();
+    let all = MAX_IMPORTS + 8;
+    assert_eq!(cut(&["red-mesh"], vec![], &difference), (true, all - 7, 7));
+    let anna = vec![Author::of_write(&write("patch", "cart", 7))];
+    assert_eq!(
+        cut(&["red-mesh"], anna.clone(), &difference),
+        (false, all - 7, 7)
+    );
+    assert_eq!(cut(&[], anna, &difference), (false, all, 0));
+    // No peer can change what is exposed to another.
+    difference.exposed = exposes("shop/cart").exposed;
+    assert!(!cut(&["red-mesh"], vec![], &difference).0);
+}
