@@ -80,9 +80,19 @@ pub struct Server {
     health_hash: u64,
     /// Made when it is first asked for.
     document: Option<Arc<Document>>,
+    /// Made when the first watch is told of it.
+    farewell: Option<Farewell>,
     watches: BTreeMap<WatchId, Watch>,
     next_watch: u64,
     sources: Sources,
+}
+
+/// The events that tell that everything is gone, encoded once however many watches open meanwhile.
+#[derive(Debug)]
+struct Farewell {
+    gone: Exports,
+    plain: Option<Vec<Arc<[u8]>>>,
+    extended: Option<Vec<Arc<[u8]>>>,
 }
 
 #[derive(Debug)]
@@ -118,6 +128,7 @@ impl Server {
             hash: ListHash::default(),
             health_hash: 0,
             document: None,
+            farewell: None,
             watches: BTreeMap::new(),
             next_watch: 0,
             sources: Sources::new(settings.kept),
@@ -136,6 +147,7 @@ impl Server {
             return Vec::new();
         }
         self.document = None;
+        self.farewell = None;
         let mut concerned = Vec::new();
         let mut lagging = Vec::new();
         let mut plain: Option<Vec<Arc<[u8]>>> = None;
@@ -261,14 +273,35 @@ impl Server {
         if !self.exports.is_empty() {
             return;
         }
+        let Some(with_health) = self.watches.get(&id).map(|watch| watch.extended) else {
+            return;
+        };
+        let known = self.farewell.take().filter(|told| told.gone.ptr_eq(gone));
+        let mut farewell = known.unwrap_or_else(|| Farewell {
+            gone: gone.clone(),
+            plain: None,
+            extended: None,
+        });
+        let form = if with_health {
+            &mut farewell.extended
+        } else {
+            &mut farewell.plain
+        };
+        let events = form.get_or_insert_with(|| self.deletes(gone, with_health));
+        if let Some(watch) = self.watches.get_mut(&id) {
+            watch.queue.extend(events.iter().cloned());
+            watch.queued_bytes = watch.queue.iter().map(|event| event.len()).sum();
+        }
+        self.farewell = Some(farewell);
+    }
+
+    /// What takes a list of these to the empty one, which is ours.
+    fn deletes(&mut self, gone: &Exports, with_health: bool) -> Vec<Arc<[u8]>> {
         gone.values().for_each(|export| self.toggle(export));
         let nothing = Exports::new();
         let changes = self.changes(gone, &nothing);
-        if let Some(watch) = self.watches.get_mut(&id) {
-            let events = changes.iter().map(|change| change.encode(watch.extended));
-            watch.queue.extend(events);
-            watch.queued_bytes = watch.queue.iter().map(|event| event.len()).sum();
-        }
+        let encoded = changes.iter().map(|change| change.encode(with_health));
+        encoded.collect()
     }
 
     /// The next event to send on a watch.

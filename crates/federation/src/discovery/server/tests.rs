@@ -95,6 +95,27 @@ fn a_watch_that_opens_during_a_removal_hears_what_is_gone() {
 }
 
 #[test]
+fn what_is_gone_is_encoded_once_however_many_watches_open() {
+    let mut server = Server::new(ServerSettings::default());
+    let mut told = |gone: &Exports, extended| {
+        let (watch, _) = server.open_watch("10.0.0.1", extended, at(1));
+        server.tell_gone(watch, gone);
+        match server.take(watch) {
+            Take::Event(event) => event,
+            other => panic!("{other:?}"),
+        }
+    };
+    let gone = exports(&[("x", 1), ("y", 1)]);
+    for extended in [false, true] {
+        let first = told(&gone, extended);
+        assert!(Arc::ptr_eq(&first, &told(&gone, extended)));
+        assert!(!Arc::ptr_eq(&first, &told(&gone, !extended)));
+        let fewer = told(&exports(&[("y", 1)]), extended);
+        assert_ne!(first, fewer);
+    }
+}
+
+#[test]
 fn a_new_alias_is_a_delete_and_an_add() {
     let mut server = Server::new(ServerSettings::default());
     server.set_exports(&exports(&[("b", 1)]), at(0));
