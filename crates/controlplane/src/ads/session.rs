@@ -3,12 +3,14 @@
 //! Both variants are served: delta and state of the world. What they share is what the client
 //! subscribed to, what it was sent, and the order of a change:
 //!
-//! 1. trust, clusters and endpoints, new and changed ones;
-//! 2. when these are answered, listeners (gone ones too) and routes, which refer to them;
-//! 3. when these are answered, what is gone: routes, clusters, endpoints, trust.
+//! 1. trust that is gone: what goes on by it ends at once, however much else is on its way;
+//! 2. trust, clusters and endpoints, new and changed ones;
+//! 3. when these are answered, listeners (gone ones too) and routes, which refer to them;
+//! 4. when these are answered, what else is gone: routes, clusters, endpoints.
 //!
-//! So nothing refers to what is not there yet or not there any more. Within step 1 nothing waits
-//! for an answer, because Envoy answers for a cluster only when it has its endpoints and secrets.
+//! So nothing refers to what is not there yet or not there any more, but to trust that was taken
+//! away; a configuration that still needs a bundle has it. Within step 2 nothing waits for an answer,
+//! because Envoy answers for a cluster only when it has its endpoints and secrets.
 //!
 //! The work is proportional to what changed: a new configuration is compared with the one before it,
 //! which costs what is not shared between them, and only those names are looked at.
@@ -41,13 +43,9 @@ const WILDCARD: &str = "*";
 /// What must be answered before listeners and routes may refer to it.
 const FOUNDATION: [TypeUrl; 3] = [TypeUrl::Trust, TypeUrl::Cluster, TypeUrl::Endpoints];
 const SUPERSTRUCTURE: [TypeUrl; 2] = [TypeUrl::Listener, TypeUrl::Routes];
-/// In this order, what is gone is taken away. Listeners are not here: they go at once.
-const REMOVALS: [TypeUrl; 4] = [
-    TypeUrl::Routes,
-    TypeUrl::Cluster,
-    TypeUrl::Endpoints,
-    TypeUrl::Trust,
-];
+/// In this order, what is gone is taken away. Listeners are not here: they go at once, and trust goes
+/// before everything else.
+const REMOVALS: [TypeUrl; 3] = [TypeUrl::Routes, TypeUrl::Cluster, TypeUrl::Endpoints];
 
 /// Which of the two protocols the stream speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -351,6 +349,9 @@ impl Session {
         let Some(config) = self.config.clone() else {
             return Next::Wait;
         };
+        if let Some(response) = self.retire(TypeUrl::Trust) {
+            return Next::Say(response);
+        }
         for stage in [&FOUNDATION[..], &SUPERSTRUCTURE[..]] {
             for kind in stage {
                 match self.announce(*kind, &config) {
@@ -427,7 +428,7 @@ impl Session {
         Next::Say(self.respond(kind, changed, removed))
     }
 
-    /// What is gone and no longer referred to.
+    /// What is gone, and may go.
     fn retire(&mut self, kind: TypeUrl) -> Option<Response> {
         let mode = self.mode;
         let subscription = free(&mut self.kinds, kind)?;

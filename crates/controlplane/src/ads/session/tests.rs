@@ -194,6 +194,12 @@ fn what_is_gone_goes_after_what_referred_to_it() {
     session.set_config(mk_config(&[("b", 1), ("c", 1)]));
     subscribe(&mut session, TypeUrl::Endpoints, &["c"]);
 
+    let trust = session.say().unwrap();
+    assert_eq!(
+        (trust.kind, removed_of(&trust)),
+        (TypeUrl::Trust, vec!["a"])
+    );
+    ack(&mut session, &trust);
     let clusters = session.say().unwrap();
     assert_eq!(
         (clusters.kind, names_of(&clusters)),
@@ -219,6 +225,31 @@ fn what_is_gone_goes_after_what_referred_to_it() {
         ack(&mut session, &gone);
     }
     assert!(session.say().is_none());
+}
+
+#[test]
+fn trust_that_is_gone_does_not_wait_for_the_rest_of_a_large_change() {
+    let mut session = mk_settled(&[("a", 1), ("b", 1)]);
+    session.response_bytes = 1;
+    session.set_config(mk_config(&[("a", 2), ("b", 2)]));
+    let first = session.say().unwrap();
+    assert_eq!(
+        (first.kind, names_of(&first)),
+        (TypeUrl::Cluster, vec!["a"])
+    );
+    // The peer is closed while the pieces of another change are on their way.
+    let mut closed = ProxyConfig::clone(&mk_config(&[("a", 2), ("b", 2)]));
+    closed.trust.remove("b");
+    session.set_config(Arc::new(closed));
+    let trust = session.say().unwrap();
+    assert_eq!(
+        (trust.kind, removed_of(&trust)),
+        (TypeUrl::Trust, vec!["b"])
+    );
+    ack(&mut session, &trust);
+    ack(&mut session, &first);
+    settle(&mut session);
+    assert!(session.is_synced());
 }
 
 #[test]
