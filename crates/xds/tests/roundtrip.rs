@@ -1,5 +1,7 @@
 //! What is written is what is read, and nothing that was not written is read.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod common;
 
 use std::net::IpAddr;
