@@ -51,10 +51,11 @@ pub(super) fn add_ways(localities: &mut Vec<LocalityEndpoints>, ways: &[Way]) {
             None => all.push((way, weight)),
         }
     }
-    let alone = !local && all.len() == 1;
+    let alone = !local && ways.len() == 1;
     for (way, weight) in all {
         let endpoint = Endpoint {
-            // One that is alone gets everything anyhow, and need not be told of each change.
+            // Who has no other way need not be told of each change. Else less weight says that connections
+            // through the gateway may lead to a mesh that takes no requests any more.
             weight: if alone { 1 } else { weight },
             ..Endpoint::new(way.egress)
         };
@@ -120,7 +121,7 @@ mod tests {
         assert_eq!(spread(&[9], std::slice::from_ref(&draining)), [(9, 1)]);
         assert_eq!(spread(&[], &[draining.clone(), way(2, None)]), [(2, 1)]);
         let away = way(2, Some((0, false)));
-        assert_eq!(spread(&[], &[draining.clone(), away]), [(1, 1)]);
+        assert_eq!(spread(&[], &[draining.clone(), away]), [(1, 3)]);
         let too = way(2, Some((2, true)));
         assert_eq!(spread(&[], &[draining, too]), [(1, 3), (2, 2)]);
     }
@@ -136,14 +137,20 @@ mod tests {
     #[test]
     fn peers_behind_one_gateway_are_one_endpoint_with_the_weight_of_those_that_take_requests() {
         let (five, four) = (way(1, Some((5, false))), way(1, Some((4, false))));
-        assert_eq!(spread(&[], &[five.clone(), four.clone()]), [(1, 1)]);
+        assert_eq!(spread(&[], &[five.clone(), four.clone()]), [(1, 9)]);
         assert_eq!(spread(&[9], &[five.clone(), four]), [(9, 1), (1, 9)]);
         let other = way(2, Some((2, false)));
         let draining = way(1, Some((3, true)));
-        let all = [draining.clone(), other, five];
+        let all = [draining.clone(), other, five.clone()];
         assert_eq!(spread(&[], &all), [(2, 2), (1, 5)]);
         let away = way(1, Some((0, false)));
-        assert_eq!(spread(&[], &[draining, away]), [(1, 1)]);
+        assert_eq!(spread(&[], &[draining, away.clone()]), [(1, 3)]);
+        assert_eq!(
+            spread(&[], &[five.clone(), away]),
+            [(1, 5)],
+            "less than with both"
+        );
+        assert_eq!(spread(&[], &[five]), [(1, 1)]);
         let most = way(1, Some((u32::MAX, false)));
         assert_eq!(
             spread(&[9], &[most.clone(), most]),

@@ -115,6 +115,12 @@ async fn connections_by_a_name_that_two_peers_share_come_to_the_one_that_has_som
         let took = began.elapsed();
         println!("{} has nobody left: {took:.0?}", mesh.name);
         assert!(took < TOLD, "{took:?}");
+        // Calls do not stay on the connections that they had.
+        let before = gone.received();
+        for _ in 0..20 {
+            federation.call_to(LOCAL).await.unwrap();
+        }
+        assert_eq!(gone.received(), before);
         is_ready(mesh, true).await;
         come(&[gone, other], &[]).await;
     }

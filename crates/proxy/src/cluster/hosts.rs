@@ -17,6 +17,8 @@ pub(crate) struct Host {
     pub(crate) address: SocketAddr,
     /// Whether it speaks the cluster's TLS.
     pub(crate) mesh_tls: bool,
+    /// As it was told last.
+    weight: AtomicU32,
     /// Connections and requests in use.
     pub(super) active: AtomicUsize,
     health: Health,
@@ -49,18 +51,36 @@ impl Drop for Load {
 
 impl Host {
     pub(crate) fn new(address: SocketAddr, mesh_tls: bool) -> Arc<Self> {
+        let health = Health {
+            epoch: Instant::now(),
+            failures: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+            ejections: AtomicU32::new(0),
+        };
+        Self::with_health(address, mesh_tls, health)
+    }
+
+    fn with_health(address: SocketAddr, mesh_tls: bool, health: Health) -> Arc<Self> {
         Arc::new(Self {
             address,
             mesh_tls,
+            weight: AtomicU32::new(0),
             active: AtomicUsize::new(0),
-            health: Health {
-                epoch: Instant::now(),
-                failures: AtomicU32::new(0),
-                ejected_until: AtomicU64::new(0),
-                ejections: AtomicU32::new(0),
-            },
+            health,
             pool: HostPool::default(),
         })
+    }
+
+    /// The same, or one with the same health and no connections if the weight went down: some of those
+    /// behind a gateway are there no more, and its connections may lead to them.
+    fn for_weight(self: &Arc<Self>, weight: u32) -> Arc<Self> {
+        if self.weight.swap(weight, Ordering::Relaxed) <= weight {
+            return self.clone();
+        }
+        let health = self.health.copy();
+        let renewed = Self::with_health(self.address, self.mesh_tls, health);
+        renewed.weight.store(weight, Ordering::Relaxed);
+        renewed
     }
 
     fn take(self: &Arc<Self>) -> Load {
@@ -81,6 +101,16 @@ impl Host {
 }
 
 impl Health {
+    fn copy(&self) -> Self {
+        let of_u32 = |value: &AtomicU32| AtomicU32::new(value.load(Ordering::Relaxed));
+        Self {
+            epoch: self.epoch,
+            failures: of_u32(&self.failures),
+            ejected_until: AtomicU64::new(self.ejected_until.load(Ordering::Relaxed)),
+            ejections: of_u32(&self.ejections),
+        }
+    }
+
     fn now(&self) -> u64 {
         // Begins at 1, as 0 stands for "never".
         self.epoch.elapsed().as_millis() as u64 + 1
@@ -116,12 +146,12 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// Takes over the hosts of `old` that are still there.
+    /// Takes over the hosts of `old` that are still there, with their connections unless their weight
+    /// went down.
     pub(crate) fn new(endpoints: &Endpoints, old: &Self) -> Self {
-        let mut known: HashMap<(SocketAddr, bool), Arc<Host>> = old
-            .all()
-            .map(|h| ((h.address, h.mesh_tls), h.clone()))
-            .collect();
+        let known: HashMap<(SocketAddr, bool), &Arc<Host>> =
+            old.all().map(|h| ((h.address, h.mesh_tls), h)).collect();
+        let mut made: HashMap<(SocketAddr, bool), Arc<Host>> = HashMap::with_capacity(known.len());
         let mut localities: Vec<_> = endpoints.localities.iter().collect();
         localities.sort_by_key(|l| l.priority);
         let mut priorities: Vec<(u32, Group)> = Vec::new();
@@ -136,9 +166,12 @@ impl Hosts {
                 continue;
             };
             for e in &locality.endpoints {
-                let host = known
-                    .entry((e.address, e.mesh_tls))
-                    .or_insert_with(|| Host::new(e.address, e.mesh_tls));
+                let key = (e.address, e.mesh_tls);
+                let host = made.entry(key).or_insert_with(|| {
+                    let host = known.get(&key).map(|host| (*host).clone());
+                    let host = host.unwrap_or_else(|| Host::new(e.address, e.mesh_tls));
+                    host.for_weight(e.weight)
+                });
                 group.push(host.clone(), e.weight);
             }
         }

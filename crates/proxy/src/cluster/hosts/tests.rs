@@ -120,3 +120,25 @@ fn what_is_known_of_a_host_outlives_a_change_of_the_others() {
     assert!(Arc::ptr_eq(held.host(), &find(&after, port(&held))));
     assert_eq!(after.all().count(), 3);
 }
+
+#[test]
+fn a_host_whose_weight_goes_down_keeps_its_health_and_no_connections() {
+    let weighted = |weight: u32| {
+        let mut endpoints = endpoints(&[(0, &[1, 2])]);
+        endpoints.localities[0].endpoints[0].weight = weight;
+        endpoints
+    };
+    let policy = policy(50);
+    let first = Hosts::new(&weighted(5), &Hosts::default());
+    let (changed, other) = (find(&first, 1), find(&first, 2));
+    for _ in 0..3 {
+        first.failed(&changed, Some(&policy));
+    }
+    let more = Hosts::new(&weighted(9), &first);
+    assert!(Arc::ptr_eq(&find(&more, 1), &changed));
+    let less = Hosts::new(&weighted(5), &more);
+    let renewed = find(&less, 1);
+    assert!(!Arc::ptr_eq(&renewed, &changed));
+    assert!(renewed.is_ejected());
+    assert!(Arc::ptr_eq(&find(&less, 2), &other));
+}
