@@ -362,6 +362,9 @@ pub fn print_completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+/// How the program itself is used.
+const PROGRAM_USAGE: &str = "meshfed [OPTIONS] <COMMAND>";
+
 /// Help as it was asked for, or one line that says why the command line makes no sense.
 pub fn answer(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind::{
@@ -376,8 +379,16 @@ pub fn answer(error: &clap::Error) -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        // Of a command that has commands, in one line; of the program itself, all of them.
         DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = std::io::stderr().write_all(text.as_bytes());
+            match usage(&text).filter(|usage| *usage != PROGRAM_USAGE) {
+                Some(usage) => remark(&format!(
+                    "a command is missing: {usage}; see --help for the commands"
+                )),
+                None => {
+                    let _ = std::io::stderr().write_all(text.as_bytes());
+                }
+            }
             ExitCode::from(FAILED)
         }
         _ => {
@@ -389,6 +400,11 @@ pub fn answer(error: &clap::Error) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// How the command of this help is used.
+fn usage(help: &str) -> Option<&str> {
+    help.lines().find_map(|line| line.strip_prefix("Usage: "))
 }
 
 #[cfg(test)]

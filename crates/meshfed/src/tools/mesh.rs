@@ -133,7 +133,7 @@ fn unreachable(error: kube::Error) -> anyhow::Error {
     }
 }
 
-/// An error with its causes, without what a credential plugin printed: that is a token if all is well.
+/// An error with its causes, without what a credential plugin was called with or printed: that may be a token.
 fn without_credentials(error: kube::Error) -> anyhow::Error {
     let error = anyhow::Error::new(error);
     let plugin = error.chain().find_map(|cause| cause.downcast_ref());
@@ -141,12 +141,27 @@ fn without_credentials(error: kube::Error) -> anyhow::Error {
         Some(AuthError::AuthExecParse(_)) => {
             anyhow::anyhow!("the answer of the credential plugin cannot be read")
         }
-        Some(AuthError::AuthExecRun { cmd, out }) => {
-            let said = String::from_utf8_lossy(&out.stderr).into_owned();
-            anyhow::anyhow!("the credential plugin {cmd} failed, {}: {said}", out.status)
-        }
-        _ => error,
+        Some(AuthError::AuthExecRun { out, .. }) => anyhow::anyhow!(
+            "the credential plugin of the kubeconfig failed, {}; call it by hand to see why",
+            out.status
+        ),
+        _ => said_once(&error),
     }
+}
+
+/// An error with its causes in one text; many of them end with the text of their own cause.
+fn said_once(error: &anyhow::Error) -> anyhow::Error {
+    let mut said: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if let Some(last) = said.last_mut()
+            && let Some(before) = last.strip_suffix(&cause)
+        {
+            *last = before.trim_end_matches([':', ' ']).to_owned();
+        }
+        said.push(cause);
+    }
+    said.retain(|text| !text.is_empty());
+    anyhow::anyhow!("{}", said.join(": "))
 }
 
 /// The namespace of the mesh that is meant.

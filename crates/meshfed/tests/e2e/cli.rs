@@ -107,6 +107,11 @@ fn a_file_and_a_command_line_that_make_no_sense_are_one_line_without_what_else_i
     let help = run(&mut meshfed());
     assert_eq!(help.status.code(), Some(2));
     assert!(text(&help).contains("Usage: meshfed"), "{}", text(&help));
+    for command in ["explain", "peer"] {
+        let line = complaint(&run(meshfed().arg(command)));
+        let usage = format!("meshfed {command} ");
+        assert!(line.contains(&usage) && line.contains("--help"), "{line}");
+    }
 }
 
 #[test]

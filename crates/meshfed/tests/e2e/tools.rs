@@ -537,7 +537,20 @@ fn a_tool_without_access_says_what_it_misses() {
         net.address(1)
     );
     std::fs::write(&dead, config).unwrap();
-    assert!(complaint(&at(&dead)).contains("cannot be reached"));
+    let line = complaint(&at(&dead));
+    assert!(line.contains("cannot be reached"), "{line}");
+    assert_eq!(line.matches("client error").count(), 1, "{line}");
+    // A credential plugin that fails says what is nobody else's business.
+    let exec = "user: {exec: {apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, \
+                command: sh, args: ['-c', 'echo SECRET >&2; exit 3']}}";
+    let config = std::fs::read_to_string(&dead).unwrap();
+    std::fs::write(&dead, config.replace("user: {}", exec)).unwrap();
+    let line = complaint(&at(&dead));
+    assert!(
+        line.contains("credential plugin") && line.contains('3'),
+        "{line}"
+    );
+    assert!(!line.contains("SECRET"), "{line}");
     let output = run(meshfed().args(["status"]).env("KUBECONFIG", &missing));
     assert!(complaint(&output).contains("kubeconfig"));
 }
