@@ -162,14 +162,10 @@ impl<K: Ord + Clone, V: Clone> Node<K, V> {
     {
         root.get(key)?;
         let removed = Self::remove(root, key);
-        loop {
-            let only = match &**root {
-                Self::Branch(children) => match children.as_slice() {
-                    [only] => only.node.clone(),
-                    _ => break,
-                },
-                Self::Leaf(_) => break,
-            };
+        while let Self::Branch(children) = &**root
+            && let [only] = children.as_slice()
+        {
+            let only = only.node.clone();
             *root = only;
         }
         removed
