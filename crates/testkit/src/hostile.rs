@@ -195,7 +195,7 @@ pub fn deeds(services: usize) -> Vec<(&'static str, Deed, &'static str)> {
     let many: Vec<String> = (0..=services).map(|i| service(&format!("s{i}"))).collect();
     // Few services, and more ports than four for each that there may be.
     let wide = |i| {
-        let ports = (1..=128)
+        let ports = (1..=1024)
             .map(|port| format!(r#"{{"name":"p{port}","port":{port},"protocol":"HTTP"}}"#));
         let ports: Vec<String> = ports.collect();
         format!(
@@ -203,7 +203,7 @@ pub fn deeds(services: usize) -> Vec<(&'static str, Deed, &'static str)> {
             ports.join(",")
         )
     };
-    let wide: Vec<String> = (0..=services / 32).map(wide).collect();
+    let wide: Vec<String> = (0..services / 256 + 2).map(wide).collect();
     let x = service("x");
     let update = format!("{{\"action\":\"update\",\"service\":{x},\"checksum\":0}}\r\n");
     vec![

@@ -25,7 +25,7 @@ pub struct Limits {
     pub services: usize,
     /// Bytes of one watch event. Default 1 MiB.
     pub event_bytes: usize,
-    /// Ports of one service. Default 128.
+    /// Ports of one service. Default 1024, more than anybody's: a service beyond it costs its mesh the whole list.
     pub ports: usize,
     /// Service accounts of one service. Default 128.
     pub accounts: usize,
@@ -51,7 +51,7 @@ impl Default for Limits {
             list_bytes: 64 << 20,
             services: 10_000,
             event_bytes: 1 << 20,
-            ports: 128,
+            ports: 1024,
             accounts: 128,
             text_bytes: 2048,
         }
