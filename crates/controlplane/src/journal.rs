@@ -8,6 +8,7 @@ mod authors;
 mod backlog;
 mod budget;
 mod events;
+mod parts;
 mod writes;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use kube::Client;
 use meshfed_federation::difference::Sharing;
 use meshfed_federation::news::news;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 pub use self::audit::{AuditError, AuditLog};
 use self::authors::Scribe;
@@ -30,31 +32,37 @@ use crate::hub::Outcome;
 
 /// Outcomes that come within this time are one to those who read Events.
 const MOMENT: Duration = Duration::from_millis(100);
-/// When nothing was shared for so long, it is told what lines were not written.
-const QUIET: Duration = Duration::from_secs(60);
+/// It is told this often that lines were not written.
+const SUPPRESSED_EVERY: Duration = Duration::from_secs(60);
 
 /// Writes the audit log until nobody plans any more and everything planned is in it. `writes`: `None`
 /// where the API server does not tell who writes.
 pub async fn keep(mut log: AuditLog, writes: Option<Writes>, mut backlog: Backlog) {
     let (mut scribe, mut budgets) = (Scribe::new(writes), Budgets::default());
+    let mut minutes = interval_at(Instant::now() + SUPPRESSED_EVERY, SUPPRESSED_EVERY);
+    minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ended = false;
     while !ended {
-        let (mut main, mut by_peers) = (Vec::new(), Vec::new());
-        let steps = tokio::time::timeout(QUIET, backlog.next()).await;
-        if let Ok(Some(steps)) = steps {
-            for entry in steps.iter().filter_map(|step| scribe.entry(step)) {
-                if entry.is_by_peers_alone() {
-                    by_peers.extend(budgets.admit(entry));
-                } else {
-                    main.push(entry);
+        let steps = tokio::select! {
+            _ = minutes.tick() => None,
+            steps = backlog.next() => {
+                ended = steps.is_none();
+                steps
+            }
+        };
+        let (mut main, mut of_peers) = (Vec::new(), Vec::new());
+        if let Some(steps) = steps {
+            for entry in steps.iter().flat_map(|step| scribe.entries(step)) {
+                match entry.peer_alone().map(str::to_owned) {
+                    Some(peer) => of_peers.extend(budgets.admit(&peer, entry)),
+                    None => main.push(entry),
                 }
             }
         } else {
-            ended = steps.is_ok();
-            by_peers = budgets.suppressed(Timestamp::now());
+            of_peers = budgets.suppressed(Timestamp::now());
         }
-        if !main.is_empty() || !by_peers.is_empty() {
-            log = log.append(main, by_peers).await;
+        if !main.is_empty() || !of_peers.is_empty() {
+            log = log.append(main, of_peers).await;
         }
     }
 }
@@ -80,3 +88,6 @@ pub async fn post(client: Client, mut outcomes: Outcomes) {
         tokio::time::sleep(MOMENT).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! port that is added is exposed alone. Who a peer is (its identity, its roots, where it is) stands
 //! beside it, since a peer that is somebody else sees the same names.
 
+mod peers;
 mod terms;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use meshfed_ordmap::OrdMap;
 use serde::{Deserialize, Serialize};
 
+pub use self::peers::by_peers;
 pub(crate) use self::terms::roots_of_peer;
 pub use self::terms::{PeerChange, Terms, root_config_map};
 use crate::names::{ExportedHost, PeerName};

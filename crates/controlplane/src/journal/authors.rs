@@ -10,11 +10,12 @@ use meshfed_api::{
     ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshMember,
     ServiceMeshMemberRoll, ServiceMeshPeer,
 };
-use meshfed_federation::difference::{Difference, Sharing, root_config_map};
+use meshfed_federation::difference::{Difference, Sharing, by_peers, root_config_map};
 use meshfed_federation::world::{ObjectKey, Shared, World};
 use serde::Serialize;
 
 use super::backlog::Step;
+use super::parts::parts;
 use super::writes::{Version, Write, Writes};
 use crate::hub::Outcome;
 
@@ -35,7 +36,7 @@ pub(super) struct Entry {
     /// Writes to the API that are part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by: Vec<Author>,
-    /// Peers that changed what they export.
+    /// Peers that changed what they export, or were lost or heard again, and whose services are in it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by_peers: Vec<String>,
     /// Writes of the seconds before that may have led to it, where none is part of it.
@@ -82,11 +83,12 @@ impl Entry {
         }
     }
 
-    /// Whether nobody but peers has a part in it.
-    pub(super) fn is_by_peers_alone(&self) -> bool {
-        let ours =
-            |d: &Difference| !(d.exposed.is_empty() && d.hidden.is_empty() && d.peers.is_empty());
-        self.by.is_empty() && !self.by_peers.is_empty() && !self.difference.iter().any(ours)
+    /// The peer that alone has a part in it.
+    pub(super) fn peer_alone(&self) -> Option<&str> {
+        match &*self.by_peers {
+            [peer] if self.by.is_empty() && !self.difference.iter().any(is_ours) => Some(peer),
+            _ => None,
+        }
     }
 
     /// Keeps a peer from making it as long as it likes.
@@ -151,8 +153,9 @@ impl Scribe {
         }
     }
 
-    /// The line about an outcome, if it is worth one.
-    pub fn entry(&mut self, step: &Step) -> Option<Entry> {
+    /// The lines about an outcome: none if it is not worth one; one for each of several peers that have changed
+    /// something while nobody else has.
+    pub fn entries(&mut self, step: &Step) -> Vec<Entry> {
         let Outcome { world, plan } = step.outcome.as_ref();
         self.merged += step.merged;
         let Some((known, shared)) = &self.before else {
@@ -164,40 +167,55 @@ impl Scribe {
             self.before = Some((step.outcome.clone(), sharing));
             // Changes before it are not seen by this process.
             self.merged = 0;
-            return Some(Entry {
+            return vec![Entry {
                 totals: Some(totals),
                 ..Entry::new(world.now, "Started")
-            });
+            }];
         };
         let sharing = shared.then((&known.world, &known.plan), world, plan);
         let difference = sharing.since(shared);
         let by = authors(&known.world, world, self.writes.as_ref(), &difference);
-        let entry = (!difference.is_empty()).then(|| {
-            let by_peers = by_peers(&known.world, world);
-            let follows = if by.is_empty() && by_peers.is_empty() {
-                self.recent.at(world.now)
-            } else {
-                Vec::new()
-            };
-            let mut entry = Entry {
+        let mut entries = Vec::new();
+        if !difference.is_empty() {
+            let peers = by_peers(&known.world, world).collect();
+            let is_ours = !by.is_empty() || is_ours(&difference);
+            let template = Entry {
                 by: by.clone(),
-                by_peers,
-                follows,
                 writes_lost: self.writes.as_ref().map_or(0, Writes::lost),
                 states_merged: std::mem::take(&mut self.merged),
-                difference: Some(difference),
                 ..Entry::new(world.now, "SharingChanged")
             };
-            entry.cut();
-            entry
-        });
+            for (by_peers, difference) in parts(difference, &peers, is_ours) {
+                let follows = if by.is_empty() && by_peers.is_empty() {
+                    self.recent.at(world.now)
+                } else {
+                    Vec::new()
+                };
+                let mut entry = Entry {
+                    by_peers,
+                    follows,
+                    difference: Some(difference),
+                    ..template.clone()
+                };
+                entry.cut();
+                entries.push(entry);
+            }
+        }
         // A deletion takes steps.
-        let may_follow = |author: &Author| entry.is_none() || author.verb == "delete";
+        let may_follow = |author: &Author| entries.is_empty() || author.verb == "delete";
         self.recent
             .add(world.now, by.into_iter().filter(may_follow));
         self.before = Some((step.outcome.clone(), sharing));
-        entry
+        entries
     }
+}
+
+/// Whether something is in it that no peer can change.
+fn is_ours(difference: &Difference) -> bool {
+    let Difference {
+        exposed, hidden, ..
+    } = difference;
+    !(exposed.is_empty() && hidden.is_empty() && difference.peers.is_empty())
 }
 
 /// Whose writes were seen lately, and may have consequences yet.
@@ -243,22 +261,6 @@ fn authors(
         }
     }
     by
-}
-
-/// Peers that changed what they export.
-fn by_peers(before: &World, after: &World) -> Vec<String> {
-    let list = |world: &World, peer: &str| {
-        let state = world.observed.peers.get(peer);
-        state.map(|state| state.remote.services.clone())
-    };
-    let changed = after.observed.peers.keys().filter(|peer| {
-        let (old, new) = (list(before, peer), list(after, peer));
-        match (old, new) {
-            (Some(old), Some(new)) => !Arc::ptr_eq(&old, &new) && old != new,
-            (old, new) => old.or(new).is_some_and(|list| list.iter().next().is_some()),
-        }
-    });
-    changed.cloned().collect()
 }
 
 /// An object of the API that changed.

@@ -33,6 +33,11 @@ impl Budget {
         }
     }
 
+    fn charge(&mut self, entry: &Entry) {
+        let bytes = serde_json::to_string(entry).map_or(0, |line| line.len());
+        self.bytes -= i64::try_from(bytes).unwrap_or(i64::MAX);
+    }
+
     fn refill(&mut self, now: Timestamp) {
         let seconds = now.duration_since(self.at).as_secs();
         if seconds > 0 {
@@ -46,45 +51,35 @@ impl Budget {
 }
 
 impl Budgets {
-    /// A line that peers alone have caused, if one of them may have another.
-    pub fn admit(&mut self, mut entry: Entry) -> Option<Entry> {
+    /// A line that this peer alone has caused, if it may have another.
+    pub fn admit(&mut self, peer: &str, mut entry: Entry) -> Option<Entry> {
         let now = entry.time;
-        let mut may = false;
-        for peer in &entry.by_peers {
-            let budget = self.0.entry(peer.clone());
-            let budget = budget.or_insert_with(|| Budget::new(now));
-            budget.refill(now);
-            may |= budget.bytes > 0;
+        let budget = self.0.entry(peer.to_owned());
+        let budget = budget.or_insert_with(|| Budget::new(now));
+        budget.refill(now);
+        if budget.bytes <= 0 {
+            budget.suppressed += 1;
+            return None;
         }
-        let bytes = match may {
-            true => serde_json::to_string(&entry).map_or(0, |line| line.len()),
-            false => 0,
-        };
-        for peer in &entry.by_peers {
-            let Some(budget) = self.0.get_mut(peer) else {
-                continue;
-            };
-            if may {
-                budget.bytes -= i64::try_from(bytes).unwrap_or(i64::MAX);
-                entry.suppressed += std::mem::take(&mut budget.suppressed);
-            } else {
-                budget.suppressed += 1;
-            }
-        }
-        may.then_some(entry)
+        entry.suppressed = std::mem::take(&mut budget.suppressed);
+        budget.charge(&entry);
+        Some(entry)
     }
 
-    /// A line for each peer of which lines were not written, and that has gone quiet since.
+    /// A line for each peer of which lines were not written since the one before. Forgets who has done
+    /// nothing lately.
     pub fn suppressed(&mut self, now: Timestamp) -> Vec<Entry> {
         let mut entries = Vec::new();
         self.0.retain(|peer, budget| {
             budget.refill(now);
             if budget.suppressed > 0 {
-                entries.push(Entry {
+                let entry = Entry {
                     by_peers: vec![peer.clone()],
                     suppressed: std::mem::take(&mut budget.suppressed),
                     ..Entry::new(now, "Suppressed")
-                });
+                };
+                budget.charge(&entry);
+                entries.push(entry);
             }
             budget.bytes < AT_ONCE
         });
@@ -99,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    fn line(peers: &[&str], millis: i64) -> Entry {
+    fn line(peer: &str, millis: i64) -> Entry {
         let imported: Vec<_> = (0..10)
             .map(|n| {
                 serde_json::json!({
@@ -111,7 +106,7 @@ mod tests {
         let difference: Difference =
             serde_json::from_value(serde_json::json!({ "imported": imported })).unwrap();
         Entry {
-            by_peers: peers.iter().map(|&peer| peer.to_owned()).collect(),
+            by_peers: vec![peer.to_owned()],
             difference: Some(difference),
             ..Entry::new(at(millis), "SharingChanged")
         }
@@ -124,42 +119,43 @@ mod tests {
     #[test]
     fn a_peer_that_flaps_without_end_writes_a_bounded_number_of_bytes_and_hides_no_other() {
         let mut budgets = Budgets::default();
-        let (mut written, mut suppressed) = (0, 0);
-        let (end, one) = (600_000, line(&["red"], 0));
-        let all: Vec<i64> = (0..end).step_by(20).collect();
+        let (mut bytes, mut told) = (0, 0);
+        let end = 600_000;
+        let all: Vec<i64> = (0..=end).step_by(100).collect();
         for millis in &all {
-            let entry = Entry {
-                time: at(*millis),
-                ..one.clone()
-            };
-            if let Some(entry) = budgets.admit(entry) {
-                written += 1;
-                suppressed += entry.suppressed;
+            let written = budgets.admit("red", line("red", *millis));
+            assert!(millis % 60_000 != 0 || budgets.admit("blue", line("blue", *millis)).is_some());
+            let now_and_then = (millis % 60_000 == 0).then(|| budgets.suppressed(at(*millis)));
+            for entry in written
+                .into_iter()
+                .chain(now_and_then.into_iter().flatten())
+            {
+                bytes += serde_json::to_string(&entry).unwrap().len() as i64;
+                told += i64::from(entry.event == "SharingChanged") + entry.suppressed as i64;
             }
         }
-        let length = serde_json::to_string(&one).unwrap().len() as i64;
-        assert!(written * length <= AT_ONCE + PER_SECOND * end / 1000 + length);
-        // Another one alone, and in a state that both have made.
-        assert!(budgets.admit(line(&["blue"], end)).is_some());
-        let both = budgets.admit(line(&["blue", "red"], end)).unwrap();
+        let longest = serde_json::to_string(&line("red", 0)).unwrap().len() as i64 + 100;
+        let most = AT_ONCE + PER_SECOND * end / 1000 + longest;
+        assert!(bytes <= most && bytes > most / 2, "{bytes} of {most}");
         // Every line is written or counted.
-        suppressed += both.suppressed;
-        assert_eq!(written + suppressed as i64, all.len() as i64);
+        assert_eq!(told, all.len() as i64);
         assert!(budgets.suppressed(at(10 * end)).is_empty());
         assert!(budgets.0.is_empty(), "nothing is kept of who is quiet");
     }
 
     #[test]
-    fn what_was_not_written_is_counted_when_the_peer_is_quiet() {
+    fn what_was_not_written_is_counted_in_a_line_of_its_own_or_in_the_next_one() {
         let mut budgets = Budgets::default();
-        while budgets.admit(line(&["red"], 0)).is_some() {}
+        while budgets.admit("red", line("red", 0)).is_some() {}
         for _ in 0..4 {
-            assert!(budgets.admit(line(&["red"], 10)).is_none());
+            assert!(budgets.admit("red", line("red", 10)).is_none());
         }
         let told = budgets.suppressed(at(60_000));
         assert_eq!(told.len(), 1);
         assert_eq!((told[0].event, told[0].suppressed), ("Suppressed", 5));
-        assert!(budgets.admit(line(&["red"], 60_000)).is_some());
         assert!(budgets.suppressed(at(60_000)).is_empty());
+        while budgets.admit("red", line("red", 60_000)).is_some() {}
+        let next = budgets.admit("red", line("red", 120_000)).unwrap();
+        assert_eq!(next.suppressed, 1);
     }
 }

@@ -1,7 +1,10 @@
 //! What is still believed of a peer, and for how long; and what both ends tell of each other.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use meshfed_federation::difference::by_peers;
 use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::extension::{Health, Report};
 use meshfed_federation::names::ServiceKey;
@@ -96,6 +99,35 @@ fn an_idle_peer_that_is_connected_keeps_its_imports_however_short_they_may_outli
     assert!(imported(&green.plan()) > 0, "the watch ended a second ago");
     watch_ended(&mut green, ago(10));
     assert_eq!(imported(&green.plan()), 0);
+}
+
+#[test]
+fn imports_that_end_by_silence_are_the_peers_doing_and_by_a_setting_are_not() {
+    let (_, mut green) = red_and_green();
+    let lost = now() - SignedDuration::from_hours(13);
+    last_heard(&mut green, lost);
+    watch_ended(&mut green, lost);
+    outlive(&mut green, "14h");
+    let before = green.world.clone();
+    let peers = |after: &Lab| {
+        by_peers(&before, &after.world)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    green.world.now += SignedDuration::from_mins(59);
+    assert_eq!(peers(&green), "");
+    green.world.now += SignedDuration::from_mins(1);
+    assert_eq!(imported(&green.plan()), 0);
+    assert_eq!(peers(&green), "red-mesh");
+    // It would have ended before.
+    outlive(&mut green, "12h");
+    assert_eq!(peers(&green), "");
+    outlive(&mut green, "14h");
+    green.edit_remote("red-mesh", |remote: &mut RemoteState| {
+        remote.services = Arc::default();
+    });
+    assert_eq!(peers(&green), "red-mesh", "it lists nothing more");
+    assert_eq!(by_peers(&green.world, &green.world).count(), 0);
 }
 
 #[test]

@@ -1,9 +1,6 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
-use meshfed_federation::discovery::client::RemoteState;
-use meshfed_federation::discovery::message::{Limits, decode_list};
-use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::plan::plan;
-use meshfed_federation::world::{Observed, PeerState, Resources};
+use meshfed_federation::world::{Observed, Resources};
 use serde_json::{Value, json};
 
 use super::super::backlog::backlog;
@@ -256,25 +253,6 @@ fn without_a_word_of_the_api_server_the_object_says_who_wrote_it_and_who_deletes
     assert_eq!(said(&leaving, &world()), [delete]);
 }
 
-#[test]
-fn what_a_peer_changed_is_put_down_to_the_peer() {
-    let list = br#"{"checksum":1,"services":[{"name":"a","namespace":"b","hostname":"a.b.svc.c-exports.local"}]}"#;
-    let limits = Limits::default();
-    let services = RemoteServices::check(decode_list(list, &limits).unwrap(), &limits).unwrap();
-    let mut after = world();
-    let state = PeerState {
-        remote: Arc::new(RemoteState {
-            services: Arc::new(services),
-            ..RemoteState::default()
-        }),
-        ..PeerState::default()
-    };
-    let peers = &mut after.observed.peers;
-    peers.insert("green-mesh".to_owned(), Arc::new(state));
-    assert_eq!(by_peers(&world(), &after), ["green-mesh"]);
-    assert!(by_peers(&after, &after.clone()).is_empty());
-}
-
 fn step(world: &World, merged: u64) -> Step {
     let plan = plan(world);
     let world = world.clone();
@@ -282,6 +260,12 @@ fn step(world: &World, merged: u64) -> Step {
         outcome: Arc::new(Outcome { world, plan }),
         merged,
     }
+}
+
+/// The line, or null for none.
+fn one(entries: Vec<Entry>) -> Value {
+    assert!(entries.len() < 2, "{entries:?}");
+    serde_json::to_value(entries.first()).unwrap()
 }
 
 /// With a peer of this name that may be asked and served by nobody.
@@ -316,10 +300,7 @@ fn what_was_shared_for_a_moment_has_its_lines() {
     let mut scribe = Scribe::new(Some(told));
     let here = with_peer(&world(), "1", 1, "127.0.0.9");
     let moved = with_peer(&world(), "1", 2, "127.0.0.66");
-    let mut line = |world: &World, merged| {
-        let entry = scribe.entry(&step(world, merged));
-        serde_json::to_value(entry).unwrap()
-    };
+    let mut line = |world: &World, merged| one(scribe.entries(&step(world, merged)));
     let started = line(&world(), 0);
     assert_eq!(started["event"], "Started");
     assert_eq!(started["totals"], json!({"exposed": 0, "imported": 0}));
@@ -348,8 +329,7 @@ fn what_no_write_is_part_of_names_those_of_the_seconds_before() {
     let mut at = |seconds, world: &World| {
         let mut world = world.clone();
         world.now += jiff::SignedDuration::from_secs(seconds);
-        let entry = scribe.entry(&step(&world, 0));
-        serde_json::to_value(entry).unwrap()
+        one(scribe.entries(&step(&world, 0)))
     };
     let here = |revision| with_peer(&world(), "1", revision, "127.0.0.9");
     // Nobody told of this one.
@@ -381,7 +361,7 @@ async fn a_backlog_ends_with_what_waits_and_says_what_had_no_place() {
 }
 
 #[test]
-fn what_peers_alone_have_caused_is_told_apart_and_is_no_longer_than_a_line_may_be() {
+fn what_a_peer_alone_has_caused_is_told_apart_and_is_no_longer_than_a_line_may_be() {
     let usage = |n: usize| {
         json!({
             "peer": "red-mesh", "exportedName": format!("s{n}.a.svc.green-exports.local"),
@@ -400,7 +380,7 @@ fn what_peers_alone_have_caused_is_told_apart_and_is_no_longer_than_a_line_may_b
         entry.cut();
         let left = entry.difference.as_ref().unwrap();
         let listed = left.imported.len() + left.dropped.len();
-        (entry.is_by_peers_alone(), listed, entry.not_listed)
+        (entry.peer_alone().is_some(), listed, entry.not_listed)
     };
     let mut difference: Difference = serde_json::from_value(difference).unwrap();
     let all = MAX_IMPORTS + 8;
