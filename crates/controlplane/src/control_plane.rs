@@ -81,7 +81,7 @@ pub enum StartError {
 /// The last writes have this long to be planned with, and then their lines to be written.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 const LAST_LINES: Duration = Duration::from_secs(5);
-/// The statuses have this long to be left to other instances.
+/// The statuses, and then the Pods, have this long to be left to other instances.
 const LAST_STATUSES: Duration = Duration::from_secs(2);
 
 /// A running control plane; its tasks end with it.
@@ -124,6 +124,10 @@ impl Running {
             let resigned = apply::resign(&self.client, &newest);
             if tokio::time::timeout(LAST_STATUSES, resigned).await.is_err() {
                 warn!("other instances of the control plane will wait for this one for a time");
+            }
+            let left = registration::resign(&self.client, &newest);
+            if tokio::time::timeout(LAST_STATUSES, left).await.is_err() {
+                warn!("workloads that left with this control plane stay registered for a time");
             }
         }
         if self.journal.is_finished() {

@@ -1,17 +1,21 @@
 //! A connected sidecar is its workload's registration: while it is connected it has a Pod.
 
+mod holds;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStatus, Pod, PodCondition, PodIP,
     PodSpec, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client};
+use meshfed_federation::plan::{has_others, is_heard};
 use meshfed_federation::world::{
     APP_ANNOTATION, OUTBOUND_ANNOTATION, ObjectKey, TLS_MODE_ISTIO, TLS_MODE_LABEL,
 };
@@ -19,16 +23,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::ads::{AuthenticatedNode, NodeSet};
+use self::holds::{Deed, HOLDER_ANNOTATION, Holder, Holds};
+use crate::ads::{AuthenticatedNode, ConnectionId, NodeSet};
 use crate::apply::{Outcomes, explain};
+use crate::hub::Outcome;
 
 /// Label of the Pods that are kept here.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const MANAGER: &str = "meshfed-registration";
 /// The one container of a Pod here: the workload, wherever it runs.
 const CONTAINER: &str = "workload";
-/// After a restart of the control plane, sidecars have this long to come back.
-const GRACE: Duration = Duration::from_secs(30);
 /// After a failed write the difference is looked at again after this.
 const RETRY: Duration = Duration::from_millis(500);
 /// Metadata of our sidecars beyond Istio's: where they listen for the workload, and where the
@@ -38,49 +42,115 @@ pub const APP_KEY: &str = "MESHFED_APP";
 
 /// Keeps the Pods until the nodes' sender goes.
 pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcomes: Outcomes) {
-    let grace_ends = Instant::now() + GRACE;
-    let mut seen: BTreeSet<ObjectKey> = BTreeSet::new();
+    let mut holds = Holds::new(Instant::now());
     loop {
         let connected = nodes.borrow_and_update().clone();
         let newest = outcomes.borrow_and_update().clone();
-        let mut failed = false;
-        if let Some(outcome) = newest {
-            let present = &outcome.world.resources.pods;
-            let wanted = wanted_pods(&connected, &outcome.plan.members);
-            for (key, pod) in &wanted {
-                seen.insert(key.clone());
-                let old = present.get(key).map(AsRef::as_ref);
-                if let Err(error) = ensure(&client, key, pod, old).await {
-                    failed |= report(key, &error);
-                }
-            }
-            let in_grace = Instant::now() < grace_ends;
-            if !in_grace {
-                // Only to tell who has not come back yet.
-                seen.clear();
-            }
-            for (key, pod) in present.iter() {
-                if !is_ours(pod) || wanted.contains_key(key) || (in_grace && !seen.contains(key)) {
-                    continue;
-                }
-                info!(pod = %key, "the workload has left the mesh");
-                if let Err(error) = delete(&client, key).await {
-                    failed |= report(key, &error);
-                }
-            }
-        }
+        let again = match newest {
+            Some(outcome) => register(&client, &mut holds, &connected, &outcome).await,
+            None => None,
+        };
         tokio::select! {
             changed = nodes.changed() => if changed.is_err() { return },
             changed = outcomes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
-            () = tokio::time::sleep_until(grace_ends), if Instant::now() < grace_ends => {}
+            () = sleep_until(again) => {}
+        }
+    }
+}
+
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Brings the Pods to what is connected now. Returns when to look again, though nothing changes.
+async fn register(
+    client: &Client,
+    holds: &mut Holds,
+    connected: &NodeSet,
+    outcome: &Outcome,
+) -> Option<Instant> {
+    let (world, now) = (&outcome.world, Instant::now());
+    let (present, suffix) = (&world.resources.pods, &world.mesh.instance_suffix);
+    let wanted = wanted_pods(connected, &outcome.plan.members, suffix);
+    let mut failed = false;
+    for (key, (connection, pod)) in &wanted {
+        let old = present.get(key).map(AsRef::as_ref);
+        let holder = old.map_or(Holder::Nobody, |old| Holder::of(old, suffix));
+        if !holds.may_write(key, *connection, &holder) {
+            continue;
+        }
+        match ensure(client, key, pod, old).await {
+            Ok(()) => holds.wrote(key, *connection),
+            Err(error) => failed |= report(key, &error),
+        }
+    }
+    let mut again = None;
+    let mut heard = BTreeMap::new();
+    for (key, pod) in present.iter() {
+        if !is_ours(pod) || wanted.contains_key(key) {
+            continue;
+        }
+        let is_alive = |other: &str| {
+            *heard
+                .entry(other.to_owned())
+                .or_insert_with(|| is_heard(&world.resources, other, Timestamp::now()))
+        };
+        let done = match holds.judge(key, Holder::of(pod, suffix), now, is_alive) {
+            Deed::Wait(until) => {
+                again = Some(again.map_or(until, |again: Instant| again.min(until)));
+                continue;
+            }
+            Deed::StrikeOut => {
+                info!(pod = %key, "nothing is heard of the instance that holds it");
+                let done = strike_out(client, key, pod).await;
+                if done.is_ok() {
+                    holds.struck_out(key, now);
+                }
+                done
+            }
+            Deed::Delete => {
+                info!(pod = %key, "the workload has left the mesh");
+                delete(client, key, pod).await
+            }
+        };
+        if let Err(error) = done {
+            failed |= report(key, &error);
+        }
+    }
+    holds.keep(|key| wanted.contains_key(key) || present.contains_key(key));
+    if failed { Some(now + RETRY) } else { again }
+}
+
+/// An instance that stops leaves its Pods to the others, if there are any. What fails is logged: they
+/// find out after a time.
+pub async fn resign(client: &Client, outcome: &Outcome) {
+    let (resources, suffix) = (
+        &outcome.world.resources,
+        &outcome.world.mesh.instance_suffix,
+    );
+    if !has_others(resources, suffix, Timestamp::now()) {
+        return;
+    }
+    for (key, pod) in resources.pods.iter() {
+        if !is_ours(pod) || Holder::of(pod, suffix) != Holder::Us {
+            continue;
+        }
+        if let Err(error) = strike_out(client, key, pod).await {
+            report(key, &error);
         }
     }
 }
 
 /// The newest connection of a name counts; one without a usable address or name has no Pod.
-fn wanted_pods(nodes: &NodeSet, members: &BTreeSet<String>) -> BTreeMap<ObjectKey, Pod> {
-    let mut pods = BTreeMap::new();
+fn wanted_pods(
+    nodes: &NodeSet,
+    members: &BTreeSet<String>,
+    suffix: &str,
+) -> BTreeMap<ObjectKey, (ConnectionId, Pod)> {
+    let mut pods: BTreeMap<ObjectKey, (ConnectionId, Pod)> = BTreeMap::new();
     let mut addresses = BTreeMap::new();
     for node in nodes.values() {
         let (Some(name), Some(ip)) = (&node.name, node.addresses.first()) else {
@@ -97,25 +167,25 @@ fn wanted_pods(nodes: &NodeSet, members: &BTreeSet<String>) -> BTreeMap<ObjectKe
             warn!(address = %ip, pod = %key, %holder, "this address is another workload's");
             continue;
         }
-        let pod = pod(node, name);
+        let pod = pod(node, name, suffix);
         // A second connection of a name is its next one, unless it is of somebody else.
         let account = |pod: &Pod| pod.spec.as_ref()?.service_account_name.clone();
         match pods.entry(key) {
-            Entry::Occupied(held) if account(held.get()) != account(&pod) => {
+            Entry::Occupied(held) if account(&held.get().1) != account(&pod) => {
                 warn!(pod = %held.key(), id = %node.identity, "this name is another workload's");
             }
             Entry::Occupied(mut held) => {
-                held.insert(pod);
+                held.insert((node.connection, pod));
             }
             Entry::Vacant(free) => {
-                free.insert(pod);
+                free.insert((node.connection, pod));
             }
         }
     }
     pods
 }
 
-fn pod(node: &AuthenticatedNode, name: &str) -> Pod {
+fn pod(node: &AuthenticatedNode, name: &str, holder: &str) -> Pod {
     let ip = node.addresses.first().map(ToString::to_string);
     let ready = node.ready.unwrap_or(true);
     let mut labels = node.labels.clone();
@@ -133,6 +203,7 @@ fn pod(node: &AuthenticatedNode, name: &str) -> Pod {
             let address: SocketAddr = address.parse().ok()?;
             Some(((*annotation).to_owned(), address.to_string()))
         })
+        .chain([(HOLDER_ANNOTATION.to_owned(), holder.to_owned())])
         .collect();
     Pod {
         metadata: ObjectMeta {
@@ -227,12 +298,26 @@ fn same_status(present: Option<&PodStatus>, wanted: Option<&PodStatus>) -> bool 
     view(present) == view(wanted)
 }
 
-async fn delete(client: &Client, key: &ObjectKey) -> Result<(), kube::Error> {
+/// Nobody holds the Pod any more, unless it is another one by now.
+async fn strike_out(client: &Client, key: &ObjectKey, pod: &Pod) -> Result<(), kube::Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
-    match api
-        .delete(&key.name, &DeleteParams::default().grace_period(0))
-        .await
-    {
+    let mut pod = pod.clone();
+    if let Some(annotations) = &mut pod.metadata.annotations {
+        annotations.remove(HOLDER_ANNOTATION);
+    }
+    api.replace(&key.name, &PostParams::default(), &pod).await?;
+    Ok(())
+}
+
+/// Deletes the Pod that was judged: if another instance has taken it meanwhile, it stays.
+async fn delete(client: &Client, key: &ObjectKey, pod: &Pod) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
+    let mut params = DeleteParams::default().grace_period(0);
+    params.preconditions = Some(Preconditions {
+        resource_version: pod.metadata.resource_version.clone(),
+        uid: pod.metadata.uid.clone(),
+    });
+    match api.delete(&key.name, &params).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error),

@@ -55,7 +55,7 @@ pub use self::planner::Planner;
 pub use self::roots::RootProblem;
 pub use self::settings::{PeerSettings, SettingProblem};
 pub(crate) use self::staleness::is_expired;
-pub use self::status::{LazyStatuses, resigned};
+pub use self::status::{LazyStatuses, has_others, is_heard, resigned};
 pub use self::withdrawal::{FINALIZER, Finalizers, Removal, Step, Withdrawal};
 
 use self::egress::{DISCOVERY_SERVICE_HEADER, REMOTE_HEADER};

@@ -14,7 +14,7 @@ mod peer;
 mod replicas;
 mod sets;
 
-pub use self::replicas::resigned;
+pub use self::replicas::{has_others, is_heard, resigned};
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

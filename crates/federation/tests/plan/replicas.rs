@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use meshfed_api::peer::{DiscoveryStatus, ServiceMeshPeerStatus};
-use meshfed_federation::plan::{plan, resigned};
+use meshfed_federation::plan::{has_others, is_heard, plan, resigned};
 use meshfed_federation::world::{ObjectKey, Observed, World};
 
 use crate::lab::{now, red_and_green, store};
@@ -250,4 +250,21 @@ fn an_instance_that_stops_leaves_the_status_to_another_and_one_that_is_alone_kee
     replicas.turn(1);
     assert!(!replicas.turn(1));
     assert_eq!(replicas.reason(), "NotConnected", "the other one says it");
+}
+
+#[test]
+fn statuses_tell_which_instances_hear_from_peers() {
+    let views = views();
+    // The second one sees nothing.
+    let mut replicas = Replicas::new([views[0].clone(), views[5].clone()]);
+    replicas.settle();
+    let seen = |replicas: &Replicas| {
+        let World { resources, now, .. } = &replicas.worlds[1];
+        let heard = ["a", "b", "c"].map(|suffix| is_heard(resources, suffix, *now));
+        let others = ["a", "b"].map(|suffix| has_others(resources, suffix, *now));
+        (heard, others)
+    };
+    assert_eq!(seen(&replicas), ([true, false, false], [false, true]));
+    replicas.wait(SignedDuration::from_mins(10));
+    assert_eq!(seen(&replicas), ([false; 3], [false; 2]));
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::TryStreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use meshfed_api::{ExportedServiceSet, ImportedServiceSet, ServiceMeshPeer};
 use meshfed_apiserver::{ApiServer, Options, TokenVerifier};
 use meshfed_controlplane::ca_service::{AuthError, ServiceAccountRef, TokenAuthenticator};
@@ -40,6 +41,20 @@ const PLACES: [u8; 2] = [3, 4];
 /// An empty list that nothing announced is held for 30 s, and a list is asked for every minute, so
 /// what takes less was told.
 const TOLD: Duration = Duration::from_secs(20);
+/// An instance leaves workloads that have not come to it alone for this long after its start.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The Pod of the one sidecar of green-mesh: its uid, and which instance holds it.
+async fn registered(green: &Mesh) -> Result<(String, String), String> {
+    let pods: Api<Pod> = Api::namespaced(green.client.clone(), "bookinfo");
+    let pod = pods
+        .get("client")
+        .await
+        .map_err(|error| error.to_string())?;
+    let holder = pod.annotations().get("meshfed.io/registered-by");
+    let holder = holder.cloned().ok_or("nobody holds it")?;
+    Ok((pod.uid().unwrap(), holder))
+}
 
 /// Whoever holds a ServiceAccount's token is it.
 struct Tokens(TokenVerifier);
@@ -326,6 +341,7 @@ async fn export(red: &Mesh, rules: &[Value]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_control_planes_over_one_api_do_not_fight_and_one_goes_on_without_the_other() {
     let mut scene = Scene::start().await;
+    let both_run_since = Instant::now();
     let (red, green) = (&scene.red, &scene.green);
     green.apply(EXPORT).await;
     red.apply(IMPORT).await;
@@ -334,6 +350,8 @@ async fn two_control_planes_over_one_api_do_not_fight_and_one_goes_on_without_th
     is_offered(red, NAME, 1).await;
     is_offered(green, "red-mesh", 2).await;
     scene.agree().await;
+    let workload = registered(green).await.unwrap();
+    assert_eq!(workload.1, SUFFIXES[0]);
 
     // A change is written once, and then nothing more.
     let imports: Api<ImportedServiceSet> = api(green);
@@ -371,6 +389,13 @@ async fn two_control_planes_over_one_api_do_not_fight_and_one_goes_on_without_th
     scene.are_in_contact(&PODS).await;
     is_offered(red, NAME, 1).await;
 
+    // The second one waits no more for workloads to come to it, and leaves that of the first one alone.
+    let grace_ends = both_run_since + GRACE;
+    tokio::time::sleep_until(grace_ends.into()).await;
+    rests(green).await;
+    assert_eq!(registered(green).await.unwrap(), workload);
+    scene.green.call_to(IMPORTED).await.unwrap();
+
     // The one that leads stops; proxies find the other one.
     scene
         .front
@@ -381,6 +406,11 @@ async fn two_control_planes_over_one_api_do_not_fight_and_one_goes_on_without_th
     scene.green.call_to(IMPORTED).await.unwrap();
     scene.works().await;
     scene.are_in_contact(&PODS[1..]).await;
+    eventually(PATIENCE, async || match registered(&scene.green).await {
+        Ok((_, holder)) if holder == SUFFIXES[1] => Ok(()),
+        other => Err(other),
+    })
+    .await;
     let stopped = Instant::now();
     export(&scene.red, &rules).await;
     is_offered(&scene.green, "red-mesh", 2).await;

@@ -12,7 +12,7 @@ use meshfed_api::peer::{DiscoveryStatus, PodDiscoveryStatus};
 
 use super::Decided;
 use crate::moment::is_credible;
-use crate::world::ObjectKey;
+use crate::world::{ObjectKey, Resources};
 
 /// An instance that is connected hears something in this time: a list is asked for every minute.
 const FRESH: Duration = Duration::from_secs(600);
@@ -70,6 +70,27 @@ pub(super) fn others(
 fn is_of(entry: &PodDiscoveryStatus, suffix: &str) -> bool {
     let name = entry.pod.strip_suffix(suffix);
     name.is_some_and(|name| name.ends_with('-'))
+}
+
+/// Whether the instance with this end of its name has lately heard from a peer, as statuses tell.
+#[must_use]
+pub fn is_heard(resources: &Resources, suffix: &str, now: Timestamp) -> bool {
+    fresh(resources, now).any(|entry| is_of(entry, suffix))
+}
+
+/// Whether another instance than the one with this end of its name has lately heard from a peer.
+#[must_use]
+pub fn has_others(resources: &Resources, suffix: &str, now: Timestamp) -> bool {
+    fresh(resources, now).any(|entry| !is_of(entry, suffix))
+}
+
+fn fresh(resources: &Resources, now: Timestamp) -> impl Iterator<Item = &PodDiscoveryStatus> {
+    let statuses = resources.peers.values().filter_map(|p| p.status.as_ref());
+    let entries = statuses.flat_map(|status| {
+        let DiscoveryStatus { active, inactive } = &status.discovery_status;
+        active.iter().chain(inactive)
+    });
+    entries.filter(move |entry| is_fresh(entry, now))
 }
 
 /// What is left of a status when the instance with this suffix stops: the entries of others. `None` if
