@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use meshfed_api::ServiceMeshPeer;
 use meshfed_testkit::{LoopbackNet, eventually};
@@ -46,6 +47,14 @@ async fn come_to(federation: &Federation, mesh: &Mesh, gateway: &str) -> Tunnel 
     tunnel
 }
 
+/// Since when this mesh has its watch of the peer; `None` while it has none.
+async fn watching_since(mesh: &Mesh, peer: &str) -> Option<Time> {
+    let peers: Api<ServiceMeshPeer> = api(mesh);
+    let status = peers.get_status(peer).await.unwrap().status?;
+    let watch = status.discovery_status.active.into_iter().next()?.watch;
+    watch.last_connected.filter(|_| watch.connected)
+}
+
 /// How many connections these components have cut. The watch of discovery is none of them: it has to go
 /// where the list is now.
 fn cut(components: &[(&Mesh, &str)]) -> usize {
@@ -57,7 +66,8 @@ fn cut(components: &[(&Mesh, &str)]) -> usize {
     logs.map(|log| log.lines().filter(is_cut).count()).sum()
 }
 
-/// All of these still work, and so do new calls, for long enough that a change has come to all proxies.
+/// All of these still work, and so do new calls, for a while. What is waited for before has shown that the
+/// change has come to the proxies that it is about.
 async fn work(federation: &Federation, tunnels: &mut [Tunnel]) {
     let until = Instant::now() + Duration::from_millis(700);
     while Instant::now() < until {
@@ -101,11 +111,21 @@ async fn other_addresses_and_gateways_cut_nothing_that_is_still_allowed_and_all_
     federation.works().await;
     work(&federation, &mut tunnels).await;
 
-    // Another gateway of ours for the other direction.
+    // Another gateway of ours for the other direction, where nothing but the watch goes.
     let ingress = json!({"ingress": {"name": "ingress-blue-mesh"}});
+    let (before, other) = (watching_since(red, "green-mesh").await, between.address(11));
+    let back = Forwarder::start(other, green.address(11, 0).ip()).await;
     change(green, "red-mesh", json!({"gateways": ingress})).await;
-    reach(red, "green-mesh", green.net.address(11)).await;
-    red.connected("green-mesh").await;
+    reach(red, "green-mesh", other).await;
+    eventually(PATIENCE, async || {
+        let since = watching_since(red, "green-mesh").await;
+        if back.accepted() > 0 && since.is_some() && since != before {
+            Ok(())
+        } else {
+            Err(format!("watching since {since:?}, before {before:?}"))
+        }
+    })
+    .await;
     work(&federation, &mut tunnels).await;
 
     // And for this one, of which the peer takes nothing yet.

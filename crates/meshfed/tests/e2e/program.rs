@@ -25,7 +25,8 @@ pub fn run(command: &mut Command) -> Output {
     run_within(command, PATIENCE)
 }
 
-fn run_within(command: &mut Command, patience: Duration) -> Output {
+/// The same, for what takes longer.
+pub fn run_within(command: &mut Command, patience: Duration) -> Output {
     let mut child = command
         .process_group(0)
         .stdout(Stdio::piped())

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use meshfed_testkit::{LoopbackNet, temp_dir, tools};
 
-use crate::program::{path, run, text};
+use crate::program::{PATIENCE, path, run_within, text};
 
 const README: &str = include_str!("../../../../README.md");
 /// Opens a block of the walk-through.
@@ -57,12 +57,16 @@ fn every_command_of_the_readme_works() {
             &format!("--app {}:9080", red.address(230)),
         );
     let search = std::env::var("PATH").unwrap();
-    let output = run(Command::new("bash")
-        .arg("-c")
-        .arg(&script)
-        .current_dir(dir.path())
-        .stdin(Stdio::null())
-        .env("PATH", format!("{}:{search}", tools.display())));
+    let output = run_within(
+        Command::new("bash")
+            .arg("-c")
+            .arg(&script)
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .env("PATH", format!("{}:{search}", tools.display())),
+        // All of it, with two meshes and two sidecars, beside other tests.
+        4 * PATIENCE,
+    );
     let shown = text(&output);
     assert!(output.status.success(), "{shown}");
     assert!(shown.contains("ComponentsReady"), "{shown}");
