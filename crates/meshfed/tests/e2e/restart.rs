@@ -2,14 +2,22 @@
 //! while it is away: nothing that was configured.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
+use meshfed_api::ServiceMeshPeer;
+use meshfed_testkit::eventually;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::federation::{Federation, Mesh};
+use crate::drain::merge;
+use crate::federation::{Federation, Mesh, Tunnel};
+use crate::program::PATIENCE;
+use crate::removal::{api, becomes, fails};
 
 const WRITERS: u32 = 8;
 /// Writes under way when the process is killed come after at least as many that are done.
@@ -58,6 +66,10 @@ async fn calls_go_on_while_both_control_planes_are_away_and_while_they_come_back
             .await,
     ];
     federation.works().await;
+    let peers: Api<ServiceMeshPeer> = api(&federation.green);
+    let outlive =
+        json!({"metadata": {"annotations": {"meshfed.io/imports-outlive-contact": "1h"}}});
+    merge(&peers, "red-mesh", outlive).await;
     let mut tunnel = federation.tunnel().await;
     tunnel.call().await.unwrap();
 
@@ -74,10 +86,45 @@ async fn calls_go_on_while_both_control_planes_are_away_and_while_they_come_back
     for _ in 0..100 {
         federation.call().await.unwrap();
         tunnel.call().await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     federation.red.start_again().await;
-    let Federation { red, green, .. } = &federation;
+    come_back(&federation, &mut tunnel).await;
+
+    // How long imports outlive the contact is not judged by when it was last noted. That peer is there.
+    federation.green.kill();
+    let kept = federation.green.dir.join("peers/red-mesh.json");
+    let noted_long_ago = |file: &Path| {
+        let file = File::options().write(true).open(file).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(2 * 3600);
+        file.set_modified(long_ago).unwrap();
+    };
+    noted_long_ago(&kept);
+    federation.green.start_again().await;
+    come_back(&federation, &mut tunnel).await;
+
+    // It was away already when we went.
+    federation.red.kill();
+    let lost = federation.green.dir.join("peers/red-mesh.lost");
+    eventually(PATIENCE, async || match lost.exists() {
+        false => Err("it is not noted that the contact was lost"),
+        true => Ok(()),
+    })
+    .await;
+    federation.call().await.unwrap();
+    federation.green.kill();
+    noted_long_ago(&kept);
+    noted_long_ago(&lost);
+    federation.green.start_again().await;
+    becomes(&federation.green, "red-mesh", "ImportsExpired").await;
+    fails(&federation).await;
+    federation.red.start_again().await;
+    federation.works().await;
+}
+
+/// Waits until both meshes are connected again, while calls never fail.
+async fn come_back(federation: &Federation, tunnel: &mut Tunnel) {
+    let Federation { red, green, .. } = federation;
     let back = async {
         red.connected("green-mesh").await;
         green.connected("red-mesh").await;
@@ -93,7 +140,7 @@ async fn calls_go_on_while_both_control_planes_are_away_and_while_they_come_back
         if !is_back {
             tokio::select! {
                 () = &mut back => is_back = true,
-                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
             }
         }
     }
