@@ -177,6 +177,7 @@ fn four_commands_make_a_federation_and_the_tools_tell_of_it() {
     what_if(&red, &green);
     where_kubectl_would_put_it(&red);
     why(&red, &green);
+    for_machines(&red, &green);
 
     let said = red.until(&["status"], |all| {
         let peer = &all["peers"][0];
@@ -376,6 +377,61 @@ fn why(red: &Mesh, green: &Mesh) {
         "{}",
         text(&other)
     );
+}
+
+/// Each tool says the same in both forms for machines, and ends in the same way.
+fn for_machines(red: &Mesh, green: &Mesh) {
+    let export = red.example("31-export-to-green-mesh.yaml");
+    let (ratings, imported) = ("red-mesh-bookinfo/ratings", "red-ratings.bookinfo");
+    for (mesh, arguments, member) in [
+        (red, &["status"][..], "trustDomain"),
+        (
+            red,
+            &["explain", "export", ratings, "--peer", "green-mesh"],
+            "rules",
+        ),
+        (
+            green,
+            &["explain", "import", imported, "--peer", "red-mesh"],
+            "names",
+        ),
+        (red, &["diff", "--delete", "-f", &export], "hidden"),
+    ] {
+        let said = |form: &str| {
+            let output = mesh.ask(&[arguments, &["-o", form]].concat());
+            assert!(status(&output) < 2, "{}", text(&output));
+            (status(&output), stdout(&output))
+        };
+        let (json, yaml) = (said("json"), said("yaml"));
+        assert_eq!(json.0, yaml.0, "{arguments:?}");
+        let json: Value = serde_json::from_str(&json.1).unwrap();
+        let yaml: Value = serde_saphyr::from_str(&yaml.1).unwrap();
+        let members = |said: &Value| {
+            said.as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(members(&json), members(&yaml), "{arguments:?}");
+        assert!(!json[member].is_null(), "{arguments:?}: {json:#}");
+        assert_eq!(json[member], yaml[member], "{arguments:?}");
+    }
+    let bundle = |form: &str| {
+        let output = red.ask(&["peer", "bundle", "--for", "green-mesh", "-o", form]);
+        assert_eq!(status(&output), 0, "{}", text(&output));
+        stdout(&output)
+    };
+    let list: Value = serde_json::from_str(&bundle("json")).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&bundle("yaml")).unwrap();
+    assert_eq!(list["items"], Value::Array(documents));
+    let kinds: Vec<&Value> = list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| &item["kind"])
+        .collect();
+    assert_eq!(kinds, ["ConfigMap", "ServiceMeshPeer"]);
 }
 
 fn bad_input(red: &Mesh) {
