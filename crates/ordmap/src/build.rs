@@ -13,6 +13,9 @@ const FEW: usize = 8;
 impl<K: Ord + Clone, V: Clone> OrdMap<K, V> {
     /// Puts entries in, in place of those that have the same key; of several with one key the last one.
     pub fn extend_all(&mut self, mut new: Vec<(K, V)>) {
+        if new.is_empty() {
+            return;
+        }
         if new.len() < self.len.div_ceil(FEW) {
             for (key, value) in new {
                 self.insert(key, value);

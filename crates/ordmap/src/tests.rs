@@ -172,6 +172,16 @@ impl PartialEq for Counted {
 }
 
 #[test]
+fn nothing_more_is_no_new_version() {
+    for keys in [0, KEYS] {
+        let old: OrdMap<u16, u32> = (0..keys).map(|key| (key, 0)).collect();
+        let mut new = old.clone();
+        new.extend_all(Vec::new());
+        assert!(new.ptr_eq(&old));
+    }
+}
+
+#[test]
 fn what_versions_share_is_not_looked_at() {
     let compared = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = || Counted(compared.clone());

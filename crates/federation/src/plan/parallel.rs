@@ -5,13 +5,17 @@
 
 use std::num::NonZero;
 use std::panic::resume_unwind;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
 /// More threads than this would wait for each other.
 const MAX_THREADS: usize = 8;
 /// Services that one job looks at.
 pub(super) const SHARE: usize = 256;
+
+/// Asking costs more than a small plan.
+static PROCESSORS: LazyLock<usize> =
+    LazyLock::new(|| thread::available_parallelism().map_or(1, NonZero::get));
 
 /// Does all jobs and returns what they give, in their order. `size` says how many services they look
 /// at in all: threads are not worth their making for a few.
@@ -20,9 +24,11 @@ pub(super) fn each<J: Send, R: Send>(
     size: usize,
     work: impl Fn(J) -> R + Sync,
 ) -> Vec<R> {
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = processors.min(MAX_THREADS).min(jobs.len());
-    if threads < 2 || size <= SHARE {
+    let threads = match size > SHARE {
+        true => PROCESSORS.min(MAX_THREADS).min(jobs.len()),
+        false => 1,
+    };
+    if threads < 2 {
         return jobs.into_iter().map(work).collect();
     }
     let jobs = Mutex::new(jobs.into_iter().enumerate());
@@ -33,7 +39,10 @@ pub(super) fn each<J: Send, R: Send>(
         mine.map(|(at, job)| (at, work(job))).collect::<Vec<_>>()
     };
     let mut done = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(some)).collect();
+        // Where the system gives no more threads, there are fewer.
+        let others =
+            (1..threads).map_while(|_| thread::Builder::new().spawn_scoped(scope, some).ok());
+        let others: Vec<_> = others.collect();
         let mut done = some();
         for other in others {
             done.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
