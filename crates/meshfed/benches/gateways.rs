@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use support::federation::{EGRESS, Federation, Gateways, INGRESS, Mesh, within};
 use support::load::{self, Measured};
 use support::process::{Process, memory};
-use support::workload::{Target, Workload, serve, sni, write_endpoint};
+use support::workload::{Target, Workload, imported, serve, sni, write_endpoint};
 use tokio::time::sleep;
 
 /// The whole run ends within this, whatever happens.
@@ -120,6 +120,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     let direct = Target {
         address: backend,
         tls: None,
+        authority: imported("ratings", "bookinfo"),
     };
     let mut ways = vec![Way::new("direct", direct, Vec::new())];
 
@@ -131,6 +132,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     let behind_tls = Target {
         address: serve(Some(client.server()?)).await?,
         tls: Some((client.client()?, sni("red-ratings", "bookinfo")?)),
+        authority: imported("ratings", "bookinfo"),
     };
     ways.push(Way::new("direct mTLS", behind_tls, Vec::new()));
     let target = through(&ours, &client).await?;
@@ -340,6 +342,7 @@ async fn through(federation: &Federation, client: &Workload) -> anyhow::Result<T
     let target = Target {
         address: federation.egress().await?,
         tls: Some((client.client()?, sni("red-ratings", "bookinfo")?)),
+        authority: imported("ratings", "bookinfo"),
     };
     within(async {
         while target.call_once().await.is_err() {

@@ -49,12 +49,16 @@ async fn run(rounds: usize) -> anyhow::Result<()> {
         let used = memory(mesh.process.id())?;
         println!("{}: {used:.1} MiB in memory, federated and idle", mesh.name);
     }
-    let (appeared, disappeared) = rounds.run().await?;
+    let (times, _) = rounds.run().await?;
     println!(
         "{} rounds, from the request to the API; at most {TARGET:?} is wanted",
-        appeared.len()
+        times.appeared.len()
     );
-    for (what, times) in [("callable", appeared), ("not callable", disappeared)] {
+    let both = [
+        ("callable", times.appeared),
+        ("not callable", times.disappeared),
+    ];
+    for (what, times) in both {
         let late = times.iter().filter(|time| **time > TARGET).count();
         println!("{what:14} {}  late {late}", percentiles(times));
     }

@@ -17,15 +17,16 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
 use kube::api::{Api, DeleteParams, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use meshfed_api::ServiceMeshPeer;
-use support::federation::{Federation, Gateways, NAMESPACE, apply, within};
-use support::process::{memory, peak_memory};
-use support::propagation::{EXPORT, IMPORT, Rounds, service, until};
+use support::federation::{Federation, Gateways, Mesh, NAMESPACE, apply, within};
+use support::process::{Process, memory, peak_memory};
+use support::propagation::{EXPORT, IMPORT, Rounds, Times, service, until};
 use support::report::{bench, percentiles};
 use support::stages::{LOGGING, Log};
 use support::workload::{Workload, serve, write_endpoint};
@@ -37,6 +38,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 const DEFAULT_SERVICES: usize = 9_900;
 const ROUNDS: usize = 50;
 const SYNCS: usize = 5;
+/// The last byte of the sidecar's address.
+const WORKLOAD: u8 = 200;
 /// After a sync, so that what is still under way is in the log and statuses are written.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Requests to the API at a time, while the services are made.
@@ -96,15 +99,8 @@ async fn run(count: usize) -> anyhow::Result<()> {
         percentiles(syncs)
     );
 
-    let (appeared, disappeared) = rounds.run().await?;
-    println!(
-        "one more service, until it is callable:   {}",
-        percentiles(appeared)
-    );
-    println!(
-        "one removed, until it is not callable:    {}",
-        percentiles(disappeared)
-    );
+    let (egress, _) = rounds.run().await?;
+    print("at the egress gateway", egress);
     let used = memory(green.process.id())?;
     println!(
         "green-mesh, all of it: {used:.1} MiB in memory, of which {:.1} MiB for the imports; {:.1} MiB at its most",
@@ -115,7 +111,50 @@ async fn run(count: usize) -> anyhow::Result<()> {
         "red-mesh, with its API server: {:.1} MiB",
         memory(red.process.id())?
     );
+
+    let rounds = rounds.with_sidecar(SocketAddr::new(green.net.address(WORKLOAD), 15001));
+    let began = Instant::now();
+    let mut sidecar = sidecar(green).await?;
+    let last = rounds.by_sidecar(&name(count.saturating_sub(1)));
+    let ready = until(&last.context("there is a sidecar")?, true).await?;
+    sidecar.check()?;
+    println!(
+        "a sidecar with all of it, from its start until the last is callable: {:.0} ms",
+        ready.duration_since(began).as_secs_f64() * 1000.0
+    );
+    let (egress, through) = rounds.run().await?;
+    print("at the egress gateway", egress);
+    print("through a sidecar", through);
+    for (what, process) in [("the sidecar", &sidecar), ("green-mesh", &green.process)] {
+        let (used, most) = (memory(process.id())?, peak_memory(process.id())?);
+        println!("{what}: {used:.1} MiB in memory, {most:.1} MiB at its most");
+    }
     Ok(())
+}
+
+fn print(way: &str, times: Times) {
+    for (what, times) in [
+        ("one more service, until it is callable", times.appeared),
+        ("one removed, until it is not callable", times.disappeared),
+    ] {
+        println!("{what} {way}: {}", percentiles(times));
+    }
+}
+
+/// One of green-mesh's, in a process of its own.
+async fn sidecar(green: &Mesh) -> anyhow::Result<Process> {
+    let token = green.dir.join("sidecar.token");
+    std::fs::write(&token, green.token("bookinfo", "client").await?)?;
+    let address = green.net.address(WORKLOAD).to_string();
+    Process::meshfed(&green.dir.join("sidecar.log"), |command| {
+        let url = format!("https://{}", green.control_plane());
+        command.args(["sidecar", "--control-plane", &url, "--ca"]);
+        command.arg(green.root_cert());
+        command.arg("--token-file").arg(token);
+        command.args(["--name", "client", "--namespace", "bookinfo"]);
+        command.args(["--address", &address, "--log-dir"]);
+        command.arg(green.dir.join("logs"));
+    })
 }
 
 fn name(index: usize) -> String {

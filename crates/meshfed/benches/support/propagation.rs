@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 use tokio::time::sleep;
 
 use super::federation::{Federation, NAMESPACE, within};
-use super::workload::{Target, Workload, sni, write_endpoint};
+use super::workload::{Target, Workload, imported, sni, write_endpoint};
 
 /// Between two attempts to call.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -45,8 +45,17 @@ pub struct Rounds {
     red: Client,
     egress: SocketAddr,
     tls: Arc<ClientConfig>,
+    /// Where a sidecar of green-mesh takes requests.
+    sidecar: Option<SocketAddr>,
     backend: SocketAddr,
     count: usize,
+}
+
+/// How long it took until services could be called, and not any more, from the request to the API.
+#[derive(Default)]
+pub struct Times {
+    pub appeared: Vec<Duration>,
+    pub disappeared: Vec<Duration>,
 }
 
 impl Rounds {
@@ -60,9 +69,19 @@ impl Rounds {
             red: federation.red.client.clone(),
             egress: federation.egress().await?,
             tls: client.client()?,
+            sidecar: None,
             backend,
             count,
         })
+    }
+
+    /// Calls by this sidecar as well.
+    #[allow(dead_code, reason = "not every benchmark has one")]
+    pub fn with_sidecar(self, address: SocketAddr) -> Self {
+        Self {
+            sidecar: Some(address),
+            ..self
+        }
     }
 
     /// A service of red-mesh as green-mesh's workloads call it.
@@ -71,33 +90,61 @@ impl Rounds {
         Ok(Target {
             address: self.egress,
             tls: Some((self.tls.clone(), name)),
+            authority: imported(service, NAMESPACE),
         })
     }
 
-    /// The times until each service could be called, and could not be called any more, from the
-    /// request to the API.
-    pub async fn run(&self) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
+    /// The same through the sidecar, if there is one.
+    pub fn by_sidecar(&self, service: &str) -> Option<Target> {
+        Some(Target {
+            address: self.sidecar?,
+            tls: None,
+            authority: imported(service, NAMESPACE),
+        })
+    }
+
+    /// At the egress gateway, and through the sidecar.
+    pub async fn run(&self) -> anyhow::Result<(Times, Times)> {
         let services: Api<Service> = Api::namespaced(self.red.clone(), NAMESPACE);
         let slices: Api<EndpointSlice> = Api::namespaced(self.red.clone(), NAMESPACE);
-        let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
+        let (mut egress, mut sidecar) = (Times::default(), Times::default());
         for round in 0..self.count {
             let name = format!("round-{round}");
-            let target = self.target(&name)?;
+            let targets = (self.target(&name)?, self.by_sidecar(&name));
             let began = Instant::now();
             services
                 .create(&PostParams::default(), &service(&name)?)
                 .await?;
             write_endpoint(&self.red, &name, self.backend).await?;
-            appeared.push(until(&target, true).await?.duration_since(began));
+            let (at_egress, at_sidecar) = both(&targets, true).await?;
+            egress.appeared.push(at_egress.duration_since(began));
+            let at_sidecar = at_sidecar.map(|at| at.duration_since(began));
+            sidecar.appeared.extend(at_sidecar);
 
             let began = Instant::now();
             services.delete(&name, &DeleteParams::default()).await?;
-            disappeared.push(until(&target, false).await?.duration_since(began));
+            let (at_egress, at_sidecar) = both(&targets, false).await?;
+            egress.disappeared.push(at_egress.duration_since(began));
+            let at_sidecar = at_sidecar.map(|at| at.duration_since(began));
+            sidecar.disappeared.extend(at_sidecar);
             let slice = format!("{name}-by-hand");
             slices.delete(&slice, &DeleteParams::default()).await?;
         }
-        Ok((appeared, disappeared))
+        Ok((egress, sidecar))
     }
+}
+
+async fn both(
+    (egress, sidecar): &(Target, Option<Target>),
+    works: bool,
+) -> anyhow::Result<(Instant, Option<Instant>)> {
+    let by_sidecar = async {
+        match sidecar {
+            Some(sidecar) => until(sidecar, works).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    tokio::try_join!(until(egress, works), by_sidecar)
 }
 
 /// One with a port.

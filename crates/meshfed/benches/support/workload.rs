@@ -101,11 +101,19 @@ pub fn sni(service: &str, namespace: &str) -> anyhow::Result<ServerName<'static>
 pub struct Target {
     pub address: SocketAddr,
     pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// Who is asked for: what a sidecar routes by.
+    pub authority: String,
+}
+
+/// As green-mesh's workloads call what red-mesh exports as this.
+pub fn imported(service: &str, namespace: &str) -> String {
+    format!("{service}.{namespace}.svc.red-mesh-imports.local:9080")
 }
 
 /// One open connection.
 pub struct Connection {
     sender: SendRequest<Empty<Bytes>>,
+    authority: String,
     driver: tokio::task::JoinHandle<()>,
 }
 
@@ -126,7 +134,11 @@ impl Target {
             // How it ended is seen by whoever waits for an answer.
             let _ = connection.await;
         });
-        Ok(Connection { sender, driver })
+        Ok(Connection {
+            sender,
+            authority: self.authority.clone(),
+            driver,
+        })
     }
 
     /// The key exchange of a new connection; the larger part of what a handshake costs.
@@ -156,7 +168,7 @@ impl Connection {
     /// The number of bytes in the body of the answer.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<u64> {
         let request = Request::get(path)
-            .header("host", "ratings.bookinfo.svc.red-mesh-imports.local:9080")
+            .header("host", &self.authority)
             .body(Empty::new())?;
         self.sender.ready().await?;
         let answer = self.sender.send_request(request).await?;
