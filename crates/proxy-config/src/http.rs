@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Parts;
+use crate::{Parts, joined};
 
 /// An RDS resource: virtual hosts, chosen by the request's authority.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,14 +25,48 @@ impl RouteTable {
     }
 }
 
+/// The name of a virtual host as a resource, in the form of Envoy's VHDS: `<table>/<host>`.
+pub fn host_name(table: &str, host: &str) -> Arc<str> {
+    joined(&[table, "/", host])
+}
+
+/// The table that a virtual host belongs to, by its name as a resource.
+pub fn table_of(host: &str) -> Option<&str> {
+    host.split_once('/').map(|(table, _)| table)
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct VirtualHost {
+    /// In a table of [`ProxyConfig::routes`](crate::ProxyConfig::routes) it is made by
+    /// [`host_name`], so that the host can be a resource of its own.
     pub name: Arc<str>,
     /// Authorities: exact (`host`, `host:port`), or `*` for any. A port in the request is part of
     /// the comparison. No two hosts of a table share one.
     pub domains: Vec<String>,
     /// In order; the first match wins, none gives 404.
     pub routes: Vec<Route>,
+}
+
+impl VirtualHost {
+    /// Takes over the lists of `other` that are equal to its own, so that thousands of hosts hold
+    /// them once.
+    pub fn share(&mut self, other: &Self) {
+        for (route, other) in self.routes.iter_mut().zip(&other.routes) {
+            let (
+                RouteAction::Forward { remove_headers, .. },
+                RouteAction::Forward {
+                    remove_headers: other,
+                    ..
+                },
+            ) = (&mut route.action, &other.action)
+            else {
+                continue;
+            };
+            if remove_headers == other {
+                *remove_headers = other.clone();
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -69,8 +103,8 @@ pub enum RouteAction {
         rewrite_path: Option<String>,
         /// From the end of the request to the end of the response; zero means no limit.
         timeout: Duration,
-        /// Removed from the request before it is sent on.
-        remove_headers: Vec<String>,
+        /// Removed from the request before it is sent on. Thousands of routes have the same ones.
+        remove_headers: Arc<[String]>,
     },
     /// Answer here.
     Respond { status: u16, body: String },

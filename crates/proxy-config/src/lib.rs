@@ -30,6 +30,7 @@ pub use cluster::{
 };
 pub use http::{
     HeaderMatch, PathMatch, Route, RouteAction, RouteTable, UpstreamProtocol, VirtualHost,
+    host_name, table_of,
 };
 pub use listener::{
     AllowPolicy, DownstreamTls, FilterChain, Http, HttpRoutes, Listener, Network, ServerName, Tcp,
@@ -47,7 +48,8 @@ pub struct ProxyConfig {
     pub clusters: Parts<Cluster>,
     /// EDS resources, by [`Discovery::Eds`] service name.
     pub endpoints: Parts<Endpoints>,
-    /// RDS resources, by [`HttpRoutes::Rds`] name.
+    /// RDS resources, by [`HttpRoutes::Rds`] name. For clients that want that, their virtual hosts are
+    /// resources of their own.
     pub routes: Parts<RouteTable>,
     /// SDS validation contexts, by the names that TLS settings refer to. Never private keys.
     pub trust: Parts<TrustBundle>,

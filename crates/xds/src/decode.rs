@@ -1,13 +1,13 @@
 //! Reading resources. Any bytes may be given: the outcome is a value that [`encode`](crate::encode)
 //! would write, or a [`DecodeError`] with the resource's name and the field's path.
 
-use meshfed_proxy_config::{Cluster, Endpoints, Listener, RouteTable, TrustBundle};
+use meshfed_proxy_config::{Cluster, Endpoints, Listener, TrustBundle, VirtualHost};
 use prost::Message;
 
 use crate::pb::tls::Secret;
 use crate::pb::{cluster, endpoint, listener, route};
-use crate::wire::{MAX_RESOURCE_LEN, MAX_ROUTES_LEN, Path, Read, clip, parse};
-use crate::{DecodeError, TypeUrl};
+use crate::wire::{MAX_RESOURCE_LEN, Path, Read, clip, parse};
+use crate::{DecodeError, Routes, TypeUrl};
 
 pub fn listener(bytes: &[u8]) -> Result<Listener, DecodeError> {
     read(
@@ -36,12 +36,21 @@ pub fn endpoints(bytes: &[u8]) -> Result<Endpoints, DecodeError> {
     )
 }
 
-pub fn routes(bytes: &[u8]) -> Result<RouteTable, DecodeError> {
+pub fn routes(bytes: &[u8]) -> Result<Routes, DecodeError> {
     read(
         TypeUrl::Routes,
         bytes,
         |m: &route::RouteConfiguration| &m.name,
-        |m| crate::routes::read(&Path::ROOT, m),
+        crate::routes::read_resource,
+    )
+}
+
+pub fn virtual_host(bytes: &[u8]) -> Result<VirtualHost, DecodeError> {
+    read(
+        TypeUrl::VirtualHosts,
+        bytes,
+        |m: &route::VirtualHost| &m.name,
+        crate::routes::read_host_resource,
     )
 }
 
@@ -62,11 +71,7 @@ fn read<M: Message + Default, T>(
     read: impl FnOnce(M) -> Read<T>,
 ) -> Result<T, DecodeError> {
     let mut resource = String::new();
-    let max = match kind {
-        TypeUrl::Routes => MAX_ROUTES_LEN,
-        _ => MAX_RESOURCE_LEN,
-    };
-    parse(&Path::ROOT, bytes, max)
+    parse(&Path::ROOT, bytes, MAX_RESOURCE_LEN)
         .and_then(|m: M| {
             resource = clip(name(&m));
             read(m)

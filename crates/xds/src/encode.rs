@@ -3,7 +3,7 @@
 //! What Envoy cannot say is not said: two [`AllowPolicy`](meshfed_proxy_config::AllowPolicy) of
 //! one name are one policy, the last, and an empty string for a rewrite is none.
 
-use meshfed_proxy_config::{Cluster, Endpoints, Listener, RouteTable, TrustBundle};
+use meshfed_proxy_config::{Cluster, Endpoints, Listener, RouteTable, TrustBundle, VirtualHost};
 
 use crate::pb::core::{DataSource, data_source::Specifier};
 use crate::pb::tls::{CertificateValidationContext, Secret, TlsCertificate, secret};
@@ -24,6 +24,15 @@ pub fn endpoints(e: &Endpoints) -> Any {
 
 pub fn routes(t: &RouteTable) -> Any {
     pack(&crate::routes::encode(t))
+}
+
+/// The table of this name for a client that gets its virtual hosts one by one.
+pub fn separate_routes(table: &str) -> Any {
+    pack(&crate::routes::encode_separate(table))
+}
+
+pub fn virtual_host(host: &VirtualHost) -> Any {
+    pack(&crate::routes::encode_host(host))
 }
 
 /// `name` is the one that TLS settings refer to.

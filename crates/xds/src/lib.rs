@@ -49,8 +49,9 @@ use std::time::Duration;
 pub use error::{DecodeError, Reason};
 pub use meshfed_proxy_config::OWN_IDENTITY;
 pub use network::{CONNECT_ATTEMPTS, MAX_REQUEST_HEADERS_KIB, REQUEST_HEADERS_TIMEOUT};
+pub use routes::Routes;
 pub use type_url::TypeUrl;
-pub use wire::{MAX_NAME_LEN, MAX_RESOURCE_LEN, MAX_ROUTES_LEN};
+pub use wire::{MAX_NAME_LEN, MAX_RESOURCE_LEN};
 
 /// A connection on which nothing comes is probed after this time. A dead one ends within a minute.
 pub const KEEPALIVE_TIME: Duration = Duration::from_secs(20);

@@ -12,7 +12,7 @@ use crate::pb::core::{DataSource, data_source::Specifier};
 use crate::pb::matcher::{RegexMatcher, string_matcher::MatchPattern};
 use crate::pb::previous_hosts::PreviousHostsPredicate;
 use crate::pb::route::{
-    self as pb, DirectResponseAction, HeaderMatcher, RouteConfiguration, RouteMatch,
+    self as pb, DirectResponseAction, HeaderMatcher, RouteConfiguration, RouteMatch, Vhds,
     header_matcher::HeaderMatchSpecifier,
     retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType},
     route::Action,
@@ -23,7 +23,8 @@ use crate::pb::route::{
 };
 use crate::pb::{BoolValue, UInt32Value};
 use crate::wire::{
-    Path, Read, clip, duration, name, nothing_else, pack, read_duration, read_text, required, text,
+    Path, Read, ads, clip, duration, name, nothing_else, pack, read_duration, read_text, required,
+    text,
 };
 
 /// Upgrade type that stands for CONNECT.
@@ -41,12 +42,45 @@ const ANY: &str = "*";
 /// Longest body of an answer from here, in bytes; Envoy's limit.
 const MAX_BODY_LEN: usize = 4096;
 
+/// An RDS resource.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Routes {
+    Whole(RouteTable),
+    /// The name of a table whose virtual hosts are resources of their own, named `<table>/<host>`.
+    Separate(String),
+}
+
 pub(crate) fn encode(t: &RouteTable) -> RouteConfiguration {
     RouteConfiguration {
         name: t.name.clone(),
-        virtual_hosts: t.hosts.values().map(|h| host(h)).collect(),
+        virtual_hosts: t.hosts.values().map(|h| encode_host(h)).collect(),
         ..template()
     }
+}
+
+pub(crate) fn encode_separate(table: &str) -> RouteConfiguration {
+    RouteConfiguration {
+        name: table.to_owned(),
+        vhds: Some(vhds()),
+        ..template()
+    }
+}
+
+fn vhds() -> Vhds {
+    Vhds {
+        config_source: Some(ads()),
+    }
+}
+
+pub(crate) fn read_resource(mut m: RouteConfiguration) -> Read<Routes> {
+    let at = &Path::ROOT;
+    let Some(source) = m.vhds.take() else {
+        return Ok(Routes::Whole(read(at, m)?));
+    };
+    nothing_else(&at.field("vhds"), &source, &vhds())?;
+    let table = name(&at.field("name"), take(&mut m.name))?;
+    nothing_else(at, &m, &template())?;
+    Ok(Routes::Separate(table))
 }
 
 pub(crate) fn read(at: &Path<'_>, mut m: RouteConfiguration) -> Read<RouteTable> {
@@ -63,15 +97,27 @@ pub(crate) fn read(at: &Path<'_>, mut m: RouteConfiguration) -> Read<RouteTable>
         if !names.insert(host.name.clone()) {
             return Err(at.field("name").refuse(Reason::Duplicate(clip(&host.name))));
         }
-        for (i, d) in host.domains.iter().enumerate() {
-            // Envoy compares authorities without regard to case.
-            if !domains.insert(d.to_ascii_lowercase()) {
-                return Err(at.item("domains", i).refuse(Reason::Duplicate(clip(d))));
-            }
-        }
+        each_once(at, &host, &mut domains)?;
         read.push(host);
     }
     Ok(RouteTable::new(table, read))
+}
+
+/// A virtual host that comes alone.
+pub(crate) fn read_host_resource(m: pb::VirtualHost) -> Read<VirtualHost> {
+    let host = read_host(&Path::ROOT, m)?;
+    each_once(&Path::ROOT, &host, &mut HashSet::new())?;
+    Ok(host)
+}
+
+fn each_once(at: &Path<'_>, host: &VirtualHost, domains: &mut HashSet<String>) -> Read<()> {
+    for (i, d) in host.domains.iter().enumerate() {
+        // Envoy compares authorities without regard to case.
+        if !domains.insert(d.to_ascii_lowercase()) {
+            return Err(at.item("domains", i).refuse(Reason::Duplicate(clip(d))));
+        }
+    }
+    Ok(())
 }
 
 /// A route to a cluster that is not there answers 503; it does not make the table invalid, as
@@ -83,7 +129,7 @@ fn template() -> RouteConfiguration {
     }
 }
 
-fn host(h: &VirtualHost) -> pb::VirtualHost {
+pub(crate) fn encode_host(h: &VirtualHost) -> pb::VirtualHost {
     pb::VirtualHost {
         name: h.name.to_string(),
         domains: h.domains.clone(),
@@ -132,7 +178,7 @@ fn route(r: &Route) -> pb::Route {
             timeout,
             remove_headers,
         } => {
-            remove.clone_from(remove_headers);
+            remove = remove_headers.to_vec();
             Action::Route(pb::RouteAction {
                 cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
                 host_rewrite_specifier: rewrite_authority
@@ -280,7 +326,7 @@ fn read_forward(
         rewrite_authority,
         rewrite_path,
         timeout,
-        remove_headers,
+        remove_headers: remove_headers.into(),
     })
 }
 

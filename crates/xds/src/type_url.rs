@@ -9,18 +9,21 @@ pub enum TypeUrl {
     Trust,
     Cluster,
     Endpoints,
+    /// Parts of route tables, for clients that subscribe to them: VHDS.
+    VirtualHosts,
     Listener,
     Routes,
 }
 
 impl TypeUrl {
     /// All kinds in the order in which a change is announced, so that what refers comes after what
-    /// it refers to: trust before the TLS settings that name it, clusters before listeners and
-    /// routes that forward to them. Removals go the other way round.
-    pub const ADS_ORDER: [TypeUrl; 5] = [
+    /// it refers to: trust before the TLS settings that name it, clusters before virtual hosts,
+    /// listeners and routes that forward to them. Removals go the other way round.
+    pub const ADS_ORDER: [TypeUrl; 6] = [
         TypeUrl::Trust,
         TypeUrl::Cluster,
         TypeUrl::Endpoints,
+        TypeUrl::VirtualHosts,
         TypeUrl::Listener,
         TypeUrl::Routes,
     ];
@@ -34,6 +37,7 @@ impl TypeUrl {
             TypeUrl::Endpoints => {
                 "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
             }
+            TypeUrl::VirtualHosts => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
             TypeUrl::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             TypeUrl::Routes => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         }
@@ -50,6 +54,7 @@ impl TypeUrl {
             TypeUrl::Trust => "trust",
             TypeUrl::Cluster => "cluster",
             TypeUrl::Endpoints => "endpoints",
+            TypeUrl::VirtualHosts => "virtual_hosts",
             TypeUrl::Listener => "listener",
             TypeUrl::Routes => "routes",
         }

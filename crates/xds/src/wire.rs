@@ -16,13 +16,9 @@ use crate::error::Reason;
 use crate::pb::matcher::{StringMatcher, string_matcher::MatchPattern};
 use crate::pb::{self, Any, core};
 
-/// Longest resource that is read, in bytes. It bounds every list inside it. Route tables that come
-/// alone have a limit of their own.
+/// Longest resource that is read, in bytes. It bounds every list inside it. The virtual hosts of a large
+/// route table come alone.
 pub const MAX_RESOURCE_LEN: usize = 4 << 20;
-/// Longest route table that is read, in bytes. All that a sidecar may call is in one, at some 750
-/// bytes for an imported port and up to 1500 with the longest names: this is room for 40,000 of the latter, all
-/// that one peer may list.
-pub const MAX_ROUTES_LEN: usize = 64 << 20;
 /// Longest name of a resource or part of one, in bytes.
 pub const MAX_NAME_LEN: usize = 1024;
 /// The longest time that Protocol Buffers can say, in seconds (10 000 years).

@@ -115,7 +115,8 @@ async fn every_kind_of_resource_is_taken_without_a_warning() {
         let acked = acked(&ads);
         let missing: Vec<_> = TypeUrl::ADS_ORDER
             .iter()
-            .filter(|t| !acked.contains(t.as_str()))
+            // Our proxies alone ask for virtual hosts.
+            .filter(|t| **t != TypeUrl::VirtualHosts && !acked.contains(t.as_str()))
             .collect();
         if missing.is_empty() {
             envoy.ready()

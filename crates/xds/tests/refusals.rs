@@ -38,7 +38,7 @@ fn sample_routes() -> RouteTable {
                     rewrite_authority: None,
                     rewrite_path: None,
                     timeout: Duration::ZERO,
-                    remove_headers: Vec::new(),
+                    remove_headers: [].into(),
                 },
             }],
         }],
@@ -458,6 +458,42 @@ fn endpoints_that_ask_for_more_are_refused_at_the_field() {
         let refused = decode::endpoints(&m.encode_to_vec()).unwrap_err();
         assert_field(&refused, "e", field);
     }
+}
+
+#[test]
+fn a_table_whose_hosts_come_alone_has_none_and_they_come_over_the_same_stream() {
+    let refused = |change: fn(&mut route::RouteConfiguration)| {
+        let bytes = encode::separate_routes("t").value;
+        let mut m = route::RouteConfiguration::decode(&*bytes).unwrap();
+        change(&mut m);
+        decode::routes(&m.encode_to_vec()).unwrap_err()
+    };
+    let error = refused(|m| m.virtual_hosts.push(Default::default()));
+    assert_field(&error, "t", "virtual_hosts");
+    let error = refused(|m| m.vhds.as_mut().unwrap().config_source = None);
+    assert_field(&error, "t", "vhds.config_source");
+    let error = refused(|m| m.name.clear());
+    assert_field(&error, "", "name");
+}
+
+#[test]
+fn a_virtual_host_that_comes_alone_is_refused_at_the_field() {
+    let sample = sample_routes();
+    let refused = |change: fn(&mut route::VirtualHost)| {
+        let bytes = encode::virtual_host(sample.hosts.values().next().unwrap()).value;
+        let mut m = route::VirtualHost::decode(&*bytes).unwrap();
+        change(&mut m);
+        decode::virtual_host(&m.encode_to_vec()).unwrap_err()
+    };
+    let name = &sample.hosts.values().next().unwrap().name;
+    let error = refused(|m| m.domains.push(m.domains[0].to_ascii_uppercase()));
+    assert_field(
+        &error,
+        name,
+        &format!("domains[{}]", sample.hosts[name].domains.len()),
+    );
+    let error = refused(|m| m.routes[0].action = None);
+    assert_field(&error, name, "routes[0].action");
 }
 
 #[test]

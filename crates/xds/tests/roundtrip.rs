@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::address::Address;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-use meshfed_xds::{MAX_RESOURCE_LEN, MAX_ROUTES_LEN, Reason, TypeUrl, decode, encode};
+use meshfed_xds::{MAX_RESOURCE_LEN, Reason, Routes, TypeUrl, decode, encode};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use prost::Message as _;
@@ -45,8 +45,19 @@ proptest! {
     fn a_route_table_is_read_as_it_was_written(x in common::routes()) {
         let any = encode::routes(&x);
         prop_assert_eq!(&any.type_url, TypeUrl::Routes.as_str());
-        prop_assert_eq!(decode::routes(&any.value), Ok(x.clone()));
+        prop_assert_eq!(decode::routes(&any.value), Ok(Routes::Whole(x.clone())));
         prop_assert_eq!(any, encode::routes(&x), "not the same bytes each time");
+    }
+
+    #[test]
+    fn a_virtual_host_that_comes_alone_is_read_as_it_was_written(x in common::routes()) {
+        for host in x.hosts.values() {
+            let any = encode::virtual_host(host);
+            prop_assert_eq!(&any.type_url, TypeUrl::VirtualHosts.as_str());
+            prop_assert_eq!(decode::virtual_host(&any.value).unwrap(), (**host).clone());
+        }
+        let table = encode::separate_routes(&x.name);
+        prop_assert_eq!(decode::routes(&table.value), Ok(Routes::Separate(x.name)));
     }
 
     #[test]
@@ -91,6 +102,7 @@ proptest! {
         let _ = decode::cluster(&bytes);
         let _ = decode::endpoints(&bytes);
         let _ = decode::routes(&bytes);
+        let _ = decode::virtual_host(&bytes);
         let _ = decode::trust(&bytes);
     }
 }
@@ -128,11 +140,6 @@ fn a_resource_that_is_too_large_is_refused_before_it_is_parsed() {
     );
     let said = refused.sent_as("egress").to_string();
     assert_eq!(said, r#"cluster "egress": larger than 4194304 bytes"#);
-    // A route table may be longer, and is no message of its type here.
-    let routes = |len| decode::routes(&vec![0; len]).unwrap_err().reason;
-    assert!(matches!(routes(MAX_RESOURCE_LEN + 1), Reason::Malformed(_)));
-    let max = MAX_ROUTES_LEN;
-    assert_eq!(routes(max + 1), Reason::TooLarge { max });
 }
 
 /// A watch is silent for hours, so nothing else shows that its other end has lost power.

@@ -197,7 +197,7 @@ async fn an_explicit_proxy_forwards_requests_and_tunnels() {
         rewrite_authority: None,
         rewrite_path: None,
         timeout: Duration::ZERO,
-        remove_headers: Vec::new(),
+        remove_headers: [].into(),
     };
     let nothing = RouteAction::Respond {
         status: 502,

@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use aws_lc_rs::digest::{Context, SHA256};
 use meshfed_proxy_config::{
     Cluster, Discovery, Endpoints, Listener, Parts, ProxyConfig, RouteTable, TrustBundle,
+    VirtualHost, table_of,
 };
 use meshfed_xds::proto::Any;
 use meshfed_xds::{TypeUrl, encode};
 
-/// Entries whose source is gone are looked for when there are this many.
+/// Entries whose source is gone are looked for when there are this many,
 const FIRST_SWEEP: usize = 64;
+/// and before one of so many bytes is kept.
+const LARGE: usize = 64 * 1024;
 
 /// The hash of a content: equal for equal bytes, also after a restart of the control plane.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,10 +91,11 @@ impl Encoded {
     }
 }
 
-/// Calls a function for the parts of a kind.
+/// Calls a function for the parts of a kind; virtual hosts lie in the route tables.
 macro_rules! of_kind {
-    ($kind:expr, $call:ident($($config:expr),+; $($argument:expr),*)) => {
+    ($kind:expr, $call:ident($($config:expr),+; $($argument:expr),*), $hosts:expr) => {
         match $kind {
+            TypeUrl::VirtualHosts => $hosts,
             TypeUrl::Trust => $call($(&$config.trust),+, $($argument),*),
             TypeUrl::Cluster => $call($(&$config.clusters),+, $($argument),*),
             TypeUrl::Endpoints => $call($(&$config.endpoints),+, $($argument),*),
@@ -106,7 +110,7 @@ pub(super) fn has(config: &ProxyConfig, kind: TypeUrl, name: &str) -> bool {
     fn has<T>(parts: &Parts<T>, name: &str) -> bool {
         parts.contains_key(name)
     }
-    of_kind!(kind, has(config; name))
+    of_kind!(kind, has(config; name), host(config, name).is_some())
 }
 
 /// How many resources of a kind there are.
@@ -114,7 +118,8 @@ pub(super) fn count(config: &ProxyConfig, kind: TypeUrl) -> usize {
     fn len<T>(parts: &Parts<T>) -> usize {
         parts.len()
     }
-    of_kind!(kind, len(config;))
+    let hosts = || config.routes.values().map(|table| table.hosts.len());
+    of_kind!(kind, len(config;), hosts().sum())
 }
 
 /// The names of all resources of a kind.
@@ -122,7 +127,14 @@ pub(super) fn names(config: &ProxyConfig, kind: TypeUrl) -> Vec<Arc<str>> {
     fn names<T>(parts: &Parts<T>) -> Vec<Arc<str>> {
         parts.keys().cloned().collect()
     }
-    of_kind!(kind, names(config;))
+    let hosts = || config.routes.values().flat_map(|table| names(&table.hosts));
+    of_kind!(kind, names(config;), hosts().collect())
+}
+
+/// A virtual host with its name.
+fn host<'c>(config: &'c ProxyConfig, name: &str) -> Option<(&'c Arc<str>, &'c Arc<VirtualHost>)> {
+    let table = config.routes.get(table_of(name)?)?;
+    table.hosts.get_key_value(name)
 }
 
 /// The names of the resources of a kind that came, changed or went, at the cost of what the two
@@ -136,7 +148,13 @@ pub(super) fn names_of_difference(
         let changes = before.changes(now);
         changes.map(|(name, _, _)| name.clone()).collect()
     }
-    of_kind!(kind, difference(before, now;))
+    let hosts = || {
+        let tables = before.routes.changes(&now.routes);
+        let of =
+            |table: Option<&Arc<RouteTable>>| table.map(|t| t.hosts.clone()).unwrap_or_default();
+        tables.flat_map(move |(_, before, now)| difference(&of(before), &of(now)))
+    };
+    of_kind!(kind, difference(before, now;), hosts().collect())
 }
 
 /// Encodes, and remembers what is worth it.
@@ -148,6 +166,7 @@ pub struct Encoder {
     /// Versions that clients had already: after a restart, many come back with the same ones.
     clusters: Cache<Cluster, Version>,
     endpoints: Cache<Endpoints, Version>,
+    hosts: Cache<VirtualHost, Version>,
 }
 
 impl Encoder {
@@ -160,30 +179,33 @@ impl Encoder {
         name: &str,
         version: Version,
     ) -> Option<Arc<Encoded>> {
-        let cluster = config.clusters.get_key_value(name);
-        let endpoints = config.endpoints.get_key_value(name);
+        let (clusters, endpoints) = (&config.clusters, &config.endpoints);
         let known = match kind {
-            TypeUrl::Cluster => cluster.and_then(|(name, c)| self.clusters.known(c, name)),
-            TypeUrl::Endpoints => endpoints.and_then(|(name, e)| self.endpoints.known(e, name)),
-            TypeUrl::Trust | TypeUrl::Listener | TypeUrl::Routes => None,
+            TypeUrl::Cluster => self.clusters.is(clusters.get_key_value(name), version),
+            TypeUrl::Endpoints => self.endpoints.is(endpoints.get_key_value(name), version),
+            TypeUrl::VirtualHosts => self.hosts.is(host(config, name), version),
+            TypeUrl::Trust | TypeUrl::Listener | TypeUrl::Routes => false,
         };
-        if known == Some(version) {
+        if known {
             return None;
         }
         let encoded = self.encode(config, kind, name)?;
         if encoded.version != version {
             return Some(encoded);
         }
-        match (kind, cluster, endpoints) {
-            (TypeUrl::Cluster, Some((name, cluster)), _) => {
-                self.clusters.keep(cluster, name, version);
-            }
-            (TypeUrl::Endpoints, _, Some((name, endpoints))) => {
-                self.endpoints.keep(endpoints, name, version);
-            }
-            _ => {}
+        match kind {
+            TypeUrl::Cluster => self.clusters.note(clusters.get_key_value(name), version),
+            TypeUrl::Endpoints => self.endpoints.note(endpoints.get_key_value(name), version),
+            TypeUrl::VirtualHosts => self.hosts.note(host(config, name), version),
+            TypeUrl::Trust | TypeUrl::Listener | TypeUrl::Routes => {}
         }
         None
+    }
+
+    /// The route table of this name, if there is one, for a client that gets its virtual hosts one by one.
+    pub(super) fn separate_routes(config: &ProxyConfig, name: &str) -> Option<Arc<Encoded>> {
+        let (name, _) = config.routes.get_key_value(name)?;
+        Some(Arc::new(Encoded::new(name, encode::separate_routes(name))))
     }
 
     /// The resource of this name, if there is one.
@@ -205,6 +227,10 @@ impl Encoder {
             TypeUrl::Endpoints => {
                 let (name, endpoints) = found(&config.endpoints, name)?;
                 Arc::new(Encoded::new(name, encode::endpoints(endpoints)))
+            }
+            TypeUrl::VirtualHosts => {
+                let (name, host) = host(config, name)?;
+                Arc::new(Encoded::new(name, encode::virtual_host(host)))
             }
             TypeUrl::Trust => {
                 let (name, bundle) = found(&config.trust, name)?;
@@ -238,6 +264,14 @@ struct Made<S, M> {
     sweep_at: usize,
 }
 
+impl<S, M> Made<S, M> {
+    fn sweep(&mut self) {
+        self.entries
+            .retain(|_, (source, _)| source.strong_count() > 0);
+        self.sweep_at = (self.entries.len() * 2).max(FIRST_SWEEP);
+    }
+}
+
 impl<S, M> Default for Cache<S, M> {
     fn default() -> Self {
         Self {
@@ -260,8 +294,25 @@ impl<S> Cache<S, Arc<Encoded>> {
         // Made outside of the lock: twice in a race, which is harmless.
         known.unwrap_or_else(|| {
             let new = Arc::new(Encoded::new(name, make(source)));
+            if new.resource.value.len() >= LARGE {
+                self.lock().sweep();
+            }
             self.keep(source, name, new)
         })
+    }
+}
+
+impl<S> Cache<S, Version> {
+    /// Whether the resource with this name is known to be of this version.
+    fn is(&self, source: Option<(&Arc<str>, &Arc<S>)>, version: Version) -> bool {
+        let known = source.and_then(|(name, source)| self.known(source, name));
+        known == Some(version)
+    }
+
+    fn note(&self, source: Option<(&Arc<str>, &Arc<S>)>, version: Version) {
+        if let Some((name, source)) = source {
+            self.keep(source, name, version);
+        }
     }
 }
 
@@ -276,9 +327,7 @@ impl<S, M: Clone> Cache<S, M> {
         let key = (Arc::as_ptr(source) as usize, name.clone());
         let mut made = self.lock();
         if made.entries.len() >= made.sweep_at {
-            made.entries
-                .retain(|_, (source, _)| source.strong_count() > 0);
-            made.sweep_at = (made.entries.len() * 2).max(FIRST_SWEEP);
+            made.sweep();
         }
         made.entries
             .entry(key)
@@ -394,6 +443,22 @@ mod tests {
             assert_eq!(known(&config), Some(version));
         }
         assert_eq!(known(&mk_endpoints(["a".into()])), None, "another value");
+    }
+
+    #[test]
+    fn of_what_is_large_nothing_is_kept_that_nobody_holds() {
+        let encoder = Encoder::default();
+        let hosts = (0..1000).map(|n| VirtualHost {
+            name: format!("large/{n}").into(),
+            domains: vec!["d".repeat(100)],
+            routes: Vec::new(),
+        });
+        let hosts: Vec<VirtualHost> = hosts.collect();
+        for _ in 0..5 {
+            let table = Arc::new(RouteTable::new("large", hosts.clone()));
+            encoder.encode(&mk_config(&table), TypeUrl::Routes, "large");
+        }
+        assert_eq!(encoder.routes.lock().entries.len(), 1);
     }
 
     #[test]

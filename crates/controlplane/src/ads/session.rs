@@ -5,8 +5,9 @@
 //!
 //! 1. trust that is gone: what goes on by it ends at once, however much else is on its way;
 //! 2. trust, clusters and endpoints, new and changed ones;
-//! 3. when these are answered, listeners (gone ones too) and routes, which refer to them;
-//! 4. when these are answered, what else is gone: routes, clusters, endpoints.
+//! 3. when these are answered, virtual hosts, of clients that get them one by one, which refer to them;
+//! 4. when these are answered, listeners (gone ones too) and routes, which refer to them all;
+//! 5. when these are answered, what else is gone: virtual hosts, routes, clusters, endpoints.
 //!
 //! So nothing refers to what is not there yet or not there any more, but to trust that was taken
 //! away; a configuration that still needs a bundle has it. Within step 2 nothing waits for an answer,
@@ -35,6 +36,9 @@ const RESPONSE_BYTES: usize = 256 * 1024;
 /// After a restart everything is looked at, and little of it may differ from what the client has. After
 /// so many names, about those that fill a response, others have their turn.
 const NAMES_A_TURN: usize = 768;
+/// So many names at most are taken away by one delta response: with the longest names 8 MiB, which a proxy
+/// reads.
+const MAX_REMOVED: usize = 8 * 1024;
 /// A client's reason for a refusal is cut after this many characters.
 const MAX_MESSAGE: usize = 1000;
 /// Subscribes to every resource of a kind.
@@ -42,10 +46,17 @@ const WILDCARD: &str = "*";
 
 /// What must be answered before listeners and routes may refer to it.
 const FOUNDATION: [TypeUrl; 3] = [TypeUrl::Trust, TypeUrl::Cluster, TypeUrl::Endpoints];
+/// A client is ready when it has listeners and routes, so they come after all else.
 const SUPERSTRUCTURE: [TypeUrl; 2] = [TypeUrl::Listener, TypeUrl::Routes];
+const STAGES: [&[TypeUrl]; 3] = [&FOUNDATION, &[TypeUrl::VirtualHosts], &SUPERSTRUCTURE];
 /// In this order, what is gone is taken away. Listeners are not here: they go at once, and trust goes
 /// before everything else.
-const REMOVALS: [TypeUrl; 3] = [TypeUrl::Routes, TypeUrl::Cluster, TypeUrl::Endpoints];
+const REMOVALS: [TypeUrl; 4] = [
+    TypeUrl::VirtualHosts,
+    TypeUrl::Routes,
+    TypeUrl::Cluster,
+    TypeUrl::Endpoints,
+];
 
 /// Which of the two protocols the stream speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,6 +300,7 @@ impl Session {
                 subscription.names.remove(name.as_str());
                 subscription.absent.remove(name.as_str());
                 if !subscription.wildcard {
+                    subscription.open.remove(name.as_str());
                     subscription.forget(&name);
                 }
             }
@@ -352,7 +364,7 @@ impl Session {
         if let Some(response) = self.retire(TypeUrl::Trust) {
             return Next::Say(response);
         }
-        for stage in [&FOUNDATION[..], &SUPERSTRUCTURE[..]] {
+        for stage in STAGES {
             for kind in stage {
                 match self.announce(*kind, &config) {
                     Next::Wait => {}
@@ -390,6 +402,7 @@ impl Session {
     /// What is new or changed, and the listeners that are gone.
     fn announce(&mut self, kind: TypeUrl, config: &ProxyConfig) -> Next {
         let (mode, turn) = (self.mode, (self.response_bytes, self.names_a_turn));
+        let separate = self.kinds.contains_key(&TypeUrl::VirtualHosts);
         let Self { kinds, rewarm, .. } = self;
         let Some(subscription) = free(kinds, kind) else {
             return Next::Wait;
@@ -398,6 +411,7 @@ impl Session {
             encoder: &self.encoder,
             config,
             kind,
+            separate,
         };
         if kind == TypeUrl::Endpoints {
             for name in std::mem::take(rewarm) {
@@ -435,7 +449,11 @@ impl Session {
         if subscription.gone.is_empty() {
             return None;
         }
-        let gone: Vec<Arc<str>> = subscription.gone.iter().cloned().collect();
+        let most = match mode {
+            Mode::Delta => MAX_REMOVED,
+            Mode::StateOfTheWorld => usize::MAX,
+        };
+        let gone: Vec<Arc<str>> = subscription.gone.iter().take(most).cloned().collect();
         if mode == Mode::StateOfTheWorld && kind != TypeUrl::Cluster {
             // In this protocol only clusters and listeners go by not being said.
             for name in &gone {
@@ -510,6 +528,8 @@ struct Current<'c> {
     encoder: &'c Encoder,
     config: &'c ProxyConfig,
     kind: TypeUrl,
+    /// The client gets the virtual hosts of its route tables one by one.
+    separate: bool,
 }
 
 impl Current<'_> {
@@ -523,6 +543,10 @@ impl Current<'_> {
 
     /// The resource, unless it is of this version.
     fn other_than(&self, name: &str, version: Option<Version>) -> Option<Arc<Encoded>> {
+        if self.kind == TypeUrl::Routes && self.separate {
+            let table = Encoder::separate_routes(self.config, name)?;
+            return (Some(table.version) != version).then_some(table);
+        }
         let Some(version) = version else {
             return self.encoder.encode(self.config, self.kind, name);
         };
@@ -540,7 +564,13 @@ impl Subscription {
             if has(now, kind, &name) {
                 self.gone.remove(&name);
                 self.open.insert(name);
-            } else if self.sent.get(&name).is_some() {
+                continue;
+            }
+            // Or a client that does not answer would have us remember all names that there ever were.
+            if !self.names.contains(&name) {
+                self.open.remove(&name);
+            }
+            if self.sent.get(&name).is_some() {
                 self.gone.insert(name);
             }
         }

@@ -429,7 +429,7 @@ fn discovery_routes(peer: &EgressPeer<'_>) -> [Route; 2] {
             rewrite_authority: Some(peer.discovery_host.to_string()),
             rewrite_path: None,
             timeout,
-            remove_headers: vec![CLIENT_CERTIFICATE_HEADER.to_owned()],
+            remove_headers: [CLIENT_CERTIFICATE_HEADER.to_owned()].into(),
         },
     })
 }

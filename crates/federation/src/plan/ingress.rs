@@ -329,7 +329,7 @@ fn discovery_routes(mesh: &Mesh<'_>, peer: &IngressPeer<'_>) -> [Route; 2] {
             rewrite_authority: Some(control_plane_host(mesh)),
             rewrite_path: Some(format!("{}/{}", path.trim_end_matches('/'), peer.name)),
             timeout,
-            remove_headers: vec![CLIENT_CERTIFICATE_HEADER.to_owned()],
+            remove_headers: [CLIENT_CERTIFICATE_HEADER.to_owned()].into(),
         },
     })
 }

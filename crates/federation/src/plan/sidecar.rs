@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use meshfed_ordmap::OrdMap;
@@ -11,7 +11,7 @@ use meshfed_pki::{SpiffeId, TrustDomain};
 use meshfed_proxy_config::{
     Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Http, HttpRoutes, Listener,
     LocalityEndpoints, Network, Parts, PathMatch, ProxyConfig, Route, RouteAction, RouteTable,
-    ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, outbound_cluster, sni,
+    ServerIds, Tcp, TcpTarget, UpstreamProtocol, VirtualHost, host_name, outbound_cluster, sni,
 };
 
 use super::balance::{Way, add_ways};
@@ -24,19 +24,22 @@ use super::proxy::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Mesh};
 use crate::names::{PeerName, ServiceKey};
 
 /// Headers that would tell a peer who the caller is; they are removed towards imports.
-const CALLER_HEADERS: [&str; 11] = [
-    CLIENT_CERTIFICATE_HEADER,
-    "forwarded",
-    "via",
-    "x-envoy-attempt-count",
-    "x-envoy-decorator-operation",
-    "x-envoy-external-address",
-    "x-envoy-peer-metadata",
-    "x-envoy-peer-metadata-id",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-real-ip",
-];
+static CALLER_HEADERS: LazyLock<Arc<[String]>> = LazyLock::new(|| {
+    let headers = [
+        CLIENT_CERTIFICATE_HEADER,
+        "forwarded",
+        "via",
+        "x-envoy-attempt-count",
+        "x-envoy-decorator-operation",
+        "x-envoy-external-address",
+        "x-envoy-peer-metadata",
+        "x-envoy-peer-metadata-id",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-real-ip",
+    ];
+    headers.map(str::to_owned).into()
+});
 const ROUTES: &str = "http-proxy";
 /// Envoy's default for a route.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -73,6 +76,9 @@ pub(super) struct Outbound {
     pub endpoints: Parts<Endpoints>,
     /// By namespace, as short names depend on it.
     tables: BTreeMap<String, Arc<RouteTable>>,
+    /// The hosts as they are seen from other namespaces than their own, while there are tables: nearly
+    /// all that a table has, so all tables share them.
+    from_elsewhere: Parts<VirtualHost>,
     destinations: BTreeMap<(Arc<str>, u16), Destination>,
     trust_domain: Option<TrustDomain>,
     services: OrdMap<ServiceKey, Arc<LocalService>>,
@@ -176,10 +182,20 @@ impl Outbound {
         self.tables
             .retain(|namespace, _| namespaces.contains(namespace.as_str()));
         let mut changed = before != self.tables.len();
+        if namespaces.is_empty() {
+            self.from_elsewhere.clear();
+        } else if self.tables.is_empty() {
+            let hosts = self.destinations.values().map(|d| d.seen_from(None));
+            self.from_elsewhere = RouteTable::new(ROUTES, hosts).hosts;
+        }
         for namespace in namespaces {
             if !self.tables.contains_key(*namespace) {
-                let hosts = self.destinations.values();
-                let table = RouteTable::new(ROUTES, hosts.map(|d| d.seen_from(namespace)));
+                let mut hosts = self.from_elsewhere.clone();
+                for own in self.destinations.values().filter(|d| d.is_in(namespace)) {
+                    hosts.insert(own.name(), Arc::new(own.seen_from(Some(namespace))));
+                }
+                let name = ROUTES.to_owned();
+                let table = RouteTable { name, hosts };
                 self.tables.insert((*namespace).to_owned(), Arc::new(table));
                 changed = true;
             }
@@ -207,8 +223,10 @@ impl Outbound {
                 let name = outbound_cluster(port, host);
                 self.clusters.remove(&name);
                 self.endpoints.remove(&name);
+                let name = old.name();
+                self.from_elsewhere.remove(&name);
                 for table in self.tables.values_mut() {
-                    Arc::make_mut(table).hosts.remove(&old.name());
+                    Arc::make_mut(table).hosts.remove(&name);
                 }
             }
         }
@@ -308,9 +326,17 @@ impl Outbound {
         changed |= put(&mut self.endpoints, name, endpoints);
         let at = (destination.host.clone(), destination.port);
         if self.destinations.get(&at) != Some(&destination) {
-            for (namespace, table) in &mut self.tables {
-                let host = destination.seen_from(namespace);
-                put(&mut Arc::make_mut(table).hosts, host.name.clone(), host);
+            if !self.tables.is_empty() {
+                let host = Arc::new(destination.seen_from(None));
+                self.from_elsewhere.insert(host.name.clone(), host.clone());
+                for (namespace, table) in &mut self.tables {
+                    let host = match destination.is_in(namespace) {
+                        true => Arc::new(destination.seen_from(Some(namespace))),
+                        false => host.clone(),
+                    };
+                    let hosts = &mut Arc::make_mut(table).hosts;
+                    hosts.insert(host.name.clone(), host);
+                }
             }
             self.destinations.insert(at, destination);
             changed = true;
@@ -403,13 +429,18 @@ fn outbound_listener(address: SocketAddr) -> Listener {
 impl Destination {
     /// The name of its virtual host.
     fn name(&self) -> Arc<str> {
-        format!("{}:{}", self.host, self.port).into()
+        host_name(ROUTES, &format!("{}:{}", self.host, self.port))
     }
 
-    /// No two destinations have a name in common: full names have a port each, short names are
+    /// Whether the bare name of the service leads to it from this namespace.
+    fn is_in(&self, namespace: &str) -> bool {
+        self.local && self.key.namespace.as_str() == namespace
+    }
+
+    /// From one of our namespaces, or from any other than its own. No two destinations have a name in common: full names have a port each, short names are
     /// those of one service, and an import's name has three labels at least, of which the third is
     /// not `svc`.
-    fn seen_from(&self, namespace: &str) -> VirtualHost {
+    fn seen_from(&self, namespace: Option<&str>) -> VirtualHost {
         VirtualHost {
             name: self.name(),
             domains: names(self, namespace)
@@ -422,7 +453,7 @@ impl Destination {
 }
 
 /// The full name, and the short ones that a resolver of the cluster would complete to it.
-fn names(destination: &Destination, namespace: &str) -> Vec<String> {
+fn names(destination: &Destination, namespace: Option<&str>) -> Vec<String> {
     let mut all = vec![destination.host.to_string()];
     if destination.local {
         let ServiceKey {
@@ -431,7 +462,7 @@ fn names(destination: &Destination, namespace: &str) -> Vec<String> {
         } = &destination.key;
         all.push(format!("{name}.{its}.svc"));
         all.push(format!("{name}.{its}"));
-        if its.as_str() == namespace {
+        if namespace.is_some_and(|from| destination.is_in(from)) {
             all.push(name.to_string());
         }
     }
@@ -456,9 +487,9 @@ fn routes(destination: &Destination) -> Vec<Route> {
         remove_headers,
     };
     let caller_headers = if destination.leaves_mesh {
-        CALLER_HEADERS.map(str::to_owned).to_vec()
+        CALLER_HEADERS.clone()
     } else {
-        Vec::new()
+        Arc::default()
     };
     vec![
         Route {
@@ -466,7 +497,7 @@ fn routes(destination: &Destination) -> Vec<Route> {
             path: PathMatch::Connect,
             headers: Vec::new(),
             // Ends here; its headers go no further, and a table is long enough.
-            action: forward(Duration::ZERO, Vec::new()),
+            action: forward(Duration::ZERO, Arc::default()),
         },
         Route {
             name: "default".to_owned(),

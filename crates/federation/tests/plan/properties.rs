@@ -1,6 +1,7 @@
 //! What holds for every world.
 
 use meshfed_federation::discovery::message::{Service, ServiceList, ServicePort};
+use meshfed_proxy_config::table_of;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -154,7 +155,9 @@ proptest! {
         let config = crate::lab::sidecar(&plan, "bookinfo", "client-v1");
         let text = format!("{config:?}");
         prop_assert!(!text.contains("evil-exports"));
-        for host in config.routes["http-proxy"].hosts.values() {
+        for (name, host) in &config.routes["http-proxy"].hosts {
+            prop_assert_eq!(name, &host.name);
+            prop_assert_eq!(table_of(name), Some("http-proxy"));
             for domain in &host.domains {
                 let ours = domain.contains(".svc.red-mesh-imports.local");
                 prop_assert!(ours, "{} is not a name of our rules", domain);

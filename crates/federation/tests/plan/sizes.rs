@@ -2,7 +2,7 @@
 
 use meshfed_federation::discovery::message::{Service, ServiceList, ServicePort};
 use meshfed_proxy_config::{ProxyConfig, RouteAction, VirtualHost};
-use meshfed_xds::{MAX_ROUTES_LEN, decode, encode};
+use meshfed_xds::{decode, encode};
 use serde_json::json;
 
 use crate::lab::{Lab, red_and_green, sidecar};
@@ -33,12 +33,15 @@ fn list() -> ServiceList {
     ServiceList::new((0..SERVICES).map(service).collect())
 }
 
-/// The bytes of the sidecar's route table, which its proxy takes as it was meant.
-fn table_len(config: &ProxyConfig) -> usize {
-    let table = &config.routes["http-proxy"];
-    let bytes = encode::routes(table).value;
-    assert_eq!(decode::routes(&bytes).unwrap(), **table);
-    bytes.len()
+/// The bytes of the sidecar's virtual hosts, each of which its proxy takes as it was meant.
+fn hosts_len(config: &ProxyConfig) -> usize {
+    let hosts = config.routes["http-proxy"].hosts.values();
+    let lengths = hosts.map(|host| {
+        let bytes = encode::virtual_host(host).value;
+        assert_eq!(decode::virtual_host(&bytes).unwrap(), **host);
+        bytes.len()
+    });
+    lengths.sum()
 }
 
 fn client(green: &Lab) -> std::sync::Arc<ProxyConfig> {
@@ -61,17 +64,43 @@ fn a_sidecar_takes_the_routes_of_ten_thousand_imports() {
         "metadata": {"name": "red-mesh", "namespace": green.system()},
         "spec": {"importRules": [{"type": "NameSelector", "nameSelector": {}}]},
     }));
-    let before = table_len(&client(&green));
+    let before = hosts_len(&client(&green));
     green.hears("red-mesh", &list());
     let config = client(&green);
     let hosts = &config.routes["http-proxy"].hosts;
     assert!(hosts.len() >= SERVICES, "{}", hosts.len());
     let imported = hosts.values().find(|h| h.name.contains("imports.local"));
     assert_eq!(removed(imported.unwrap()), 11, "each header once");
-    let each = (table_len(&config) - before) / SERVICES;
+    let each = (hosts_len(&config) - before) / SERVICES;
     assert!(each < 800, "{each} bytes for an imported port");
-    // All that one peer may list, by the bytes of such names.
-    assert!(4 * SERVICES * each < MAX_ROUTES_LEN);
+}
+
+#[test]
+fn sidecars_of_all_namespaces_share_what_they_may_call_outside_of_their_own() {
+    let mut green = green();
+    green.namespace("shop");
+    green.apply_json(json!({
+        "kind": "ServiceMeshMemberRoll",
+        "metadata": {"name": "default", "namespace": green.system()},
+        "spec": {"members": ["bookinfo", "shop"]},
+    }));
+    green.service("shop", "cart", json!({}));
+    green.workload("shop", "cart", 40);
+    let plan = green.plan();
+    let hosts = |namespace, pod| {
+        sidecar(&plan, namespace, pod).routes["http-proxy"]
+            .hosts
+            .clone()
+    };
+    let (here, there) = (hosts("bookinfo", "client-v1"), hosts("shop", "cart-v1"));
+    assert_eq!(here.len(), there.len());
+    let own = |name: &str| name.contains(".bookinfo.svc.") || name.contains(".shop.svc.");
+    for (name, host) in here.iter().filter(|(name, _)| !own(name)) {
+        assert!(std::sync::Arc::ptr_eq(host, &there[name]), "{name}");
+    }
+    let cart = "http-proxy/cart.shop.svc.cluster.local:9080";
+    assert!(!here[cart].domains.contains(&"cart:9080".to_owned()));
+    assert!(there[cart].domains.contains(&"cart:9080".to_owned()));
 }
 
 #[test]
@@ -81,6 +110,7 @@ fn a_sidecar_takes_the_routes_of_ten_thousand_services_of_its_own_mesh() {
         green.service("bookinfo", &format!("checkout-service-{i:05}"), json!({}));
     }
     let config = client(&green);
-    assert!(config.routes["http-proxy"].hosts.len() >= SERVICES);
-    assert!(table_len(&config) < MAX_ROUTES_LEN / 4);
+    let hosts = config.routes["http-proxy"].hosts.len();
+    assert!(hosts >= SERVICES);
+    assert!(hosts_len(&config) / hosts < 800);
 }

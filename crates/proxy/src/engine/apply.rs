@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::Tables;
 use super::chains::{Chain, Chains};
 use super::change::{Change, Rejection, RejectionCause, difference};
+use super::hosts::SeparateHosts;
 use super::leaving::Leaving;
 use super::running::Running;
 use crate::cluster::Cluster;
@@ -58,6 +59,7 @@ pub struct Engine {
     by_endpoints: Users,
     by_trust: Users,
     leaving: Leaving,
+    hosts: SeparateHosts,
 }
 
 /// Clusters by the name of what they use; the texts are those of the clusters.
@@ -81,6 +83,7 @@ impl Engine {
             by_endpoints: HashMap::new(),
             by_trust: HashMap::new(),
             leaving: Leaving::default(),
+            hosts: SeparateHosts::default(),
             options,
         }
     }
@@ -155,7 +158,17 @@ impl Engine {
             }
             Change::Routes(table) => named(table.name.clone(), |name| {
                 let index = RouteIndex::new(table)?;
+                self.hosts.release(name);
                 self.tables.routes.insert(&name.into(), Arc::new(index));
+                Ok(())
+            }),
+            Change::SeparateRoutes(name) => {
+                let index = self.hosts.table(&name);
+                self.tables.routes.insert(&name.into(), index);
+                Ok(())
+            }
+            Change::VirtualHost(host) => named(host.name.to_string(), |_| {
+                self.hosts.insert(host)?;
                 Ok(())
             }),
             Change::RemoveTrust(name) => {
@@ -184,7 +197,12 @@ impl Engine {
                 }
                 Ok(())
             }
+            Change::RemoveVirtualHost(name) => {
+                self.hosts.remove(&name);
+                Ok(())
+            }
             Change::RemoveRoutes(name) => {
+                self.hosts.release(&name);
                 self.tables.routes.remove(&name);
                 Ok(())
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use meshfed_pki::TrustError;
 use meshfed_proxy_config::{
     Cluster as ClusterConfig, Endpoints, Listener, Parts, ProxyConfig, RouteTable, TrustBundle,
+    VirtualHost,
 };
 
 use super::chains::ChainsError;
@@ -20,11 +21,15 @@ pub enum Change {
     Endpoints(Arc<Endpoints>),
     Listener(Arc<Listener>),
     Routes(Arc<RouteTable>),
+    /// The table of this name has those virtual hosts that come one by one.
+    SeparateRoutes(String),
+    VirtualHost(Arc<VirtualHost>),
     RemoveTrust(String),
     RemoveCluster(String),
     RemoveEndpoints(String),
     RemoveListener(String),
     RemoveRoutes(String),
+    RemoveVirtualHost(String),
 }
 
 /// A piece that was not applied. What was there before under its name stays.

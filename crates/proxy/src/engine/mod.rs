@@ -3,6 +3,7 @@
 mod apply;
 mod chains;
 mod change;
+mod hosts;
 mod leaving;
 mod running;
 

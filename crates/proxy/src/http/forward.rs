@@ -13,7 +13,7 @@ use meshfed_proxy_config::{
 };
 
 use super::body::{Activity, Limits, ProxyBody, RequestBody};
-use super::routing::RouteIndex;
+use super::routing::{RouteIndex, route_of};
 use super::{Busy, HttpConnection, headers, tunnel};
 use crate::cluster::{Cluster, Exchange, Failure, send};
 use crate::end::End;
@@ -81,7 +81,11 @@ async fn route(
         return respond(record, StatusCode::SERVICE_UNAVAILABLE, End::NotConfigured);
     };
     let path = request.uri().path();
-    let Some(route) = index.find(request.method(), authority, path, request.headers()) else {
+    let host = index.host(authority);
+    let route = host
+        .as_deref()
+        .and_then(|host| route_of(host, request.method(), path, request.headers()));
+    let Some(route) = route else {
         return respond(record, StatusCode::NOT_FOUND, End::NoRoute);
     };
     record.route = Some(route.name.clone());
@@ -214,7 +218,7 @@ impl Forward<'_> {
         let length_known = request.body().size_hint().exact().is_some();
         let fields = request.headers_mut();
         headers::remove_hop_by_hop(fields);
-        for name in remove_headers {
+        for name in &**remove_headers {
             fields.remove(name.as_str());
         }
         if !length_known {

@@ -6,6 +6,11 @@ use std::sync::Arc;
 use http::{HeaderMap, Method};
 use meshfed_proxy_config::{HeaderMatch, PathMatch, Route, RouteTable, VirtualHost};
 
+use crate::shards::Shards;
+
+/// Matches every authority.
+const ANY: &str = "*";
+
 /// Why a route table makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
@@ -18,12 +23,16 @@ pub enum RouteError {
         second: String,
         domain: String,
     },
+    #[error("a virtual host that comes alone is named <table>/<host>")]
+    NoTable,
 }
 
-/// A route table with an index over its domains.
-pub(crate) struct RouteIndex {
-    by_domain: HashMap<String, Arc<VirtualHost>>,
-    any: Option<Arc<VirtualHost>>,
+/// Which virtual host of a table has a domain.
+pub(crate) enum RouteIndex {
+    /// Of a table that came whole.
+    Whole(HashMap<String, Arc<VirtualHost>>),
+    /// Of one whose virtual hosts come and go one by one.
+    Separate(Arc<Shards<VirtualHost>>),
 }
 
 impl RouteIndex {
@@ -44,37 +53,43 @@ impl RouteIndex {
                 }
             }
         }
-        let any = by_domain.remove("*");
-        Ok(Self { by_domain, any })
+        Ok(Self::Whole(by_domain))
     }
 
-    fn host(&self, authority: &str) -> Option<&VirtualHost> {
+    fn by_domain(&self, domain: &str) -> Option<Arc<VirtualHost>> {
+        match self {
+            Self::Whole(by_domain) => by_domain.get(domain).cloned(),
+            Self::Separate(by_domain) => by_domain.get(domain),
+        }
+    }
+
+    /// The virtual host of an authority.
+    pub(crate) fn host(&self, authority: &str) -> Option<Arc<VirtualHost>> {
         let found = if authority.bytes().any(|b| b.is_ascii_uppercase()) {
-            self.by_domain.get(&authority.to_ascii_lowercase())
+            self.by_domain(&authority.to_ascii_lowercase())
         } else {
-            self.by_domain.get(authority)
+            self.by_domain(authority)
         };
-        found.or(self.any.as_ref()).map(|host| &**host)
+        found.or_else(|| self.by_domain(ANY))
     }
+}
 
-    /// The first route of the authority's virtual host that matches.
-    pub(crate) fn find(
-        &self,
-        method: &Method,
-        authority: &str,
-        path: &str,
-        headers: &HeaderMap,
-    ) -> Option<&Route> {
-        self.host(authority)?.routes.iter().find(|route| {
-            let path = match &route.path {
-                PathMatch::Connect => method == Method::CONNECT,
-                _ if method == Method::CONNECT => false,
-                PathMatch::Exact(exact) => path == exact,
-                PathMatch::Prefix(prefix) => path.starts_with(prefix.as_str()),
-            };
-            path && route.headers.iter().all(|m| header_matches(m, headers))
-        })
-    }
+/// The first route of a virtual host that matches.
+pub(crate) fn route_of<'h>(
+    host: &'h VirtualHost,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Option<&'h Route> {
+    host.routes.iter().find(|route| {
+        let path = match &route.path {
+            PathMatch::Connect => method == Method::CONNECT,
+            _ if method == Method::CONNECT => false,
+            PathMatch::Exact(exact) => path == exact,
+            PathMatch::Prefix(prefix) => path.starts_with(prefix.as_str()),
+        };
+        path && route.headers.iter().all(|m| header_matches(m, headers))
+    })
 }
 
 fn header_matches(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
@@ -131,16 +146,15 @@ mod tests {
         Arc::new(RouteTable::new("t", hosts))
     }
 
-    fn find<'a>(
-        index: &'a RouteIndex,
+    fn find(
+        index: &RouteIndex,
         method: &Method,
         authority: &str,
         path: &str,
         headers: &HeaderMap,
-    ) -> Option<&'a str> {
-        index
-            .find(method, authority, path, headers)
-            .map(|r| r.name.as_str())
+    ) -> Option<String> {
+        let host = index.host(authority)?;
+        route_of(&host, method, path, headers).map(|route| route.name.clone())
     }
 
     #[test]
@@ -163,12 +177,13 @@ mod tests {
         .unwrap();
         let none = HeaderMap::new();
         let get = |a: &str, p: &str| find(&index, &Method::GET, a, p, &none);
-        assert_eq!(get("Ratings.Bookinfo:9080", "/ratings/0"), Some("exact"));
-        assert_eq!(get("ratings.bookinfo", "/ratings/01"), Some("prefix"));
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(get("Ratings.Bookinfo:9080", "/ratings/0"), named("exact"));
+        assert_eq!(get("ratings.bookinfo", "/ratings/01"), named("prefix"));
         assert_eq!(get("ratings.bookinfo", "/other"), None);
         assert_eq!(get("ratings.bookinfo:80", "/ratings/0"), None);
         let connect = |a| find(&index, &Method::CONNECT, a, "", &none);
-        assert_eq!(connect("elsewhere:443"), Some("connect"));
+        assert_eq!(connect("elsewhere:443"), named("connect"));
         assert_eq!(connect("ratings.bookinfo"), None);
     }
 
@@ -190,7 +205,10 @@ mod tests {
             "x-id",
             HeaderValue::from_static("By=x;URI=spiffe://a/ns/b/sa/c"),
         );
-        assert_eq!(find(&index, &Method::GET, "", "/", &headers), Some("r"));
+        assert_eq!(
+            find(&index, &Method::GET, "", "/", &headers),
+            Some("r".to_owned())
+        );
         headers.append("x-id", HeaderValue::from_static("other"));
         assert_eq!(find(&index, &Method::GET, "", "/", &headers), None);
     }

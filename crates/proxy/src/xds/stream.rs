@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meshfed_agent::{ConnectError, ControlPlane};
 use meshfed_pki::{HandshakeRefusal, Identity, IdentityCell};
-use meshfed_xds::MAX_ROUTES_LEN;
+use meshfed_xds::MAX_RESOURCE_LEN;
 use meshfed_xds::proto::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use meshfed_xds::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -23,9 +23,9 @@ use crate::engine::Engine;
 use crate::node::Node;
 use crate::random;
 
-/// Longest response that is read, in bytes: the longest route table, and some other resources beside
-/// it. The control plane sends all but a single large resource in much smaller pieces.
-const MAX_RESPONSE: usize = MAX_ROUTES_LEN + 16 * 1024 * 1024;
+/// Longest response that is read, in bytes: the longest resource, or thousands of names that are gone. The
+/// control plane sends all else in much smaller pieces.
+const MAX_RESPONSE: usize = MAX_RESOURCE_LEN + 16 * 1024 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(3);
 /// A stream that lived this long was not refused: the next retry is a quick one again.

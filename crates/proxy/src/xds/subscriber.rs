@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use meshfed_proxy_config::Cluster;
+use meshfed_proxy_config::{Cluster, VirtualHost};
 use meshfed_xds::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
-use meshfed_xds::{DecodeError, TypeUrl, decode};
+use meshfed_xds::{DecodeError, Routes, TypeUrl, decode};
 
 use super::warming::{Name, Wants, Warming};
 use crate::engine::{Change, Engine, Rejection};
@@ -14,6 +14,8 @@ use crate::engine::{Change, Engine, Rejection};
 const MAX_DETAIL: usize = 16 * 1024;
 /// Names of missing resources that are told at once.
 const MAX_MISSING: usize = 10;
+/// Subscribes to all resources of a kind.
+const EVERY: &str = "*";
 /// gRPC's INVALID_ARGUMENT.
 const INVALID_ARGUMENT: i32 = 3;
 
@@ -60,6 +62,8 @@ pub(super) struct Subscriber {
     versions: HashMap<TypeUrl, HashMap<Arc<str>, Box<str>>>,
     /// The cluster that was read last. The next one is probably like it.
     last: Option<Arc<Cluster>>,
+    /// The same of virtual hosts.
+    last_host: Option<Arc<VirtualHost>>,
     /// Kinds that a request of this stream has named.
     opened: Vec<TypeUrl>,
     answered_clusters: bool,
@@ -77,6 +81,10 @@ impl Subscriber {
             self.opened.push(kind);
             requests.push(self.first_request(kind, Vec::new()));
         }
+        // Before the tables that they belong to are asked for, which come without them then.
+        let every = vec![EVERY.to_owned()];
+        self.opened.push(TypeUrl::VirtualHosts);
+        requests.push(self.first_request(TypeUrl::VirtualHosts, every));
         for kind in [TypeUrl::Trust, TypeUrl::Endpoints, TypeUrl::Routes] {
             let wanted = self.warming.wanted(kind);
             let mut names: Vec<String> = wanted.map(ToString::to_string).collect();
@@ -198,6 +206,10 @@ impl Subscriber {
                 self.learn(&name, resource.version);
                 self.try_complete(&name, engine, wants)?;
             }
+            TypeUrl::VirtualHosts => {
+                engine.apply(change)?;
+                self.learn(&name, resource.version);
+            }
             // Nobody asked, or nobody wants it any more.
             _ if !self.warming.is_wanted(&name) => {}
             _ => {
@@ -230,10 +242,21 @@ impl Subscriber {
                 let name = endpoints.name.clone();
                 (name, Change::Endpoints(Arc::new(endpoints)))
             }
-            TypeUrl::Routes => {
-                let table = decode::routes(bytes)?;
-                let name = table.name.as_str().into();
-                (name, Change::Routes(Arc::new(table)))
+            TypeUrl::Routes => match decode::routes(bytes)? {
+                Routes::Whole(table) => {
+                    let name = table.name.as_str().into();
+                    (name, Change::Routes(Arc::new(table)))
+                }
+                Routes::Separate(table) => (table.as_str().into(), Change::SeparateRoutes(table)),
+            },
+            TypeUrl::VirtualHosts => {
+                let mut host = decode::virtual_host(bytes)?;
+                if let Some(last) = &self.last_host {
+                    host.share(last);
+                }
+                let host = Arc::new(host);
+                self.last_host = Some(host.clone());
+                (host.name.clone(), Change::VirtualHost(host))
             }
             TypeUrl::Trust => {
                 let (name, bundle) = decode::trust(bytes)?;
@@ -262,10 +285,12 @@ impl Subscriber {
             TypeUrl::Trust => Change::RemoveTrust(text),
             TypeUrl::Endpoints => Change::RemoveEndpoints(text),
             TypeUrl::Routes => Change::RemoveRoutes(text),
+            TypeUrl::VirtualHosts => Change::RemoveVirtualHost(text),
         };
         remove_from(engine, change);
         match kind {
             TypeUrl::Cluster | TypeUrl::Listener => self.warming.remove(&name, wants),
+            TypeUrl::VirtualHosts => {}
             // It does not exist: that is an answer as well.
             _ => self.arrive(&name, engine, wants),
         }
@@ -323,7 +348,7 @@ impl Subscriber {
                 TypeUrl::Trust => remove_from(engine, Change::RemoveTrust(text)),
                 TypeUrl::Endpoints => remove_from(engine, Change::RemoveEndpoints(text)),
                 TypeUrl::Routes => remove_from(engine, Change::RemoveRoutes(text)),
-                TypeUrl::Cluster | TypeUrl::Listener => {}
+                TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::VirtualHosts => {}
             }
         }
         for (kind, (subscribe, unsubscribe)) in by_kind {

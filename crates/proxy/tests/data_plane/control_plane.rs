@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -312,7 +315,8 @@ impl AdsStream {
             let Some(state) = self.kinds.get_mut(&kind) else {
                 continue;
             };
-            let wildcard = matches!(kind, TypeUrl::Cluster | TypeUrl::Listener);
+            let wildcard =
+                matches!(kind, TypeUrl::Cluster | TypeUrl::Listener) || state.names.contains("*");
             let all = resources(kind, &config);
             let wanted = |name: &String| wildcard || state.names.contains(name);
             let new: Vec<Resource> = all
@@ -326,7 +330,8 @@ impl AdsStream {
                 })
                 .collect();
             let gone = state.sent.keys().filter(|n| !all.contains_key(*n));
-            let missing = state.names.iter().filter(|n| !all.contains_key(*n));
+            let missing = state.names.iter();
+            let missing = missing.filter(|n| *n != "*" && !all.contains_key(*n));
             let removed: BTreeSet<String> = gone
                 .chain(missing)
                 .filter(|n| !state.absent.contains(*n))
@@ -374,7 +379,16 @@ fn resources(kind: TypeUrl, config: &ProxyConfig) -> BTreeMap<String, Any> {
         TypeUrl::Cluster => all(&config.clusters, |_, c| encode::cluster(c)),
         TypeUrl::Endpoints => all(&config.endpoints, |_, e| encode::endpoints(e)),
         TypeUrl::Listener => all(&config.listeners, |_, l| encode::listener(l)),
-        TypeUrl::Routes => all(&config.routes, |_, r| encode::routes(r)),
+        TypeUrl::Routes => all(&config.routes, |name, _| encode::separate_routes(name)),
+        TypeUrl::VirtualHosts => {
+            let hosts = config
+                .routes
+                .values()
+                .flat_map(|table| table.hosts.values());
+            hosts
+                .map(|host| (host.name.to_string(), encode::virtual_host(host)))
+                .collect()
+        }
     }
 }
 
@@ -412,6 +426,80 @@ async fn call(to: SocketAddr, server: &Mesh, peer: &Mesh) -> std::io::Result<Vec
     let identity = Some(peer.identity("egress"));
     let mut stream = tls_connect(to, Some(SNI), identity, server).await?;
     ask(&mut stream, b"x").await
+}
+
+#[tokio::test]
+async fn virtual_hosts_come_and_go_one_by_one_and_requests_to_others_go_on() {
+    let plane = Plane::new().await;
+    let host = |name: &str, status: u16| VirtualHost {
+        name: host_name("table", name),
+        domains: vec![name.to_owned()],
+        routes: vec![Route {
+            name: "all".into(),
+            path: PathMatch::Prefix("/".into()),
+            headers: vec![],
+            action: RouteAction::Respond {
+                status,
+                body: String::new(),
+            },
+        }],
+    };
+    let address = plane.listener_address();
+    let set = |hosts: Vec<VirtualHost>| {
+        let table = RouteTable::new("table", hosts);
+        plane.change(|c| {
+            c.routes.insert("table".into(), table.into());
+        });
+    };
+    set(vec![host("a", 201), host("b", 202)]);
+    plane.change(|config| {
+        let http = Network::Http(Http {
+            stat_prefix: "test".into(),
+            routes: HttpRoutes::Rds("table".into()),
+            allow: None,
+            forward_client_id: false,
+            append_forwarded_for: false,
+            accept_connect: false,
+            stream_idle_timeout: Duration::ZERO,
+        });
+        let mut chain = chain("c", vec![], http);
+        chain.tls = None;
+        let mut proxy = listener("proxy", vec![chain]);
+        proxy.address = address;
+        add_listener(config, proxy);
+    });
+    let proxy = plane.proxy(NodeKind::Sidecar, "ingress", None);
+    proxy.ready().await;
+    let socket = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (sender, connection) = http1::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let sender = tokio::sync::Mutex::new(sender);
+    let status = async |host: &str| {
+        let mut sender = sender.lock().await;
+        sender.ready().await.unwrap();
+        let request = http::Request::get("/").header("host", host);
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        response.status().as_u16()
+    };
+    let gone = async |host: &str| {
+        let what = format!("the end of {host}");
+        let none = || async { (status(host).await == 404).then_some(()) };
+        eventually(&what, none).await;
+    };
+    let at_first = [status("a").await, status("B").await, status("c").await];
+    assert_eq!(at_first, [201, 202, 404], "all came before it was ready");
+    set(vec![host("a", 201), host("c", 203)]);
+    gone("b").await;
+    assert_eq!([status("a").await, status("c").await], [201, 203]);
+    set(vec![host("a", 204)]);
+    gone("c").await;
+    assert_eq!(status("a").await, 204);
+    assert_eq!(
+        plane.state.seen.lock().unwrap().refusals,
+        Vec::<String>::new()
+    );
+    proxy.handle.stop().await;
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ fn forward(path: PathMatch, cluster: &str) -> Route {
             rewrite_authority: None,
             rewrite_path: None,
             timeout: Duration::ZERO,
-            remove_headers: vec![],
+            remove_headers: [].into(),
         },
     }
 }
@@ -245,7 +245,7 @@ async fn a_request_is_rewritten_as_its_route_says_and_its_hop_headers_end_here()
         rewrite_authority: Some("discovery.red.local".into()),
         rewrite_path: Some("/v2/red/".into()),
         timeout: Duration::ZERO,
-        remove_headers: vec!["x-caller".into()],
+        remove_headers: ["x-caller".to_owned()].into(),
     };
     let mut config = http(vec![route]);
     config.append_forwarded_for = true;

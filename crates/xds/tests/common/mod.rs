@@ -118,6 +118,7 @@ fn route() -> impl Strategy<Value = Route> {
     );
     let action = prop_oneof![
         3 => forward.prop_map(|(cluster, rewrite_authority, rewrite_path, timeout, remove_headers)| {
+            let remove_headers = remove_headers.into();
             RouteAction::Forward { cluster, rewrite_authority, rewrite_path, timeout, remove_headers }
         }),
         1 => (200_u16..600, "[ -~]{0,40}").prop_map(|(status, body)| RouteAction::Respond { status, body }),

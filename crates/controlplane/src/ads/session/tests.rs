@@ -2,16 +2,18 @@ use std::time::Duration;
 
 use meshfed_proxy_config::{
     Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Listener, Network, ProxyConfig,
-    RouteTable, Tcp, TcpTarget, TrustBundle, UpstreamProtocol,
+    RouteTable, Tcp, TcpTarget, TrustBundle, UpstreamProtocol, VirtualHost, host_name,
 };
 use proptest::prelude::*;
 
+use meshfed_xds::encode;
+
 use super::*;
 
-const KINDS: [TypeUrl; 5] = TypeUrl::ADS_ORDER;
+const KINDS: [TypeUrl; 6] = TypeUrl::ADS_ORDER;
 
-/// A configuration with one listener, cluster and endpoints for each name; `seconds` is a detail
-/// of the cluster that can change.
+/// A configuration with one listener, cluster, endpoints and route table for each name; `seconds` is a
+/// detail of the cluster that can change.
 fn mk_config(services: &[(&str, u64)]) -> Arc<ProxyConfig> {
     let mut config = ProxyConfig::default();
     for (name, seconds) in services {
@@ -29,9 +31,8 @@ fn mk_config(services: &[(&str, u64)]) -> Arc<ProxyConfig> {
                 localities: Vec::new(),
             }),
         );
-        config
-            .routes
-            .insert(name.clone(), Arc::new(RouteTable::new(&*name, [])));
+        let table = RouteTable::new(&*name, [mk_host(&name, "host", &name)]);
+        config.routes.insert(name.clone(), Arc::new(table));
         config.trust.insert(name, Arc::new(TrustBundle::default()));
     }
     Arc::new(config)
@@ -51,6 +52,14 @@ fn mk_cluster(name: &str, seconds: u64) -> Cluster {
         protocol: UpstreamProtocol::Http1,
         outlier: None,
         drain: DEFAULT_DRAIN,
+    }
+}
+
+fn mk_host(table: &str, host: &str, domain: &str) -> VirtualHost {
+    VirtualHost {
+        name: host_name(table, host),
+        domains: vec![domain.to_owned()],
+        routes: Vec::new(),
     }
 }
 
@@ -109,6 +118,15 @@ fn subscribe(session: &mut Session, kind: TypeUrl, names: &[&str]) {
     assert_eq!(answer, None);
 }
 
+/// What a client asks for that wants all of a kind.
+fn asked_for<'n>(kind: TypeUrl, names: &'n [&'n str]) -> &'n [&'n str] {
+    match kind {
+        TypeUrl::Cluster | TypeUrl::Listener => &[],
+        TypeUrl::VirtualHosts => &[WILDCARD],
+        TypeUrl::Trust | TypeUrl::Endpoints | TypeUrl::Routes => names,
+    }
+}
+
 fn answer(session: &mut Session, response: &Response, error: Option<&str>) -> Option<Answer> {
     let reply = Reply {
         nonce: response.nonce.clone(),
@@ -140,12 +158,7 @@ fn mk_settled(services: &[(&str, u64)]) -> Session {
     let mut session = mk_session(Mode::Delta, services);
     let names: Vec<&str> = services.iter().map(|(name, _)| *name).collect();
     for kind in KINDS {
-        let names = if is_wildcard_by_default(kind) {
-            &[][..]
-        } else {
-            &names
-        };
-        subscribe(&mut session, kind, names);
+        subscribe(&mut session, kind, asked_for(kind, &names));
     }
     settle(&mut session);
     assert!(session.is_synced());
@@ -210,6 +223,11 @@ fn what_is_gone_goes_after_what_referred_to_it() {
     let endpoints = session.say().unwrap();
     assert_eq!(names_of(&endpoints), ["c"]);
     ack(&mut session, &endpoints);
+    let hosts = session.say().unwrap();
+    assert_eq!(names_of(&hosts), ["c/host"]);
+    assert!(hosts.removed.is_empty());
+    assert!(session.say().is_none());
+    ack(&mut session, &hosts);
     let listeners = session.say().unwrap();
     assert_eq!(
         (names_of(&listeners), removed_of(&listeners)),
@@ -220,11 +238,95 @@ fn what_is_gone_goes_after_what_referred_to_it() {
 
     for kind in REMOVALS {
         let gone = session.say().unwrap();
-        assert_eq!((gone.kind, removed_of(&gone)), (kind, vec!["a"]));
+        let name = match kind {
+            TypeUrl::VirtualHosts => "a/host",
+            _ => "a",
+        };
+        assert_eq!((gone.kind, removed_of(&gone)), (kind, vec![name]));
         assert!(gone.resources.is_empty());
         ack(&mut session, &gone);
     }
     assert!(session.say().is_none());
+}
+
+#[test]
+fn of_a_table_whose_hosts_come_one_by_one_only_those_are_sent_that_change() {
+    let mk_config = |domains: &[(&str, &str)]| {
+        let hosts = domains
+            .iter()
+            .map(|(host, domain)| mk_host("t", host, domain));
+        let mut config = ProxyConfig::default();
+        config
+            .routes
+            .insert("t".into(), Arc::new(RouteTable::new("t", hosts)));
+        Arc::new(config)
+    };
+    let first = mk_config(&[("a", "1"), ("b", "2"), ("c", "3")]);
+    let mut session = Session::new(Mode::Delta, Arc::default());
+    session.set_config(first.clone());
+    subscribe(&mut session, TypeUrl::VirtualHosts, &[WILDCARD]);
+    subscribe(&mut session, TypeUrl::Routes, &["t"]);
+    let hosts = session.say().unwrap();
+    assert_eq!(names_of(&hosts), ["t/a", "t/b", "t/c"]);
+    assert!(session.say().is_none(), "the table waits for its hosts");
+    ack(&mut session, &hosts);
+    let table = session.say().unwrap();
+    assert_eq!(table.resources[0].resource, encode::separate_routes("t"));
+    ack(&mut session, &table);
+
+    session.set_config(mk_config(&[("a", "1"), ("b", "4"), ("d", "3")]));
+    let hosts = session.say().unwrap();
+    assert_eq!(names_of(&hosts), ["t/b", "t/d"]);
+    ack(&mut session, &hosts);
+    let gone = session.say().unwrap();
+    assert_eq!(
+        (gone.kind, removed_of(&gone)),
+        (TypeUrl::VirtualHosts, vec!["t/c"])
+    );
+    ack(&mut session, &gone);
+    assert!(session.say().is_none(), "the table is what it was");
+
+    // After a restart of the control plane it says what it has.
+    let mut session = Session::new(Mode::Delta, Arc::default());
+    session.set_config(first.clone());
+    let versions = hosts.resources.iter().chain(&table.resources);
+    let mut versions: HashMap<String, String> = versions
+        .map(|resource| (resource.name.to_string(), resource.version.to_string()))
+        .collect();
+    let a = version(&first, TypeUrl::VirtualHosts, "t/a");
+    versions.insert("t/a".to_owned(), a.to_string());
+    for (kind, name) in [(TypeUrl::VirtualHosts, WILDCARD), (TypeUrl::Routes, "t")] {
+        let request = DeltaSubscription {
+            subscribe: vec![name.to_owned()],
+            initial_versions: versions.clone(),
+            ..DeltaSubscription::default()
+        };
+        session.delta(kind, request, Reply::default()).unwrap();
+        if kind == TypeUrl::VirtualHosts {
+            versions.retain(|name, _| name == "t");
+        }
+    }
+    let hosts = session.say().unwrap();
+    assert_eq!(names_of(&hosts), ["t/b", "t/c"]);
+    ack(&mut session, &hosts);
+    let gone = session.say().unwrap();
+    assert_eq!(removed_of(&gone), ["t", "t/d"]);
+}
+
+#[test]
+fn a_client_that_does_not_ask_for_virtual_hosts_gets_whole_tables() {
+    for mode in [Mode::Delta, Mode::StateOfTheWorld] {
+        let mut session = mk_session(mode, &[("a", 1)]);
+        match mode {
+            Mode::Delta => subscribe(&mut session, TypeUrl::Routes, &["a"]),
+            Mode::StateOfTheWorld => {
+                ask(&mut session, TypeUrl::Routes, &["a"], "");
+            }
+        }
+        let table = session.say().unwrap();
+        let whole = mk_config(&[("a", 1)]).routes["a"].clone();
+        assert_eq!(table.resources[0].resource, encode::routes(&whole));
+    }
 }
 
 #[test]
@@ -624,6 +726,27 @@ fn a_proxy_with_forty_thousand_clusters_comes_back_to_a_control_plane_that_has_r
     }
 }
 
+#[test]
+fn what_is_open_is_asked_for_or_there() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1)]);
+    subscribe(&mut session, TypeUrl::Cluster, &[]);
+    session.say().unwrap();
+    for n in 0..100 {
+        let passing = n.to_string();
+        session.set_config(mk_config(&[("a", 1), (&passing, 1)]));
+        let request = DeltaSubscription {
+            subscribe: vec![passing.clone()],
+            unsubscribe: vec![passing],
+            ..DeltaSubscription::default()
+        };
+        session
+            .delta(TypeUrl::Endpoints, request, Reply::default())
+            .unwrap();
+    }
+    assert_eq!(session.kinds[&TypeUrl::Cluster].open.len(), 1);
+    assert!(session.kinds[&TypeUrl::Endpoints].open.is_empty());
+}
+
 fn ask(session: &mut Session, kind: TypeUrl, names: &[&str], nonce: &str) -> Option<Answer> {
     let reply = Reply {
         nonce: nonce.to_string(),
@@ -730,18 +853,21 @@ impl Client {
         }
     }
 
-    /// Every listener's cluster is there, and so are the cluster's endpoints.
-    fn is_whole(&self) -> bool {
+    /// Every listener's cluster is there, and so are the cluster's endpoints, and the virtual hosts of the
+    /// listener's table if they come one by one.
+    fn is_whole(&self, separate: bool) -> bool {
         let has = |kind, name: &Arc<str>| {
             self.has
                 .get(&kind)
                 .is_some_and(|has| has.contains_key(name))
         };
         let listeners = self.has.get(&TypeUrl::Listener);
-        listeners
-            .into_iter()
-            .flat_map(BTreeMap::keys)
-            .all(|name| has(TypeUrl::Cluster, name) && has(TypeUrl::Endpoints, name))
+        listeners.into_iter().flat_map(BTreeMap::keys).all(|name| {
+            let host = host_name(name, "host");
+            has(TypeUrl::Cluster, name)
+                && has(TypeUrl::Endpoints, name)
+                && (!separate || has(TypeUrl::VirtualHosts, &host))
+        })
     }
 }
 
@@ -768,10 +894,13 @@ proptest! {
     #[test]
     fn a_client_is_always_whole_and_ends_with_the_newest(
         delta in any::<bool>(),
+        separate in any::<bool>(),
         response_bytes in prop_oneof![Just(1), Just(usize::MAX)],
         names_a_turn in prop_oneof![Just(1), Just(usize::MAX)],
         steps in proptest::collection::vec(any_step(), 1..60),
     ) {
+        let separate = delta && separate;
+        let kinds = KINDS.into_iter().filter(|kind| separate || *kind != TypeUrl::VirtualHosts);
         let mode = if delta { Mode::Delta } else { Mode::StateOfTheWorld };
         let mut session = mk_session(mode, &[]);
         if delta {
@@ -780,8 +909,8 @@ proptest! {
         }
         let mut newest = mk_config(&[]);
         let mut client = Client::default();
-        for kind in KINDS {
-            let names = if is_wildcard_by_default(kind) { &[][..] } else { &NAMES };
+        for kind in kinds.clone() {
+            let names = asked_for(kind, &NAMES);
             match mode {
                 Mode::Delta => subscribe(&mut session, kind, names),
                 Mode::StateOfTheWorld => {
@@ -804,7 +933,7 @@ proptest! {
                 }
                 Step::Answer(n) => client.answer(&mut session, n),
             }
-            prop_assert!(client.is_whole());
+            prop_assert!(client.is_whole(separate));
         }
         loop {
             match session.say() {
@@ -812,17 +941,25 @@ proptest! {
                 None if client.unanswered.is_empty() => break,
                 None => client.answer(&mut session, 0),
             }
-            prop_assert!(client.is_whole());
+            prop_assert!(client.is_whole(separate));
         }
         prop_assert!(session.is_synced());
-        for kind in KINDS {
+        for kind in kinds {
             if mode == Mode::StateOfTheWorld && !is_wildcard_by_default(kind) {
                 // Here the client drops what nothing refers to by itself.
                 continue;
             }
             let expected: BTreeMap<_, _> = names(&newest, kind)
                 .into_iter()
-                .map(|name| (name.clone(), version(&newest, kind, &name)))
+                .map(|name| {
+                    let version = match kind {
+                        TypeUrl::Routes if separate => {
+                            Encoder::separate_routes(&newest, &name).unwrap().version
+                        }
+                        _ => version(&newest, kind, &name),
+                    };
+                    (name, version)
+                })
                 .collect();
             let has = client.has.remove(&kind).unwrap_or_default();
             prop_assert_eq!(has, expected);

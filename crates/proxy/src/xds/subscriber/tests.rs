@@ -43,11 +43,14 @@ impl Apply for Fake {
             Change::Endpoints(e) => format!("+endpoints {}", e.name),
             Change::Listener(l) => format!("+listener {}", l.name),
             Change::Routes(r) => format!("+routes {}", r.name),
+            Change::SeparateRoutes(name) => format!("+separate routes {name}"),
+            Change::VirtualHost(h) => format!("+host {}", h.name),
             Change::RemoveTrust(name) => format!("-trust {name}"),
             Change::RemoveCluster(name) => format!("-cluster {name}"),
             Change::RemoveEndpoints(name) => format!("-endpoints {name}"),
             Change::RemoveListener(name) => format!("-listener {name}"),
             Change::RemoveRoutes(name) => format!("-routes {name}"),
+            Change::RemoveVirtualHost(name) => format!("-host {name}"),
         });
         Ok(())
     }
@@ -163,6 +166,30 @@ fn listener(name: &'static str, trust: &str) -> (&'static str, Any) {
     (name, any)
 }
 
+fn http_listener(name: &'static str, table: &str) -> (&'static str, Any) {
+    let any = encode::listener(&Listener {
+        name: name.into(),
+        address: "127.0.0.1:15001".parse().unwrap(),
+        chains: vec![FilterChain {
+            name: "c".into(),
+            server_names: vec![],
+            tls: None,
+            drain: DEFAULT_DRAIN,
+            network: Network::Http(Http {
+                stat_prefix: "p".into(),
+                routes: HttpRoutes::Rds(table.into()),
+                allow: None,
+                forward_client_id: false,
+                append_forwarded_for: false,
+                accept_connect: true,
+                stream_idle_timeout: Duration::ZERO,
+            }),
+        }],
+        handshake_timeout: Duration::from_secs(1),
+    });
+    (name, any)
+}
+
 fn endpoints(name: &'static str) -> (&'static str, Any) {
     let any = encode::endpoints(&Endpoints {
         name: name.into(),
@@ -205,6 +232,34 @@ fn the_old_version_stays_until_the_new_one_is_complete_and_then_its_references_a
     let applied = scene.receive(TypeUrl::Endpoints, vec![endpoints("new")], &[]);
     assert_eq!(applied, ["+endpoints new", "+cluster c", "-endpoints old"]);
     assert_eq!(scene.wants(), set(&["-endpoints old"]));
+}
+
+#[test]
+fn virtual_hosts_apply_as_they_come_and_their_table_waits_for_none_of_them() {
+    let host = |name: &'static str| {
+        let host = VirtualHost {
+            name: name.into(),
+            domains: vec![name.into()],
+            routes: vec![],
+        };
+        (name, encode::virtual_host(&host))
+    };
+    let mut scene = Scene::new();
+    let kind = TypeUrl::VirtualHosts;
+    let applied = scene.receive(kind, vec![host("t/a"), host("t/b")], &[]);
+    assert_eq!(applied, ["+host t/a", "+host t/b"]);
+    let table = ("t", encode::separate_routes("t"));
+    let applied = scene.receive(TypeUrl::Routes, vec![table.clone()], &[]);
+    assert!(applied.is_empty(), "no listener has asked for it");
+    scene.receive(TypeUrl::Listener, vec![http_listener("l", "t")], &[]);
+    assert_eq!(scene.wants(), set(&["+routes t"]));
+    let applied = scene.receive(TypeUrl::Routes, vec![table], &[]);
+    assert_eq!(applied, ["+separate routes t", "+listener l"]);
+    assert_eq!(scene.receive(kind, vec![], &["t/a"]), ["-host t/a"]);
+    let requests = scene.subscriber.begin(Node::default());
+    let of_kind = requests.iter().find(|r| r.type_url == kind.as_str());
+    let known = &of_kind.unwrap().initial_resource_versions;
+    assert_eq!(known.keys().collect::<Vec<_>>(), ["t/b"]);
 }
 
 #[test]
@@ -323,6 +378,7 @@ fn a_new_stream_tells_what_is_known_and_asks_for_what_is_wanted() {
     let expected = [
         ("cluster", "", "c"),
         ("listener", "", ""),
+        ("virtual_hosts", "*", ""),
         ("trust", "t", ""),
         ("endpoints", "e", "e"),
     ];
