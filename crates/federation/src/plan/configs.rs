@@ -32,7 +32,7 @@ pub(super) struct Decisions<'d, 'w> {
     pub exports: &'d BTreeMap<PeerName, PeerExports>,
     pub imports: &'d Imports,
     pub workloads: &'d BTreeMap<ObjectKey, Workload>,
-    /// How many services may be exported in another way than before.
+    /// How many services may be exported or imported in another way than before.
     pub news: usize,
     /// Workloads that may be others than before.
     pub touched: &'d BTreeSet<ObjectKey>,

@@ -138,9 +138,9 @@ struct Claim {
 type Rank = (Option<Timestamp>, PeerName, ServiceKey);
 
 impl Imports {
-    /// Takes the peers as they are now.
-    pub fn follow(&mut self, wanted: BTreeMap<PeerName, (Terms, Arc<RemoteServices>)>) {
-        let mut touched = BTreeSet::new();
+    /// Takes the peers as they are now. How many services were looked at for that.
+    pub fn follow(&mut self, wanted: BTreeMap<PeerName, (Terms, Arc<RemoteServices>)>) -> usize {
+        let (mut touched, mut looked_at) = (BTreeSet::new(), 0);
         let gone: Vec<PeerName> = self
             .sources
             .iter()
@@ -154,6 +154,7 @@ impl Imports {
             if let Some(source) = self.sources.remove(&peer) {
                 for remote in source.services.iter() {
                     self.retract(&source.terms, remote, &mut touched);
+                    looked_at += 1;
                 }
             }
         }
@@ -168,6 +169,7 @@ impl Imports {
             });
             let before = std::mem::replace(&mut source.services, services.clone());
             for (key, old, new) in before.by_key().changes(services.by_key()) {
+                looked_at += 1;
                 if let Some(old) = old {
                     self.retract(&source.terms, old, &mut touched);
                 }
@@ -183,6 +185,7 @@ impl Imports {
         for host in &touched {
             self.settle(host);
         }
+        looked_at
     }
 
     pub fn given(&self) -> BTreeMap<PeerName, PeerImports> {

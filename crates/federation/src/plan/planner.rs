@@ -68,7 +68,7 @@ impl Planner {
         );
         let changed = self.candidates.follow(world, touched);
         self.export(world, &peers, &changed);
-        self.import(world, &peers, &membership);
+        let looked_at = self.import(world, &peers, &membership);
         let touched = self
             .workloads
             .follow(&world.resources, &membership.namespaces);
@@ -86,7 +86,7 @@ impl Planner {
             exports: &given,
             imports: &self.imports,
             workloads: self.workloads.all(),
-            news: changed.len(),
+            news: changed.len() + looked_at,
             touched: &touched,
         });
         let (mut exports, mut withdrawn) = (BTreeMap::new(), BTreeMap::new());
@@ -181,7 +181,8 @@ impl Planner {
             .extend(new.map(|e| (e.terms().peer.clone(), e)));
     }
 
-    fn import(&mut self, world: &World, peers: &Peers<'_>, membership: &Membership) {
+    /// How many services of peers were looked at.
+    fn import(&mut self, world: &World, peers: &Peers<'_>, membership: &Membership) -> usize {
         let local_suffix = DomainSuffix::of_cluster(&world.mesh.cluster_domain);
         self.import_rules.retain(&world.resources.imports);
         let mut wanted: BTreeMap<PeerName, (imports::Terms, Arc<RemoteServices>)> = BTreeMap::new();
@@ -208,7 +209,7 @@ impl Planner {
             let services = staleness::services(peer, &state.remote, world);
             wanted.insert(peer.name.clone(), (terms, services));
         }
-        self.imports.follow(wanted);
+        self.imports.follow(wanted)
     }
 }
 
