@@ -105,6 +105,9 @@ pub struct Endpoint {
     /// Share of the traffic in proportion to the other endpoints of the priority: 1 to
     /// [`MAX_WEIGHT`]. What is outside is written as the nearest bound.
     pub weight: u32,
+    /// Who is reached through it, if it is a gateway that spreads connections over several. When one of them is
+    /// there no more, connections may still lead to it, so that none is used again. Only with `mesh_tls`.
+    pub behind: Vec<Arc<str>>,
 }
 
 /// The heaviest that an endpoint can be. Envoy adds the weights of a locality in 32 bits, so this
@@ -118,6 +121,7 @@ impl Endpoint {
             address,
             mesh_tls: true,
             weight: 1,
+            behind: Vec::new(),
         }
     }
 }

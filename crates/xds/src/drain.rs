@@ -12,7 +12,8 @@ use crate::Reason;
 use crate::pb::{Struct, Value, core, value};
 use crate::wire::{Path, Read};
 
-const NAMESPACE: &str = "meshfed.io";
+/// What our own metadata stands under, here and elsewhere.
+pub(crate) const NAMESPACE: &str = "meshfed.io";
 const KEY: &str = "drain_period_ms";
 
 /// None means the default, which nearly everything has.

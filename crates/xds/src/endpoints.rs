@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::mem::take;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use meshfed_proxy_config::{Endpoint, Endpoints, Locality, LocalityEndpoints, MAX_WEIGHT};
 
 use crate::Reason;
+use crate::drain::NAMESPACE as OURS;
 use crate::pb::endpoint::{
     self as pb, ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
     cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
 };
-use crate::pb::{Struct, UInt32Value, Value, core, value};
+use crate::pb::{ListValue, Struct, UInt32Value, Value, core, value};
 use crate::wire::{self, Path, Read, name, nothing_else};
 
 /// Key and value in the metadata of an endpoint that takes no TLS; Envoy matches the cluster's
@@ -19,6 +21,8 @@ use crate::wire::{self, Path, Read, name, nothing_else};
 const MATCH_METADATA: &str = "envoy.transport_socket_match";
 const MODE: &str = "tlsMode";
 const DISABLED: &str = "disabled";
+/// Key, among what is our own, of who is behind an endpoint.
+const BEHIND: &str = "behind";
 
 /// In percent: below 100 divided by this share of healthy endpoints, Envoy begins to use the next
 /// priority. So one healthy endpoint in a thousand keeps its priority in use.
@@ -73,7 +77,7 @@ fn locality(l: &LocalityEndpoints) -> LocalityLbEndpoints {
             .endpoints
             .iter()
             .map(|e| LbEndpoint {
-                metadata: (!e.mesh_tls).then(no_tls),
+                metadata: metadata(e.mesh_tls, &e.behind),
                 load_balancing_weight: weight(e.weight),
                 ..host(wire::socket_address(e.address))
             })
@@ -92,17 +96,14 @@ fn read_locality(at: &Path<'_>, mut m: LocalityLbEndpoints) -> Read<LocalityEndp
     }
     let endpoints = hosts.into_iter().enumerate().map(|(i, mut h)| {
         let at = &at.item("lb_endpoints", i);
-        let mesh_tls = match h.metadata.take() {
-            None => true,
-            Some(m) if m == no_tls() => false,
-            Some(_) => return Err(at.field("metadata").refuse(Reason::Unsupported)),
-        };
+        let (mesh_tls, behind) = read_metadata(&at.field("metadata"), h.metadata.take())?;
         let weight = read_weight(at, h.load_balancing_weight.take())?;
         let address = read_host(at, h)?;
         Ok(Endpoint {
             address: wire::read_socket_address(&at.field("endpoint.address"), address)?,
             mesh_tls,
             weight,
+            behind,
         })
     });
     Ok(LocalityEndpoints {
@@ -176,10 +177,52 @@ pub(crate) fn plain_match() -> Struct {
     }
 }
 
-fn no_tls() -> core::Metadata {
-    core::Metadata {
-        filter_metadata: HashMap::from([(MATCH_METADATA.to_string(), plain_match())]),
+/// None is what nearly every endpoint has. One namespace at most, so that it is always the same bytes.
+fn metadata(mesh_tls: bool, behind: &[Arc<str>]) -> Option<core::Metadata> {
+    let (namespace, fields) = if !mesh_tls {
+        (MATCH_METADATA, plain_match())
+    } else if behind.is_empty() {
+        return None;
+    } else {
+        let name = |name: &Arc<str>| Value {
+            kind: Some(value::Kind::StringValue(name.to_string())),
+        };
+        let all = ListValue {
+            values: behind.iter().map(name).collect(),
+        };
+        let all = Value {
+            kind: Some(value::Kind::ListValue(all)),
+        };
+        let fields = HashMap::from([(BEHIND.to_string(), all)]);
+        (OURS, Struct { fields })
+    };
+    Some(core::Metadata {
+        filter_metadata: HashMap::from([(namespace.to_string(), fields)]),
         ..Default::default()
+    })
+}
+
+fn read_metadata(at: &Path<'_>, m: Option<core::Metadata>) -> Read<(bool, Vec<Arc<str>>)> {
+    let Some(m) = m else {
+        return Ok((true, Vec::new()));
+    };
+    let mesh_tls = !m.filter_metadata.contains_key(MATCH_METADATA);
+    let ours = m.filter_metadata.get(OURS);
+    let behind = match ours.and_then(|ours| ours.fields.get(BEHIND)?.kind.as_ref()) {
+        Some(value::Kind::ListValue(all)) => all.values.iter().filter_map(text).collect(),
+        _ => Vec::new(),
+    };
+    if metadata(mesh_tls, &behind).as_ref() == Some(&m) {
+        Ok((mesh_tls, behind))
+    } else {
+        Err(at.refuse(Reason::Unsupported))
+    }
+}
+
+fn text(value: &Value) -> Option<Arc<str>> {
+    match &value.kind {
+        Some(value::Kind::StringValue(text)) => Some(text.as_str().into()),
+        _ => None,
     }
 }
 

@@ -25,5 +25,5 @@ pub(crate) use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 pub(crate) use envoy_types::pb::envoy::r#type::v3 as envoy_type;
 pub(crate) use envoy_types::pb::google::api::expr::v1alpha1 as cel;
 pub(crate) use envoy_types::pb::google::protobuf::{
-    Any, BoolValue, Duration, Struct, UInt32Value, Value, value,
+    Any, BoolValue, Duration, ListValue, Struct, UInt32Value, Value, value,
 };

@@ -12,7 +12,9 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use envoy_types::pb::google::protobuf::{Any, BoolValue, Struct, UInt32Value, Value, value};
+use envoy_types::pb::google::protobuf::{
+    Any, BoolValue, ListValue, Struct, UInt32Value, Value, value,
+};
 use meshfed_proxy_config::*;
 use meshfed_xds::{DecodeError, decode, encode};
 use prost::{Message, Name};
@@ -417,22 +419,36 @@ fn a_drain_period_that_cannot_be_is_refused_and_so_is_any_other_metadata() {
     }
 }
 
+fn behind(of: &mut endpoint::ClusterLoadAssignment) -> &mut ListValue {
+    let metadata = of.endpoints[0].lb_endpoints[0].metadata.as_mut().unwrap();
+    let ours = metadata.filter_metadata.get_mut("meshfed.io").unwrap();
+    match &mut ours.fields.get_mut("behind").unwrap().kind {
+        Some(value::Kind::ListValue(all)) => all,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn endpoints_that_ask_for_more_are_refused_at_the_field() {
     let sample = Endpoints {
         name: "e".into(),
         localities: vec![LocalityEndpoints {
             endpoints: vec![Endpoint {
-                address: "127.0.0.1:1".parse().unwrap(),
-                mesh_tls: false,
-                weight: 1,
+                behind: vec!["red".into()],
+                ..Endpoint::new("127.0.0.1:1".parse().unwrap())
             }],
             ..Default::default()
         }],
     };
     type Change = fn(&mut endpoint::ClusterLoadAssignment);
-    let cases: [(&str, Change); 7] = [
+    let cases: [(&str, Change); 9] = [
         ("policy", |e| e.policy = None),
+        ("endpoints[0].lb_endpoints[0].metadata", |e| {
+            behind(e).values[0].kind = None;
+        }),
+        ("endpoints[0].lb_endpoints[0].metadata", |e| {
+            behind(e).values.clear();
+        }),
         ("endpoints[0].lb_endpoints[0].load_balancing_weight", |e| {
             e.endpoints[0].lb_endpoints[0].load_balancing_weight = Some(UInt32Value { value: 0 });
         }),

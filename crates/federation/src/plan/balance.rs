@@ -1,16 +1,20 @@
 //! How requests are spread over this mesh and others.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use meshfed_proxy_config::{Endpoint, Locality, LocalityEndpoints, MAX_WEIGHT};
 
 use crate::discovery::extension::Health;
+use crate::names::PeerName;
 
 /// A way into another mesh for one destination.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Way {
     /// Our egress gateway for the peer, port 15443.
     pub egress: SocketAddr,
+    /// The peer, where others behind the same gateway may serve the same name.
+    pub shared_by: Option<PeerName>,
     pub locality: Locality,
     /// How the service fares there, if the peer tells.
     pub health: Option<Health>,
@@ -37,26 +41,33 @@ pub(super) fn weights(local: bool, all: &[Option<Health>]) -> Vec<u32> {
 
 /// Adds to the endpoints of this mesh the ways to others, by their [`weights`]. If nothing is left,
 /// callers are told at once that there is nobody. Peers behind one gateway are one endpoint, in the
-/// locality of the first; the gateway spreads what it gets.
+/// locality of the first; the gateway spreads what it gets, and the endpoint says who of them takes requests.
 pub(super) fn add_ways(localities: &mut Vec<LocalityEndpoints>, ways: &[Way]) {
     let local = localities.iter().any(|l| !l.endpoints.is_empty());
     let healths: Vec<_> = ways.iter().map(|way| way.health).collect();
-    let mut all: Vec<(&Way, u32)> = Vec::with_capacity(ways.len());
+    let mut all: Vec<(&Way, u32, Vec<Arc<str>>)> = Vec::with_capacity(ways.len());
     for (way, weight) in ways.iter().zip(weights(local, &healths)) {
         if weight == 0 {
             continue;
         }
-        match all.iter_mut().find(|(there, _)| there.egress == way.egress) {
-            Some((_, there)) => *there = MAX_WEIGHT.min(*there + weight),
-            None => all.push((way, weight)),
+        let peer = way.shared_by.as_ref().map(|peer| peer.as_str().into());
+        match all
+            .iter_mut()
+            .find(|(there, ..)| there.egress == way.egress)
+        {
+            Some((_, there, behind)) => {
+                *there = MAX_WEIGHT.min(*there + weight);
+                behind.extend(peer);
+            }
+            None => all.push((way, weight, peer.into_iter().collect())),
         }
     }
     let alone = !local && ways.len() == 1;
-    for (way, weight) in all {
+    for (way, weight, behind) in all {
         let endpoint = Endpoint {
-            // Who has no other way need not be told of each change. Else less weight says that connections
-            // through the gateway may lead to a mesh that takes no requests any more.
+            // Who has no other way need not be told of each change.
             weight: if alone { 1 } else { weight },
+            behind,
             ..Endpoint::new(way.egress)
         };
         match localities.iter_mut().find(|l| l.locality == way.locality) {
@@ -77,6 +88,7 @@ mod tests {
     fn way(last: u8, ready: Option<(u32, bool)>) -> Way {
         Way {
             egress: ([127, 64, 1, last], 15443).into(),
+            shared_by: None,
             locality: Locality::default(),
             health: ready.map(|(ready_endpoints, draining)| Health {
                 ready_endpoints,
@@ -145,16 +157,33 @@ mod tests {
         assert_eq!(spread(&[], &all), [(2, 2), (1, 5)]);
         let away = way(1, Some((0, false)));
         assert_eq!(spread(&[], &[draining, away.clone()]), [(1, 3)]);
-        assert_eq!(
-            spread(&[], &[five.clone(), away]),
-            [(1, 5)],
-            "less than with both"
-        );
+        assert_eq!(spread(&[], &[five.clone(), away]), [(1, 5)]);
         assert_eq!(spread(&[], &[five]), [(1, 1)]);
         let most = way(1, Some((u32::MAX, false)));
         assert_eq!(
             spread(&[9], &[most.clone(), most]),
             [(9, 1), (1, MAX_WEIGHT)]
         );
+    }
+
+    #[test]
+    fn an_endpoint_says_who_of_those_behind_it_takes_requests() {
+        let of = |peer: &str, last: u8, ready: u32| Way {
+            shared_by: Some(peer.parse().unwrap()),
+            ..way(last, Some((ready, false)))
+        };
+        let behind = |ways: &[Way]| {
+            let mut localities = Vec::new();
+            add_ways(&mut localities, ways);
+            let endpoints = localities.iter().flat_map(|l| &l.endpoints);
+            endpoints.map(|e| e.behind.join(" ")).collect::<Vec<_>>()
+        };
+        let all = [of("blue", 1, 4), of("red", 1, 5), of("teal", 2, 1)];
+        assert_eq!(behind(&all), ["blue red", "teal"]);
+        // Together as many as before.
+        let others = [of("blue", 1, 0), of("red", 1, 9), of("teal", 2, 1)];
+        assert_eq!(behind(&others), ["red", "teal"]);
+        assert_eq!(behind(&[of("blue", 1, 4)]), ["blue"]);
+        assert_eq!(behind(&[way(1, None)]), [""]);
     }
 }

@@ -302,6 +302,7 @@ impl Outbound {
                 }
                 joint.ways.push(Way {
                     egress: *egress,
+                    shared_by: import.as_local.then(|| name.clone()),
                     locality: peer.imports.locality.clone(),
                     health: import.health,
                 });

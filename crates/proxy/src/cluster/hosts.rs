@@ -1,6 +1,6 @@
 //! The endpoints of a cluster and the choice among them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -17,8 +17,6 @@ pub(crate) struct Host {
     pub(crate) address: SocketAddr,
     /// Whether it speaks the cluster's TLS.
     pub(crate) mesh_tls: bool,
-    /// As it was told last.
-    weight: AtomicU32,
     /// Connections and requests in use.
     pub(super) active: AtomicUsize,
     health: Health,
@@ -64,23 +62,15 @@ impl Host {
         Arc::new(Self {
             address,
             mesh_tls,
-            weight: AtomicU32::new(0),
             active: AtomicUsize::new(0),
             health,
             pool: HostPool::default(),
         })
     }
 
-    /// The same, or one with the same health and no connections if the weight went down: some of those
-    /// behind a gateway are there no more, and its connections may lead to them.
-    fn for_weight(self: &Arc<Self>, weight: u32) -> Arc<Self> {
-        if self.weight.swap(weight, Ordering::Relaxed) <= weight {
-            return self.clone();
-        }
-        let health = self.health.copy();
-        let renewed = Self::with_health(self.address, self.mesh_tls, health);
-        renewed.weight.store(weight, Ordering::Relaxed);
-        renewed
+    /// One with the same health and no connections.
+    fn renewed(&self) -> Arc<Self> {
+        Self::with_health(self.address, self.mesh_tls, self.health.copy())
     }
 
     fn take(self: &Arc<Self>) -> Load {
@@ -143,15 +133,22 @@ const MAX_EJECTION: Duration = Duration::from_secs(300);
 pub(crate) struct Hosts {
     /// Highest priority first; none is empty.
     priorities: Box<[Group]>,
+    /// Who is behind those that are gateways of several.
+    behind: BTreeMap<HostKey, Behind>,
 }
 
+/// Address, and whether it speaks the cluster's TLS.
+type HostKey = (SocketAddr, bool);
+type Behind = Box<[Arc<str>]>;
+
 impl Hosts {
-    /// Takes over the hosts of `old` that are still there, with their connections unless their weight
-    /// went down.
+    /// Takes over the hosts of `old` that are still there, with their connections unless those may lead to
+    /// somebody who is behind the host no more.
     pub(crate) fn new(endpoints: &Endpoints, old: &Self) -> Self {
-        let known: HashMap<(SocketAddr, bool), &Arc<Host>> =
+        let known: HashMap<HostKey, &Arc<Host>> =
             old.all().map(|h| ((h.address, h.mesh_tls), h)).collect();
-        let mut made: HashMap<(SocketAddr, bool), Arc<Host>> = HashMap::with_capacity(known.len());
+        let mut made: HashMap<HostKey, Arc<Host>> = HashMap::with_capacity(known.len());
+        let mut behind = BTreeMap::new();
         let mut localities: Vec<_> = endpoints.localities.iter().collect();
         localities.sort_by_key(|l| l.priority);
         let mut priorities: Vec<(u32, Group)> = Vec::new();
@@ -168,9 +165,16 @@ impl Hosts {
             for e in &locality.endpoints {
                 let key = (e.address, e.mesh_tls);
                 let host = made.entry(key).or_insert_with(|| {
-                    let host = known.get(&key).map(|host| (*host).clone());
-                    let host = host.unwrap_or_else(|| Host::new(e.address, e.mesh_tls));
-                    host.for_weight(e.weight)
+                    if !e.behind.is_empty() {
+                        behind.insert(key, Behind::from(&*e.behind));
+                    }
+                    let before = old.behind.get(&key);
+                    let lost = before.is_some_and(|b| b.iter().any(|one| !e.behind.contains(one)));
+                    match known.get(&key) {
+                        Some(host) if lost => host.renewed(),
+                        Some(host) => (*host).clone(),
+                        None => Host::new(e.address, e.mesh_tls),
+                    }
                 });
                 group.push(host.clone(), e.weight);
             }
@@ -180,6 +184,7 @@ impl Hosts {
                 .into_iter()
                 .map(|(_, group)| group.fitted())
                 .collect(),
+            behind,
         }
     }
 

@@ -10,6 +10,7 @@ pub mod ads;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshfed_pki::{SpiffeId, TrustDomain};
@@ -301,12 +302,15 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
 
 pub fn endpoints() -> impl Strategy<Value = Endpoints> {
     let weight = prop_oneof![Just(1), 1..=MAX_WEIGHT];
-    let endpoint =
-        (address(), any::<bool>(), weight).prop_map(|(address, mesh_tls, weight)| Endpoint {
+    let behind = vec("[a-z]{1,9}".prop_map(Arc::from), 0..3);
+    let endpoint = (address(), any::<bool>(), weight, behind).prop_map(
+        |(address, mesh_tls, weight, behind)| Endpoint {
             address,
             mesh_tls,
             weight,
-        });
+            behind: if mesh_tls { behind } else { Vec::new() },
+        },
+    );
     let locality =
         ("[a-z]{0,4}", "[a-z]{0,4}", "[a-z]{0,4}").prop_map(|(region, zone, subzone)| Locality {
             region,

@@ -122,23 +122,29 @@ fn what_is_known_of_a_host_outlives_a_change_of_the_others() {
 }
 
 #[test]
-fn a_host_whose_weight_goes_down_keeps_its_health_and_no_connections() {
-    let weighted = |weight: u32| {
+fn a_gateway_behind_which_somebody_is_no_more_keeps_its_health_and_no_connections() {
+    let served_by = |behind: &[&str], weight: u32| {
         let mut endpoints = endpoints(&[(0, &[1, 2])]);
-        endpoints.localities[0].endpoints[0].weight = weight;
+        let gateway = &mut endpoints.localities[0].endpoints[0];
+        gateway.behind = behind.iter().map(|&name| name.into()).collect();
+        gateway.weight = weight;
         endpoints
     };
     let policy = policy(50);
-    let first = Hosts::new(&weighted(5), &Hosts::default());
-    let (changed, other) = (find(&first, 1), find(&first, 2));
+    let first = Hosts::new(&served_by(&["red"], 5), &Hosts::default());
+    let (gateway, other) = (find(&first, 1), find(&first, 2));
     for _ in 0..3 {
-        first.failed(&changed, Some(&policy));
+        first.failed(&gateway, Some(&policy));
     }
-    let more = Hosts::new(&weighted(9), &first);
-    assert!(Arc::ptr_eq(&find(&more, 1), &changed));
-    let less = Hosts::new(&weighted(5), &more);
-    let renewed = find(&less, 1);
-    assert!(!Arc::ptr_eq(&renewed, &changed));
+    let both = Hosts::new(&served_by(&["blue", "red"], 9), &first);
+    let fewer = Hosts::new(&served_by(&["blue", "red"], 2), &both);
+    assert!(Arc::ptr_eq(&find(&fewer, 1), &gateway));
+    // As many as before, in another place.
+    let one = Hosts::new(&served_by(&["blue"], 2), &fewer);
+    let renewed = find(&one, 1);
+    assert!(!Arc::ptr_eq(&renewed, &gateway));
     assert!(renewed.is_ejected());
-    assert!(Arc::ptr_eq(&find(&less, 2), &other));
+    let none = Hosts::new(&served_by(&[], 2), &one);
+    assert!(!Arc::ptr_eq(&find(&none, 1), &renewed));
+    assert!(Arc::ptr_eq(&find(&none, 2), &other));
 }
