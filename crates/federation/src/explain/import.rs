@@ -8,7 +8,7 @@ use super::{Direction, Explanation, Obstacle};
 use crate::discovery::client::RemoteState;
 use crate::discovery::remote::RemoteService;
 use crate::names::{DomainSuffix, ImportedHost, PeerName, RemoteHost, ServiceKey};
-use crate::plan::{GatewayKind, ImportProblem, Plan};
+use crate::plan::{GatewayKind, IMPORTS_EXPIRED, ImportProblem, Plan};
 use crate::rules::{ImportDecision, ImportRules};
 use crate::world::World;
 
@@ -151,7 +151,7 @@ impl<'a> Import<'a> {
             .last_contact
             .map_or_else(String::new, |contact| format!(" since {contact}"));
         Obstacle::new(
-            "ImportsExpired",
+            IMPORTS_EXPIRED,
             format!(
                 "nothing was heard of {peer}{since}, so what it exported before does not count any more"
             ),

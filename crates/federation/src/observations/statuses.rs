@@ -16,6 +16,7 @@ use crate::discovery::message::{Limits, ReceivedList, Service, ServiceList, Serv
 use crate::discovery::remote::RemoteServices;
 use crate::discovery::server::SourceStatus;
 use crate::names::ServiceKey;
+use crate::plan::IMPORTS_EXPIRED;
 use crate::world::{
     Farewell, GatewayState, MeshSettings, ObjectKey, Observed, PeerState, Resources,
 };
@@ -63,6 +64,13 @@ pub(super) fn seen(resources: &Resources, system: &str, now: Timestamp) -> Seen 
         let names = offered.iter().flat_map(|s| &s.imported_services);
         let names: Vec<&str> = names.map(|s| s.exported_name.as_str()).collect();
         if let Some(status) = &peer.status {
+            let mut conditions = status.conditions.iter();
+            if conditions.any(|c| c.reason.as_deref() == Some(IMPORTS_EXPIRED)) {
+                unknown.push(format!(
+                    "what the peer {} exports, whose imports have ended by its silence",
+                    key.name
+                ));
+            }
             observed.insert_peer(key.name.clone(), state(status, &names));
         }
     }
@@ -75,6 +83,7 @@ pub(super) fn seen(resources: &Resources, system: &str, now: Timestamp) -> Seen 
             instance_suffix: String::new(),
             discovery_address: (Ipv4Addr::UNSPECIFIED, 0).into(),
             node_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            // It is not known. What silence has ended is not in the statuses any more.
             started: now,
         },
         observed,

@@ -10,6 +10,8 @@ use crate::discovery::client::RemoteState;
 use crate::discovery::remote::RemoteServices;
 use crate::world::World;
 
+/// Why a peer is not `Ready` whose imports have ended by its silence.
+pub(crate) const IMPORTS_EXPIRED: &str = "ImportsExpired";
 /// A watch counts as connected as long as something came from the peer within this many resync periods.
 const CONTACT: u32 = 2;
 

@@ -1,5 +1,7 @@
 //! What a tool is told, and that it plans as the control plane does.
 
+use jiff::SignedDuration;
+use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::observations::{Observations, Seen};
 use meshfed_federation::plan::plan;
 
@@ -59,4 +61,25 @@ fn without_the_document_the_statuses_tell_names_and_connections() {
     };
     assert!(connected(&told) && connected(&whole));
     assert_eq!(told.statuses.imports, whole.statuses.imports);
+}
+
+#[test]
+fn without_the_document_it_is_said_that_imports_have_ended_by_silence() {
+    let (_, mut green) = red_and_green();
+    green.edit_peer("red-mesh", |peer| {
+        let annotations = peer.metadata.annotations.get_or_insert_default();
+        annotations.insert("meshfed.io/imports-outlive-contact".into(), "1h".into());
+    });
+    for (minutes, expired) in [(61, false), (62, true)] {
+        let heard = now() - SignedDuration::from_mins(minutes);
+        green.edit_remote("red-mesh", |remote: &mut RemoteState| {
+            remote.last_contact = Some(heard);
+        });
+        green.keep_statuses();
+        let seen = Seen::from_statuses(&green.world.resources, &green.system(), now());
+        let said = "what the peer red-mesh exports, whose imports have ended by its silence";
+        assert_eq!(seen.unknown.iter().any(|what| what == said), expired);
+        let told = plan(&seen.world(green.world.resources.clone(), now()));
+        assert_eq!(told.statuses.imports, green.plan().statuses.imports);
+    }
 }

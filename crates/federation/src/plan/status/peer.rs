@@ -123,7 +123,7 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
             "nothing was heard of the peer{since}, which is longer than \
              meshfed.io/imports-outlive-contact allows: its imports are gone until it is heard again"
         );
-        return Verdict::fails(READY, "ImportsExpired", message);
+        return Verdict::fails(READY, staleness::IMPORTS_EXPIRED, message);
     }
     if let Some(fault) = remote.fault() {
         let kept = match fault.kind() {
