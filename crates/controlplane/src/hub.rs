@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::discovery::server::SourceStatus;
 use meshfed_federation::plan::{Plan, Planner};
-use meshfed_federation::world::{GatewayState, Observed, PeerState, Shared, World};
+use meshfed_federation::world::{GatewayState, Observed, PeerState, Refusals, Shared, World};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info};
 
@@ -60,6 +60,17 @@ impl Seen {
     pub fn gateway(&self, name: &str, state: Option<GatewayState>) {
         self.0
             .send_if_modified(|seen| set(&mut seen.gateways, name, state));
+    }
+
+    /// The sidecars that refuse their configuration.
+    pub fn refusals(&self, refusals: Refusals) {
+        self.0.send_if_modified(|seen| {
+            let changed = *seen.refusals != refusals;
+            if changed {
+                seen.refusals = Arc::new(refusals);
+            }
+            changed
+        });
     }
 
     /// What we know of a peer.

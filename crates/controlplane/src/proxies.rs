@@ -1,11 +1,11 @@
 //! Which configuration a connected proxy gets, and what it made of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use meshfed_federation::plan::gateways::gateway_of;
 use meshfed_federation::plan::{ProxyKey, Step};
-use meshfed_federation::world::{GatewayState, ObjectKey};
+use meshfed_federation::world::{GatewayState, ObjectKey, Refusals};
 use meshfed_proxy_config::ProxyConfig;
 use tokio::sync::watch;
 use tracing::info;
@@ -16,6 +16,11 @@ use crate::ads::{
 use crate::apply::Outcomes;
 use crate::hub::{Outcome, Seen};
 
+/// Sidecars whose refusals are told by name and in their words; more are counted.
+const REFUSALS_NAMED: usize = 3;
+/// Characters of them.
+const WORDS: usize = 300;
+
 /// Gives each proxy what the plan has for it.
 #[derive(Debug)]
 pub struct Proxies {
@@ -25,9 +30,13 @@ pub struct Proxies {
     configs: Mutex<HashMap<ProxyKey, watch::Sender<Option<Arc<ProxyConfig>>>>>,
     /// What the gateways of the present connections told.
     gateways: Mutex<HashMap<ConnectionId, (String, GatewayState)>>,
+    /// The sidecars of the present connections that refuse what they are sent, with their first words.
+    refusals: Mutex<Refused>,
     /// How far the proxies have followed.
     followed: Mutex<Followed>,
 }
+
+type Refused = HashMap<ConnectionId, (ObjectKey, String)>;
 
 /// Which configurations the proxies of the present connections have confirmed, and which peers
 /// are to be gone from all of them.
@@ -46,6 +55,7 @@ impl Proxies {
             system_namespace,
             configs: Mutex::default(),
             gateways: Mutex::default(),
+            refusals: Mutex::default(),
             followed: Mutex::default(),
         }
     }
@@ -84,6 +94,7 @@ impl Proxies {
                 info!(gateway = name, "a gateway has disconnected");
             }
             drop(gateways);
+            self.refusals(|all| all.retain(|id, _| connected.contains_key(id)));
             lock(&self.followed)
                 .confirmed
                 .retain(|id, _| connected.contains_key(id));
@@ -145,6 +156,40 @@ impl Proxies {
         for (peer, uid) in &followed.leaving {
             self.seen.let_go(peer, uid);
         }
+    }
+
+    fn sidecar_report(&self, node: &AuthenticatedNode, report: Report) {
+        match report {
+            Report::Acked { .. } => {}
+            Report::Nacked { message, .. } => {
+                let Ok(ProxyKey::Sidecar(pod)) = self.key(node) else {
+                    return;
+                };
+                self.refusals(|all| {
+                    all.entry(node.connection).or_insert((pod, message));
+                });
+            }
+            Report::Synced(_) => self.refusals(|all| {
+                all.remove(&node.connection);
+            }),
+        }
+    }
+
+    /// Changes what is known of refusals, and tells of it if it is another number.
+    fn refusals(&self, change: impl FnOnce(&mut Refused)) {
+        let mut all = lock(&self.refusals);
+        let before = all.len();
+        change(&mut all);
+        if all.len() == before {
+            return;
+        }
+        let pods: BTreeMap<&ObjectKey, &String> = all.values().map(|(pod, w)| (pod, w)).collect();
+        let named = pods.iter().take(REFUSALS_NAMED);
+        let words = |words: &String| words.chars().take(WORDS).collect();
+        self.seen.refusals(Refusals {
+            sidecars: pods.len(),
+            words: named.map(|(pod, w)| (pod.to_string(), words(w))).collect(),
+        });
     }
 
     fn key(&self, node: &AuthenticatedNode) -> Result<ProxyKey, Refusal> {
@@ -221,7 +266,8 @@ impl ConfigSource for Proxies {
         }
         let mut gateways = lock(&self.gateways);
         let Some((name, state)) = gateways.get_mut(&node.connection) else {
-            return;
+            drop(gateways);
+            return self.sidecar_report(node, report);
         };
         match report {
             Report::Acked { .. } => return,

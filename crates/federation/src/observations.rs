@@ -8,13 +8,14 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use meshfed_pki::{IdError, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use self::wire::{Instant, Peer};
-use crate::world::{GatewayState, MeshSettings, Observed, Resources, World};
+use crate::world::{GatewayState, MeshSettings, Observed, Refusals, Resources, World};
 
 /// Group, version and plural of the path at which the document is served.
 pub const PATH: [&str; 3] = ["view.meshfed.io", "v1", "observations"];
@@ -30,6 +31,8 @@ pub struct Observations {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     issuer: Option<String>,
     gateways: BTreeMap<String, Gateway>,
+    #[serde(default)]
+    refusals: Refusals,
     peers: BTreeMap<String, Peer>,
 }
 
@@ -103,6 +106,7 @@ impl Observations {
                     (name.clone(), gateway)
                 })
                 .collect(),
+            refusals: Refusals::clone(&observed.refusals),
             peers: observed
                 .peers
                 .iter()
@@ -121,6 +125,7 @@ impl Observations {
         let domain: TrustDomain = mesh.default_trust_domain.parse()?;
         let mut observed = Observed {
             own_roots: all.own_roots.as_str().into(),
+            refusals: Arc::new(all.refusals),
             ..Observed::default()
         };
         for (name, gateway) in all.gateways {

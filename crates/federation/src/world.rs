@@ -3,6 +3,7 @@
 //! Everything sits in persistent maps, so that a copy of the world costs a few pointers, a change
 //! costs the path to its entry, and what differs between two versions is found by pointer.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use meshfed_api::{
 };
 use meshfed_ordmap::OrdMap;
 use meshfed_pki::TrustDomain;
+use serde::{Deserialize, Serialize};
 
 use crate::discovery::client::RemoteState;
 use crate::discovery::extension::Report;
@@ -152,6 +154,8 @@ pub struct Observed {
     pub own_roots: Arc<str>,
     /// Running proxies of gateways, by gateway name: those that are connected.
     pub gateways: Shared<String, GatewayState>,
+    /// Of the connected sidecars.
+    pub refusals: Arc<Refusals>,
     /// Discovery with each peer, by the ServiceMeshPeer's name.
     pub peers: Shared<String, PeerState>,
 }
@@ -173,6 +177,14 @@ pub struct GatewayState {
     pub ready: bool,
     /// What it last refused to apply, in its words.
     pub refused: Option<String>,
+}
+
+/// Sidecars that do not take their configuration, and go on with the one that they have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    pub sidecars: usize,
+    /// The words of the first few, by `<namespace>/<name>` of their Pods.
+    pub words: BTreeMap<String, String>,
 }
 
 /// Both directions of discovery with one peer.

@@ -2,10 +2,11 @@ use jiff::Timestamp;
 use meshfed_api::ServiceMeshPeer;
 use meshfed_federation::plan::{Plan, plan};
 use meshfed_federation::world::{Observed, Resources, World};
+use meshfed_xds::TypeUrl;
 use serde_json::json;
 
 use super::*;
-use crate::ads::Nodes;
+use crate::ads::{Nodes, Version};
 use crate::hub::{Ends, Hub};
 use crate::test_world::mesh;
 
@@ -90,6 +91,54 @@ fn a_peer_has_left_when_every_connected_proxy_has_confirmed_a_configuration_with
     assert_eq!(left(), None, "the sidecar goes by an older one");
     proxies.report(&of_sidecar, synced(&configs[1]));
     assert_eq!(left().as_deref(), Some("u1"));
+}
+
+#[tokio::test]
+async fn a_sidecar_that_refuses_its_configuration_is_told_of_until_it_accepts_one_or_goes() {
+    let (_hub, Ends { seen, .. }) = Hub::new(world());
+    let world = world();
+    let plan = planner(&world);
+    let outcome = Arc::new(Outcome { world, plan });
+    let (_out, outcomes) = watch::channel(Some(outcome));
+    let proxies = Arc::new(Proxies::new(outcomes, seen.clone(), "system".to_owned()));
+    let nodes = Nodes::new();
+    let cart = |n: usize| {
+        node(
+            &nodes,
+            "cluster.local/ns/shop/sa/cart",
+            &format!("cart-{n}"),
+        )
+    };
+    let carts: Vec<_> = (0..5).map(cart).collect();
+    let refuses = || Report::Nacked {
+        kind: TypeUrl::Listener,
+        version: Version::default(),
+        message: "x".repeat(1000),
+    };
+    let told = || Refusals::clone(&seen.observed().refusals);
+    for cart in &carts {
+        proxies.subscribe(cart).unwrap();
+        proxies.report(cart, refuses());
+        proxies.report(cart, refuses());
+    }
+    let all = told();
+    let named: Vec<&String> = all.words.keys().collect();
+    assert_eq!(named, ["shop/cart-0", "shop/cart-1", "shop/cart-2"]);
+    assert_eq!((all.sidecars, all.words["shop/cart-0"].len()), (5, WORDS));
+    proxies.report(&carts[0], Report::Synced(Arc::default()));
+    let all = told();
+    assert_eq!((all.sidecars, all.words.len()), (4, 3));
+    assert!(!all.words.contains_key("shop/cart-0"));
+    // All but one go.
+    let left = BTreeMap::from([(carts[4].connection, Arc::new(carts[4].clone()))]);
+    let (connected, nodes) = watch::channel(NodeSet::default());
+    connected.send_replace(Arc::new(left));
+    drop(connected);
+    proxies.clone().follow_nodes(nodes).await;
+    let all = told();
+    assert_eq!((all.sidecars, all.words.len()), (1, 1));
+    proxies.report(&carts[4], Report::Synced(Arc::default()));
+    assert_eq!(told(), Refusals::default());
 }
 
 /// The sidecar's configuration of before.

@@ -29,6 +29,8 @@ pub(super) fn seen(resources: &Resources, system: &str, now: Timestamp) -> Seen 
     let mut unknown = vec![
         "the ports of peers' services, which show as 80".to_owned(),
         "the certificate that signs those of workloads".to_owned(),
+        "sidecars that refuse their configuration, which a condition of the ServiceMeshControlPlane has"
+            .to_owned(),
     ];
     let root = ObjectKey::new(system, OWN_ROOT_CONFIG_MAP);
     let map = resources.config_maps.get(&root);

@@ -1,8 +1,13 @@
 //! The mesh on one screen.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use jiff::SignedDuration;
 use meshfed_federation::observations::{Observations, Seen};
+use meshfed_federation::plan::plan;
 use meshfed_federation::summary::summary;
+use meshfed_federation::world::Refusals;
 
 use crate::lab::{Lab, now, red_and_green, root_of};
 
@@ -44,6 +49,32 @@ fn problems_come_first_and_the_worst_of_them_before_the_others() {
         "what others say must not reach the terminal as it is"
     );
     insta::assert_snapshot!(screen);
+}
+
+#[test]
+fn a_sidecar_that_refuses_its_configuration_is_a_problem_also_to_a_tool() {
+    let (mut red, _) = red_and_green();
+    let words = ("shop/cart-1".to_owned(), "too \u{1b}[31mlarge".to_owned());
+    red.world.observed.refusals = Arc::new(Refusals {
+        sidecars: 12,
+        words: BTreeMap::from([words]),
+    });
+    let told = seen(&red);
+    let world = told.world(red.world.resources.clone(), now());
+    let all = summary(&world, &plan(&world), &told);
+    let problem = all
+        .problems
+        .iter()
+        .find(|p| p.reason == "ConfigurationRefused");
+    let problem = problem.unwrap();
+    assert_eq!(problem.about, "smcp/red-mesh");
+    assert!(
+        problem
+            .message
+            .ends_with(": shop/cart-1 says \"too \\u{1b}[31mlarge\"; and 11 more"),
+        "{}",
+        problem.message
+    );
 }
 
 #[test]

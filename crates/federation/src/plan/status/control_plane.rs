@@ -11,7 +11,7 @@ use meshfed_api::control_plane::{
 use super::Decided;
 use super::condition::{READY, Verdict, conditions};
 use crate::plan::control_plane::{ControlPlaneProblem, GatewayView};
-use crate::world::ObjectKey;
+use crate::world::{ObjectKey, Refusals};
 
 /// Annotation behind the READY column.
 const READY_COUNT: &str = "readyComponentCount";
@@ -47,6 +47,7 @@ fn status(
         ready_verdict(decided, &components, problem),
         acted_on_verdict(smcp),
         networks_verdict(decided, smcp),
+        sidecars_verdict(&decided.world.observed.refusals),
     ];
     ServiceMeshControlPlaneStatus {
         annotations: BTreeMap::from([(READY_COUNT.to_owned(), format!("{ready}/{total}"))]),
@@ -189,6 +190,33 @@ fn networks_verdict(decided: &Decided<'_, '_>, smcp: &ServiceMeshControlPlane) -
         unknown.join(", ")
     );
     Verdict::unknown(TYPE, "UnknownNetwork", message)
+}
+
+/// Names sidecars that do not take what they are sent.
+fn sidecars_verdict(refusals: &Refusals) -> Verdict {
+    const TYPE: &str = "SidecarsFollow";
+    let Refusals { sidecars, words } = refusals;
+    if *sidecars == 0 {
+        return Verdict::holds(
+            TYPE,
+            "NoneRefuses",
+            "no connected sidecar refuses its configuration",
+        );
+    }
+    // The words are those of a workload.
+    let mut said: Vec<String> = words
+        .iter()
+        .map(|(pod, words)| format!("{pod} says {words:?}"))
+        .collect();
+    if *sidecars > said.len() {
+        said.push(format!("and {} more", *sidecars - said.len()));
+    }
+    let message = format!(
+        "sidecars that refuse their configuration go on with the one that they have, so that what changed since \
+         does not reach their workloads: {}",
+        said.join("; ")
+    );
+    Verdict::fails(TYPE, "ConfigurationRefused", message)
 }
 
 fn unknown_networks(name: &str, gateway: &Gateway, known: &BTreeSet<String>) -> Vec<String> {
