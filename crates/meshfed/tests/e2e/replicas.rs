@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::TryStreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use meshfed_api::{ExportedServiceSet, ImportedServiceSet, ServiceMeshPeer};
@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::drain::merge;
 use crate::federation::{App, IMPORTED, Mesh, Process, manifest};
 use crate::program::PATIENCE;
 use crate::removal::{api, create, delete, rests};
@@ -278,6 +279,21 @@ impl Scene {
         .await;
     }
 
+    /// Both have seen a Service with this annotation.
+    async fn have_seen(&self, annotation: &str) {
+        for replica in self.replicas.iter().flatten() {
+            let mut outcomes = replica.running.outcomes.clone();
+            let seen = outcomes.wait_for(|newest| {
+                let services = newest
+                    .iter()
+                    .flat_map(|o| o.world.resources.services.values());
+                let mut services = services.filter_map(|s| s.metadata.annotations.as_ref());
+                services.any(|all| all.contains_key(annotation))
+            });
+            tokio::time::timeout(PATIENCE, seen).await.unwrap().unwrap();
+        }
+    }
+
     /// Both plan the same of what is shared.
     async fn agree(&self) {
         eventually(PATIENCE, async || {
@@ -392,6 +408,10 @@ async fn two_control_planes_over_one_api_do_not_fight_and_one_goes_on_without_th
     // The second one waits no more for workloads to come to it, and leaves that of the first one alone.
     let grace_ends = both_run_since + GRACE;
     tokio::time::sleep_until(grace_ends.into()).await;
+    let services: Api<Service> = Api::namespaced(green.client.clone(), "bookinfo");
+    let news = json!({"metadata": {"annotations": {"news": "of no account"}}});
+    merge(&services, "details", news).await;
+    scene.have_seen("news").await;
     rests(green).await;
     assert_eq!(registered(green).await.unwrap(), workload);
     scene.green.call_to(IMPORTED).await.unwrap();
