@@ -120,6 +120,11 @@ async fn calls_go_on_while_both_control_planes_are_away_and_while_they_come_back
     fails(&federation).await;
     federation.red.start_again().await;
     federation.works().await;
+    // What was imported as soon as green began, each time.
+    let lines = federation.green.audit_log();
+    let starts = lines.iter().filter(|line| line["event"] == "Started");
+    let imported: Vec<_> = starts.map(|line| &line["totals"]["imported"]).collect();
+    assert_eq!(imported, [0, 1, 1, 0]);
 }
 
 /// Waits until both meshes are connected again, while calls never fail.
