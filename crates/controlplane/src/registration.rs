@@ -75,11 +75,12 @@ async fn register(
     let (world, now) = (&outcome.world, Instant::now());
     let (present, suffix) = (&world.resources.pods, &world.mesh.instance_suffix);
     let wanted = wanted_pods(connected, &outcome.plan.members, suffix);
-    let mut failed = false;
+    let (mut failed, mut yielded) = (false, BTreeSet::new());
     for (key, (connection, pod)) in &wanted {
         let old = present.get(key).map(AsRef::as_ref);
         let holder = old.map_or(Holder::Nobody, |old| Holder::of(old, suffix));
         if !holds.may_write(key, *connection, &holder) {
+            yielded.insert(key);
             continue;
         }
         match ensure(client, key, pod, old).await {
@@ -90,7 +91,7 @@ async fn register(
     let mut again = None;
     let mut heard = BTreeMap::new();
     for (key, pod) in present.iter() {
-        if !is_ours(pod) || wanted.contains_key(key) {
+        if !is_ours(pod) || wanted.contains_key(key) && !yielded.contains(key) {
             continue;
         }
         let is_alive = |other: &str| {

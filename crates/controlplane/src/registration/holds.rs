@@ -45,7 +45,7 @@ impl Holder {
     }
 }
 
-/// What is to be done with the Pod of a workload that is not connected here.
+/// What is to be done with the Pod of a workload that is not connected here, or has gone on from here.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Deed {
     /// Nothing before this.
@@ -82,11 +82,14 @@ impl Holds {
         connection: ConnectionId,
         holder: &Holder,
     ) -> bool {
-        self.others.remove(key);
         if *holder == Holder::Us {
             self.wrote(key, connection);
         }
-        !matches!(holder, Holder::Other(_)) || self.ours.get(key) != Some(&connection)
+        let may = !matches!(holder, Holder::Other(_)) || self.ours.get(key) != Some(&connection);
+        if may {
+            self.others.remove(key);
+        }
+        may
     }
 
     /// The Pod is ours by this connection, also while we are still shown another holder.
@@ -94,7 +97,8 @@ impl Holds {
         self.ours.insert(key.clone(), connection);
     }
 
-    /// What is to be done with a Pod whose workload is not connected here.
+    /// What is to be done with a Pod that is not ours to write; with that of another instance only once
+    /// that one seems to be gone.
     pub(super) fn judge(
         &mut self,
         key: &ObjectKey,

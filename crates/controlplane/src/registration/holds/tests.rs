@@ -99,6 +99,7 @@ struct Instances {
     pod: Option<Option<usize>>,
     holds: [Holds; 2],
     connected: [Option<ConnectionId>; 2],
+    killed: [bool; 2],
 }
 
 impl Instances {
@@ -110,11 +111,15 @@ impl Instances {
             pod: None,
             holds: [Holds::new(now), Holds::new(now)],
             connected: [None, None],
+            killed: [false, false],
         }
     }
 
     /// The instance looks at the API and does what it has to. True if it wrote something.
     fn turn(&mut self, which: usize) -> bool {
+        if self.killed[which] {
+            return false;
+        }
         let before = self.pod;
         let holds = &mut self.holds[which];
         let holder = match self.pod.flatten() {
@@ -123,15 +128,13 @@ impl Instances {
             Some(holder) => Holder::Other(holder.to_string()),
         };
         match self.connected[which] {
-            Some(connection) => {
-                if holds.may_write(&key(), connection, &holder) {
-                    self.pod = Some(Some(which));
-                    holds.wrote(&key(), connection);
-                }
+            Some(connection) if holds.may_write(&key(), connection, &holder) => {
+                self.pod = Some(Some(which));
+                holds.wrote(&key(), connection);
             }
-            None if self.pod.is_none() => {}
+            _ if self.pod.is_none() => {}
             // No peer is there that would hear from any of them.
-            None => match holds.judge(&key(), holder, self.now, |_| false) {
+            _ => match holds.judge(&key(), holder, self.now, |_| false) {
                 Deed::Wait(_) => {}
                 Deed::StrikeOut => {
                     self.pod = Some(None);
@@ -161,6 +164,8 @@ enum Step {
     Connect(usize),
     Leave(usize),
     Restart(usize),
+    /// It is never there again.
+    Kill(usize),
     Turn(usize),
     Wait(u64),
 }
@@ -170,6 +175,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..2_usize).prop_map(Step::Connect),
         (0..2_usize).prop_map(Step::Leave),
         (0..2_usize).prop_map(Step::Restart),
+        (0..2_usize).prop_map(Step::Kill),
         (0..2_usize).prop_map(Step::Turn),
         prop_oneof![1..40_u64, 500..700_u64].prop_map(Step::Wait),
     ]
@@ -183,11 +189,16 @@ proptest! {
         let mut both = Instances::new();
         for step in steps {
             match step {
+                Step::Connect(which) if both.killed[which] => {}
                 Step::Connect(which) => both.connected[which] = Some(both.nodes.next_id()),
                 Step::Leave(which) => both.connected[which] = None,
                 Step::Restart(which) => {
                     both.connected[which] = None;
                     both.holds[which] = Holds::new(both.now);
+                }
+                Step::Kill(which) => {
+                    both.connected[which] = None;
+                    both.killed[which] = true;
                 }
                 Step::Turn(which) => {
                     both.turn(which);
@@ -208,6 +219,11 @@ proptest! {
         }
         both.now += SILENCE;
         both.settle();
-        prop_assert_eq!(both.pod.is_some(), is_connected);
+        if both.killed != [true, true] {
+            prop_assert_eq!(both.pod.is_some(), is_connected);
+            if let Some(holder) = both.pod {
+                prop_assert!(both.connected[holder.unwrap()].is_some());
+            }
+        }
     }
 }
