@@ -154,16 +154,26 @@ struct Subscription {
     /// Everything must be looked at, as it is not known what is new to the client.
     unseen: bool,
     last_nonce: String,
-    /// The version of the response that was not answered yet; at most one for each kind.
-    outstanding: Option<Version>,
+    /// The response that was not answered yet; at most one for each kind.
+    outstanding: Option<Outstanding>,
     /// It refused what it was sent last.
     refused: bool,
+    /// What there was in responses that it refused. It is said again with the next change: what was refused
+    /// is not forgotten when something else is accepted.
+    suspects: BTreeSet<Arc<str>>,
     /// The last response was full, so that the next one belongs to it.
     more: bool,
     /// The response that was not answered yet belongs to the one before.
     continues: bool,
     /// A response is due even if it is empty: the client waits for it.
     owed: bool,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    version: Version,
+    /// Of its resources.
+    names: Vec<Arc<str>>,
 }
 
 /// What a client has, by name.
@@ -254,7 +264,8 @@ impl Session {
                 .chain(initial_versions.keys()),
         )?;
         let room = self.room(kind);
-        let is_ours = |name: &str| self.config.as_ref().is_some_and(|c| has(c, kind, name));
+        let config = self.config.clone();
+        let is_ours = |name: &str| config.as_ref().is_some_and(|c| has(c, kind, name));
         let unknown = initial_versions.keys().filter(|name| !is_ours(name));
         if unknown.count() > MAX_UNKNOWN {
             return Err(LimitError::TooManyUnknown);
@@ -299,8 +310,10 @@ impl Session {
             } else {
                 subscription.names.remove(name.as_str());
                 subscription.absent.remove(name.as_str());
-                if !subscription.wildcard {
+                if !subscription.wildcard || !is_ours(&name) {
                     subscription.open.remove(name.as_str());
+                }
+                if !subscription.wildcard {
                     subscription.forget(&name);
                 }
             }
@@ -480,6 +493,7 @@ impl Session {
                 subscription.absent.insert(name.clone());
             }
         }
+        let names = changed.iter().map(|r| r.name.clone()).collect();
         for resource in &changed {
             self.rewarm.extend(resource.endpoints.clone());
             subscription.absent.remove(&resource.name);
@@ -504,7 +518,7 @@ impl Session {
         subscription.owed = false;
         subscription.continues =
             std::mem::replace(&mut subscription.more, !subscription.open.is_empty());
-        subscription.outstanding = Some(version);
+        subscription.outstanding = Some(Outstanding { version, names });
         subscription.last_nonce = nonce.clone();
         Response {
             kind,
@@ -558,7 +572,18 @@ impl Current<'_> {
 impl Subscription {
     /// Notes what differs between two configurations.
     fn note(&mut self, kind: TypeUrl, before: &ProxyConfig, now: &ProxyConfig) {
-        for name in names_of_difference(kind, before, now) {
+        let differing = names_of_difference(kind, before, now);
+        if !differing.is_empty() {
+            for name in std::mem::take(&mut self.suspects) {
+                if let Some(sent) = self.sent.resources.get(&name) {
+                    let resource = sent.resource.clone();
+                    let version = None;
+                    self.sent.insert(name.clone(), Sent { version, resource });
+                    self.open.insert(name);
+                }
+            }
+        }
+        for name in differing {
             // What comes next may be what was refused before, mended.
             self.more = false;
             if has(now, kind, &name) {
@@ -647,7 +672,10 @@ impl Subscription {
         if reply.nonce.is_empty() || reply.nonce != self.last_nonce {
             return None;
         }
-        let version = self.outstanding.take()?;
+        let Outstanding { version, names } = self.outstanding.take()?;
+        if reply.error.is_some() {
+            self.suspects.extend(names);
+        }
         self.refused = reply.error.is_some() || (self.continues && self.refused);
         Some(Answer {
             kind,

@@ -55,22 +55,23 @@ impl Host {
             ejected_until: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
         };
-        Self::with_health(address, mesh_tls, health)
+        Self::with(address, mesh_tls, health, HostPool::default())
     }
 
-    fn with_health(address: SocketAddr, mesh_tls: bool, health: Health) -> Arc<Self> {
+    fn with(address: SocketAddr, mesh_tls: bool, health: Health, pool: HostPool) -> Arc<Self> {
         Arc::new(Self {
             address,
             mesh_tls,
             active: AtomicUsize::new(0),
             health,
-            pool: HostPool::default(),
+            pool,
         })
     }
 
     /// One with the same health and no connections.
     fn renewed(&self) -> Arc<Self> {
-        Self::with_health(self.address, self.mesh_tls, self.health.copy())
+        let health = self.health.copy();
+        Self::with(self.address, self.mesh_tls, health, HostPool::settling())
     }
 
     fn take(self: &Arc<Self>) -> Load {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -22,6 +22,10 @@ use crate::limits::{
 };
 use crate::trust::Proof;
 
+/// After somebody behind a gateway has gone, the gateway may not know it yet: connections that are opened within
+/// this time may still lead there, so they serve one request.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// The connections of one host that are ready for a request.
 #[derive(Default)]
 pub(crate) struct HostPool(Mutex<State>);
@@ -29,6 +33,8 @@ pub(crate) struct HostPool(Mutex<State>);
 #[derive(Default)]
 struct State {
     closed: bool,
+    /// What was opened before is not kept.
+    settled: Option<Instant>,
     idle: Vec<Idle>,
     shared: Option<Shared>,
     sweeping: bool,
@@ -50,6 +56,7 @@ struct Shared {
 #[derive(Clone)]
 struct Made {
     generation: Generation,
+    opened: Instant,
     proof: Option<Arc<Proof>>,
     /// What may cut it; tells why if it broke off.
     control: Arc<Control>,
@@ -181,12 +188,14 @@ async fn establish(
     http2: bool,
     generation: Generation,
 ) -> Result<(Sender, Made), End> {
+    let opened = Instant::now();
     let dialed = dial(tables, cluster, host).await?;
     let control = Control::new();
     let guard = dialed.enter(tables, cluster, &control);
     let Dialed { stream, proof, .. } = dialed;
     let made = Made {
         generation,
+        opened,
         proof,
         control: control.clone(),
     };
@@ -232,6 +241,14 @@ async fn until_cut(connection: impl Future<Output = hyper::Result<()>>, control:
 }
 
 impl HostPool {
+    /// Empty, and of no use until the way behind the host has settled.
+    pub(crate) fn settling() -> Self {
+        Self(Mutex::new(State {
+            settled: Some(Instant::now() + SETTLING),
+            ..State::default()
+        }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,7 +275,8 @@ impl HostPool {
 
     fn put(host: &Arc<Host>, sender: http1::SendRequest<RequestBody>, made: Made) {
         let mut state = host.pool.lock();
-        if state.closed || sender.is_closed() || state.idle.len() >= POOL_IDLE_PER_HOST {
+        let full = state.idle.len() >= POOL_IDLE_PER_HOST;
+        if full || sender.is_closed() || !state.keeps(made.opened) {
             return;
         }
         state.idle.push(Idle {
@@ -271,7 +289,7 @@ impl HostPool {
 
     fn share(&self, host: &Arc<Host>, sender: http2::SendRequest<RequestBody>, made: Made) {
         let mut state = self.lock();
-        if state.closed {
+        if !state.keeps(made.opened) {
             return;
         }
         state.shared = Some(Shared {
@@ -292,6 +310,11 @@ impl HostPool {
 }
 
 impl State {
+    /// Whether a connection that was opened then may serve more than one request.
+    fn keeps(&self, opened: Instant) -> bool {
+        !self.closed && self.settled.is_none_or(|settled| opened >= settled)
+    }
+
     fn sweep(&mut self, generation: &Generation) {
         self.idle
             .retain(|i| !i.sender.is_closed() && i.made.generation.is(generation));
@@ -322,5 +345,21 @@ impl State {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_opened_while_the_way_settles_is_not_kept() {
+        let now = Instant::now();
+        let pool = HostPool::settling();
+        assert!(!pool.lock().keeps(now));
+        assert!(pool.lock().keeps(Instant::now() + SETTLING));
+        assert!(HostPool::default().lock().keeps(now));
+        pool.close();
+        assert!(!pool.lock().keeps(Instant::now() + SETTLING));
     }
 }

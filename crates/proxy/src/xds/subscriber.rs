@@ -1,6 +1,6 @@
 //! The protocol without its stream: responses come in, requests go out, changes are applied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use meshfed_proxy_config::{Cluster, VirtualHost};
@@ -16,6 +16,8 @@ const MAX_DETAIL: usize = 16 * 1024;
 const MAX_MISSING: usize = 10;
 /// Subscribes to all resources of a kind.
 const EVERY: &str = "*";
+/// Names that one request subscribes to. A request of more than 32 MiB is refused; each name may stand in it twice.
+const NAMES_A_REQUEST: usize = 32 * 1024;
 /// gRPC's INVALID_ARGUMENT.
 const INVALID_ARGUMENT: i32 = 3;
 
@@ -91,7 +93,17 @@ impl Subscriber {
             if !names.is_empty() {
                 names.sort_unstable();
                 self.opened.push(kind);
+                let mut rest = names.split_off(names.len().min(NAMES_A_REQUEST));
                 requests.push(self.first_request(kind, names));
+                while !rest.is_empty() {
+                    let more = rest.split_off(rest.len().min(NAMES_A_REQUEST));
+                    requests.push(DeltaDiscoveryRequest {
+                        type_url: kind.as_str().to_owned(),
+                        resource_names_subscribe: rest,
+                        ..Default::default()
+                    });
+                    rest = more;
+                }
             }
         }
         if let Some(first) = requests.first_mut() {
@@ -102,12 +114,17 @@ impl Subscriber {
 
     fn first_request(&self, kind: TypeUrl, names: Vec<String>) -> DeltaDiscoveryRequest {
         let known = self.versions.get(&kind).into_iter().flatten();
+        // Where names do not fit, what is known of the others comes again.
+        let asked: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let all = names.iter().any(|name| name == EVERY) || names.is_empty();
+        let known = known.filter(|(name, _)| all || asked.contains(&***name));
+        let initial_resource_versions = known
+            .map(|(name, version)| (name.to_string(), version.to_string()))
+            .collect();
         DeltaDiscoveryRequest {
             type_url: kind.as_str().to_owned(),
             resource_names_subscribe: names,
-            initial_resource_versions: known
-                .map(|(name, version)| (name.to_string(), version.to_string()))
-                .collect(),
+            initial_resource_versions,
             ..Default::default()
         }
     }

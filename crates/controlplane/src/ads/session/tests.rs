@@ -469,6 +469,33 @@ fn a_refused_change_is_not_sent_again_until_it_changes() {
 }
 
 #[test]
+fn what_was_refused_is_said_again_with_the_next_change_until_it_is_accepted_or_gone() {
+    let mut session = mk_settled(&[("a", 1), ("b", 1)]);
+    session.set_config(mk_config(&[("a", 2), ("b", 1)]));
+    let first = session.say().unwrap();
+    answer(&mut session, &first, Some("not this one"));
+    settle(&mut session);
+    session.set_config(mk_config(&[("a", 2), ("b", 2)]));
+    let second = session.say().unwrap();
+    assert_eq!(names_of(&second), ["a", "b"]);
+    answer(&mut session, &second, Some("still not a"));
+    settle(&mut session);
+    assert!(!session.is_synced());
+
+    session.set_config(mk_config(&[("a", 2), ("b", 3)]));
+    settle(&mut session);
+    assert!(session.is_synced(), "it takes both now");
+    session.set_config(mk_config(&[("a", 2), ("b", 4)]));
+    let third = session.say().unwrap();
+    assert_eq!(names_of(&third), ["b"]);
+    answer(&mut session, &third, Some("not b"));
+    settle(&mut session);
+    session.set_config(mk_config(&[("a", 2)]));
+    settle(&mut session);
+    assert!(session.is_synced(), "it is gone");
+}
+
+#[test]
 fn a_large_configuration_comes_piece_by_piece_and_listeners_wait_for_its_end() {
     let mut session = mk_session(Mode::Delta, &[("a", 1), ("b", 1), ("c", 1)]);
     session.response_bytes = 1;
@@ -741,6 +768,15 @@ fn what_is_open_is_asked_for_or_there() {
         };
         session
             .delta(TypeUrl::Endpoints, request, Reply::default())
+            .unwrap();
+        let foreign = format!("foreign-{n}");
+        let request = DeltaSubscription {
+            subscribe: vec![foreign.clone()],
+            unsubscribe: vec![foreign],
+            ..DeltaSubscription::default()
+        };
+        session
+            .delta(TypeUrl::Cluster, request, Reply::default())
             .unwrap();
     }
     assert_eq!(session.kinds[&TypeUrl::Cluster].open.len(), 1);

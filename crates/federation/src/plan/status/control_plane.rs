@@ -43,11 +43,17 @@ fn status(
     let total = ready + components.pending.len() + components.unready.len();
     let spec = &smcp.spec;
     let present = smcp.status.as_ref().map(|s| s.conditions.as_slice());
+    // Those that join are the ruling one's.
+    let none = Refusals::default();
+    let refusals = match rules {
+        true => &*decided.world.observed.refusals,
+        false => &none,
+    };
     let verdicts = [
         ready_verdict(decided, &components, problem),
         acted_on_verdict(smcp),
         networks_verdict(decided, smcp),
-        sidecars_verdict(&decided.world.observed.refusals),
+        sidecars_verdict(refusals),
     ];
     ServiceMeshControlPlaneStatus {
         annotations: BTreeMap::from([(READY_COUNT.to_owned(), format!("{ready}/{total}"))]),

@@ -125,7 +125,11 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 }
 
 fn cluster(name: &'static str, eds: &str, trust: Option<&str>) -> (&'static str, Any) {
-    let any = encode::cluster(&Cluster {
+    (name, cluster_any(name, eds, trust))
+}
+
+fn cluster_any(name: &str, eds: &str, trust: Option<&str>) -> Any {
+    encode::cluster(&Cluster {
         name: name.into(),
         discovery: Discovery::Eds(eds.into()),
         connect_timeout: Duration::from_secs(1),
@@ -138,8 +142,7 @@ fn cluster(name: &'static str, eds: &str, trust: Option<&str>) -> (&'static str,
         protocol: UpstreamProtocol::Http1,
         outlier: None,
         drain: DEFAULT_DRAIN,
-    });
-    (name, any)
+    })
 }
 
 fn listener(name: &'static str, trust: &str) -> (&'static str, Any) {
@@ -191,11 +194,14 @@ fn http_listener(name: &'static str, table: &str) -> (&'static str, Any) {
 }
 
 fn endpoints(name: &'static str) -> (&'static str, Any) {
-    let any = encode::endpoints(&Endpoints {
+    (name, endpoints_any(name))
+}
+
+fn endpoints_any(name: &str) -> Any {
+    encode::endpoints(&Endpoints {
         name: name.into(),
         localities: vec![],
-    });
-    (name, any)
+    })
 }
 
 fn trust(name: &'static str) -> (&'static str, Any) {
@@ -355,6 +361,32 @@ fn an_empty_configuration_is_complete() {
     scene.receive(TypeUrl::Cluster, vec![], &[]);
     scene.receive(TypeUrl::Listener, vec![], &[]);
     assert!(scene.subscriber.is_ready());
+}
+
+#[test]
+fn more_names_than_a_request_may_have_are_asked_for_by_several() {
+    let mut scene = Scene::new();
+    let names: Vec<String> = (0..=NAMES_A_REQUEST).map(|n| format!("{n:05}")).collect();
+    let clusters = names.iter().map(|name| cluster_any(name, name, None));
+    let clusters = names.iter().map(String::as_str).zip(clusters).collect();
+    scene.receive(TypeUrl::Cluster, clusters, &[]);
+    let last = names.last().unwrap();
+    let known = [&names[0], last].map(|name| (name.as_str(), endpoints_any(name)));
+    scene.receive(TypeUrl::Endpoints, known.into(), &[]);
+    let requests = scene.subscriber.begin(Node::default());
+    let of_endpoints = |r: &&DeltaDiscoveryRequest| r.type_url == TypeUrl::Endpoints.as_str();
+    let requests: Vec<_> = requests.iter().filter(of_endpoints).collect();
+    let [first, second] = requests[..] else {
+        panic!("{} requests", requests.len());
+    };
+    assert_eq!(first.resource_names_subscribe.len(), NAMES_A_REQUEST);
+    let known: Vec<_> = first.initial_resource_versions.keys().collect();
+    assert_eq!(known, [&names[0]]);
+    assert_eq!(
+        &second.resource_names_subscribe[..],
+        std::slice::from_ref(last)
+    );
+    assert!(second.initial_resource_versions.is_empty());
 }
 
 #[test]
