@@ -45,11 +45,9 @@ pub(crate) fn read(mut m: ClusterLoadAssignment) -> Read<Endpoints> {
     nothing_else(at, &m, &template())?;
     Ok(Endpoints {
         name: cluster_name.into(),
-        localities: localities
-            .into_iter()
-            .enumerate()
-            .map(|(i, l)| read_locality(&at.item("endpoints", i), l))
-            .collect::<Read<_>>()?,
+        localities: wire::read_all(localities, |i, l| {
+            read_locality(&at.item("endpoints", i), l)
+        })?,
     })
 }
 
@@ -94,7 +92,7 @@ fn read_locality(at: &Path<'_>, mut m: LocalityLbEndpoints) -> Read<LocalityEndp
     if priority > MAX_PRIORITY {
         return Err(at.field("priority").refuse(Reason::OutOfRange));
     }
-    let endpoints = hosts.into_iter().enumerate().map(|(i, mut h)| {
+    let endpoints = wire::read_all(hosts, |i, mut h| {
         let at = &at.item("lb_endpoints", i);
         let (mesh_tls, behind) = read_metadata(&at.field("metadata"), h.metadata.take())?;
         let weight = read_weight(at, h.load_balancing_weight.take())?;
@@ -105,7 +103,7 @@ fn read_locality(at: &Path<'_>, mut m: LocalityLbEndpoints) -> Read<LocalityEndp
             weight,
             behind,
         })
-    });
+    })?;
     Ok(LocalityEndpoints {
         locality: Locality {
             region: locality.region,
@@ -113,7 +111,7 @@ fn read_locality(at: &Path<'_>, mut m: LocalityLbEndpoints) -> Read<LocalityEndp
             subzone: locality.sub_zone,
         },
         priority,
-        endpoints: endpoints.collect::<Read<_>>()?,
+        endpoints,
     })
 }
 
@@ -160,11 +158,7 @@ pub(crate) fn read_inline(
     };
     let hosts = take(&mut l.lb_endpoints);
     nothing_else(at, &l, &LocalityLbEndpoints::default())?;
-    hosts
-        .into_iter()
-        .enumerate()
-        .map(|(i, h)| read_host(&at.item("lb_endpoints", i), h))
-        .collect()
+    wire::read_all(hosts, |i, h| read_host(&at.item("lb_endpoints", i), h))
 }
 
 /// What the endpoints' metadata must say for a cluster's plain socket to be used.

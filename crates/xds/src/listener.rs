@@ -50,11 +50,9 @@ pub(crate) fn read(mut m: pb::Listener) -> Read<Listener> {
     nothing_else(at, &m, &pb::Listener::default())?;
 
     let inspects = read_inspector(at, filters)?;
-    let chains = chains
-        .into_iter()
-        .enumerate()
-        .map(|(i, c)| read_chain(&at.item("filter_chains", i), c, handshake_timeout))
-        .collect::<Read<Vec<_>>>()?;
+    let chains = wire::read_all(chains, |i, c| {
+        read_chain(&at.item("filter_chains", i), c, handshake_timeout)
+    })?;
     if !inspects && chains.iter().any(needs_inspector) {
         return Err(at.field("listener_filters").refuse(Reason::Missing));
     }
@@ -143,11 +141,9 @@ fn read_chain(
         .transpose()?;
     Ok(FilterChain {
         name: chain,
-        server_names: names
-            .into_iter()
-            .enumerate()
-            .map(|(i, n)| read_server_name(&at_match.item("server_names", i), n))
-            .collect::<Read<_>>()?,
+        server_names: wire::read_all(names, |i, n| {
+            read_server_name(&at_match.item("server_names", i), n)
+        })?,
         network: network::read(at, filters, tls.is_some())?,
         tls,
         drain,

@@ -145,8 +145,7 @@ fn read_weighted(at: &Path<'_>, all: WeightedCluster) -> Read<TcpTarget> {
     if count == 0 || count > MAX_WEIGHTED {
         return Err(at.field("clusters").refuse(Reason::OutOfRange));
     }
-    let clusters = all.clusters.into_iter().enumerate();
-    let clusters = clusters.map(|(i, cluster)| {
+    let clusters = wire::read_all(all.clusters, |i, cluster| {
         let at = &at.item("clusters", i);
         if cluster.metadata_match.is_some() {
             return Err(at.field("metadata_match").refuse(Reason::Unsupported));
@@ -156,8 +155,8 @@ fn read_weighted(at: &Path<'_>, all: WeightedCluster) -> Read<TcpTarget> {
         }
         let name = name(&at.field("name"), cluster.name)?;
         Ok((Arc::from(name), cluster.weight))
-    });
-    Ok(TcpTarget::Weighted(clusters.collect::<Read<_>>()?))
+    })?;
+    Ok(TcpTarget::Weighted(clusters))
 }
 
 /// Nothing is opened behind the proxy before the client has proved who it is.

@@ -23,8 +23,8 @@ use crate::pb::route::{
 };
 use crate::pb::{BoolValue, UInt32Value};
 use crate::wire::{
-    Path, Read, ads, clip, duration, name, nothing_else, pack, read_duration, read_text, required,
-    text,
+    Path, Read, ads, clip, duration, name, nothing_else, pack, read_all, read_duration, read_text,
+    required, text,
 };
 
 /// Upgrade type that stands for CONNECT.
@@ -154,11 +154,7 @@ fn read_host(at: &Path<'_>, mut m: pb::VirtualHost) -> Read<VirtualHost> {
     Ok(VirtualHost {
         name: host_name.into(),
         domains,
-        routes: routes
-            .into_iter()
-            .enumerate()
-            .map(|(i, r)| read_route(&at.item("routes", i), r))
-            .collect::<Read<_>>()?,
+        routes: read_all(routes, |i, r| read_route(&at.item("routes", i), r))?,
     })
 }
 

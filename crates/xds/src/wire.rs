@@ -213,6 +213,19 @@ pub(crate) fn read_socket_address(at: &Path<'_>, a: Option<core::Address>) -> Re
     Ok(SocketAddr::new(ip, port))
 }
 
+/// Reads all of a list, into room for no more. Collected in place it would keep the room of the messages that
+/// it was read from, some of which have kilobytes.
+pub(crate) fn read_all<M, T>(
+    all: Vec<M>,
+    mut read: impl FnMut(usize, M) -> Read<T>,
+) -> Read<Vec<T>> {
+    let mut done = Vec::with_capacity(all.len());
+    for (i, m) in all.into_iter().enumerate() {
+        done.push(read(i, m)?);
+    }
+    Ok(done)
+}
+
 /// A source of resources: the same ADS stream that the referring resource came over.
 pub(crate) fn ads() -> core::ConfigSource {
     core::ConfigSource {

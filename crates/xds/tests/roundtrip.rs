@@ -142,6 +142,25 @@ fn a_resource_that_is_too_large_is_refused_before_it_is_parsed() {
     assert_eq!(said, r#"cluster "egress": larger than 4194304 bytes"#);
 }
 
+/// Their messages are some kilobytes each.
+#[test]
+fn what_is_read_has_no_more_room_than_it_needs() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for _ in 0..20 {
+        let table = common::routes().new_tree(&mut runner).unwrap().current();
+        for host in table.hosts.values() {
+            let read = decode::virtual_host(&encode::virtual_host(host).value).unwrap();
+            assert_eq!(read.routes.capacity(), read.routes.len());
+        }
+        let endpoints = common::endpoints().new_tree(&mut runner).unwrap().current();
+        let read = decode::endpoints(&encode::endpoints(&endpoints).value).unwrap();
+        assert_eq!(read.localities.capacity(), read.localities.len());
+        for locality in &read.localities {
+            assert_eq!(locality.endpoints.capacity(), locality.endpoints.len());
+        }
+    }
+}
+
 /// A watch is silent for hours, so nothing else shows that its other end has lost power.
 #[test]
 fn an_envoy_ends_a_dead_connection_within_a_minute() {
