@@ -16,13 +16,16 @@
 //! The work is proportional to what changed: a new configuration is compared with the one before it,
 //! which costs what is not shared between them, and only those names are looked at.
 
+mod subscription;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use meshfed_proxy_config::ProxyConfig;
 use meshfed_xds::{MAX_NAME_LEN, TypeUrl};
 
-use super::encoder::{Encoded, Encoder, Version, count, has, names, names_of_difference};
+use super::encoder::{Encoded, Encoder, Version, count, has};
+use subscription::{Current, Outstanding, Sent, Subscription};
 
 /// Names of one kind that a client may subscribe to beyond those that it was sent or that its
 /// configuration has, which is bounded where it is made.
@@ -137,82 +140,6 @@ pub(super) struct Session {
     /// it has them.
     rewarm: BTreeSet<Arc<str>>,
     nonces: u64,
-}
-
-#[derive(Debug, Default)]
-struct Subscription {
-    wildcard: bool,
-    names: BTreeSet<Arc<str>>,
-    /// What the client has, as far as we know.
-    sent: Has,
-    /// Names that it was told do not exist.
-    absent: BTreeSet<Arc<str>>,
-    /// Names about which there may be something to say.
-    open: BTreeSet<Arc<str>>,
-    /// What the client has and the configuration has not.
-    gone: BTreeSet<Arc<str>>,
-    /// Everything must be looked at, as it is not known what is new to the client.
-    unseen: bool,
-    last_nonce: String,
-    /// The response that was not answered yet; at most one for each kind.
-    outstanding: Option<Outstanding>,
-    /// It refused what it was sent last.
-    refused: bool,
-    /// What there was in responses that it refused. It is said again with the next change: what was refused
-    /// is not forgotten when something else is accepted.
-    suspects: BTreeSet<Arc<str>>,
-    /// The last response was full, so that the next one belongs to it.
-    more: bool,
-    /// The response that was not answered yet belongs to the one before.
-    continues: bool,
-    /// A response is due even if it is empty: the client waits for it.
-    owed: bool,
-}
-
-#[derive(Debug)]
-struct Outstanding {
-    version: Version,
-    /// Of its resources.
-    names: Vec<Arc<str>>,
-}
-
-/// What a client has, by name.
-#[derive(Debug, Default)]
-struct Has {
-    resources: BTreeMap<Arc<str>, Sent>,
-    version: Version,
-}
-
-impl Has {
-    fn get(&self, name: &str) -> Option<&Sent> {
-        self.resources.get(name)
-    }
-
-    fn insert(&mut self, name: Arc<str>, sent: Sent) {
-        let version = sent.version;
-        let before = self.resources.insert(name, sent);
-        self.toggle(before.and_then(|sent| sent.version));
-        self.toggle(version);
-    }
-
-    fn remove(&mut self, name: &str) {
-        let before = self.resources.remove(name);
-        self.toggle(before.and_then(|sent| sent.version));
-    }
-
-    fn toggle(&mut self, version: Option<Version>) {
-        if let Some(version) = version {
-            self.version = self.version.toggled(version);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Sent {
-    /// `None`: it has one, but not of ours.
-    version: Option<Version>,
-    /// State of the world only, where what is gone is said again until it may go.
-    resource: Option<Arc<Encoded>>,
 }
 
 impl Session {
@@ -535,156 +462,6 @@ fn free(kinds: &mut BTreeMap<TypeUrl, Subscription>, kind: TypeUrl) -> Option<&m
     kinds
         .get_mut(&kind)
         .filter(|subscription| subscription.outstanding.is_none())
-}
-
-/// The resources of one kind as they are now.
-struct Current<'c> {
-    encoder: &'c Encoder,
-    config: &'c ProxyConfig,
-    kind: TypeUrl,
-    /// The client gets the virtual hosts of its route tables one by one.
-    separate: bool,
-}
-
-impl Current<'_> {
-    fn has(&self, name: &str) -> bool {
-        has(self.config, self.kind, name)
-    }
-
-    fn names(&self) -> Vec<Arc<str>> {
-        names(self.config, self.kind)
-    }
-
-    /// The resource, unless it is of this version.
-    fn other_than(&self, name: &str, version: Option<Version>) -> Option<Arc<Encoded>> {
-        if self.kind == TypeUrl::Routes && self.separate {
-            let table = Encoder::separate_routes(self.config, name)?;
-            return (Some(table.version) != version).then_some(table);
-        }
-        let Some(version) = version else {
-            return self.encoder.encode(self.config, self.kind, name);
-        };
-        self.encoder
-            .encode_other(self.config, self.kind, name, version)
-    }
-}
-
-impl Subscription {
-    /// Notes what differs between two configurations.
-    fn note(&mut self, kind: TypeUrl, before: &ProxyConfig, now: &ProxyConfig) {
-        let differing = names_of_difference(kind, before, now);
-        if !differing.is_empty() {
-            for name in std::mem::take(&mut self.suspects) {
-                if let Some(sent) = self.sent.resources.get(&name) {
-                    let resource = sent.resource.clone();
-                    let version = None;
-                    self.sent.insert(name.clone(), Sent { version, resource });
-                    self.open.insert(name);
-                }
-            }
-        }
-        for name in differing {
-            // What comes next may be what was refused before, mended.
-            self.more = false;
-            if has(now, kind, &name) {
-                self.gone.remove(&name);
-                self.open.insert(name);
-                continue;
-            }
-            // Or a client that does not answer would have us remember all names that there ever were.
-            if !self.names.contains(&name) {
-                self.open.remove(&name);
-            }
-            if self.sent.get(&name).is_some() {
-                self.gone.insert(name);
-            }
-        }
-    }
-
-    /// What there is to say about the open names: what the client should have and has not, and the
-    /// names that it asked for, that do not exist, and of which it was not told so. When that is
-    /// `bytes`, or so many `names` were looked at, the rest stays open.
-    fn settle_open(
-        &mut self,
-        current: &Current<'_>,
-        (bytes, names): (usize, usize),
-    ) -> (Vec<Arc<Encoded>>, Vec<Arc<str>>) {
-        if std::mem::take(&mut self.unseen) {
-            // By the shorter way: a gateway has thousands of endpoints, a sidecar asks for a few.
-            if self.wildcard {
-                self.open.extend(current.names());
-            }
-            self.open.extend(self.names.iter().cloned());
-            let lost = |name: &&Arc<str>| !current.has(name);
-            self.gone = self.sent.resources.keys().filter(lost).cloned().collect();
-        }
-        let mut changed = Vec::new();
-        let mut absent = Vec::new();
-        let mut taken = 0;
-        let mut looked_at = 0;
-        while taken < bytes
-            && looked_at < names
-            && let Some(name) = self.open.pop_first()
-        {
-            looked_at += 1;
-            let asked = self.names.contains(&name);
-            let sent = self.sent.get(&name);
-            if !current.has(&name) {
-                if asked && sent.is_none() && !self.absent.contains(&name) {
-                    absent.push(name);
-                }
-            } else if (self.wildcard || asked)
-                && let Some(resource) = current.other_than(&name, sent.and_then(|s| s.version))
-            {
-                taken += resource.name.len() + resource.resource.value.len();
-                changed.push(resource);
-            }
-        }
-        (changed, absent)
-    }
-
-    /// Judged when names are added only: what the configuration has may become less before the
-    /// client hears of it.
-    fn has_room(&self, room: usize) -> bool {
-        self.names.len() <= room + self.sent.resources.len()
-    }
-
-    fn forget(&mut self, name: &str) {
-        self.sent.remove(name);
-        self.gone.remove(name);
-    }
-
-    fn forget_unwanted(&mut self) {
-        if !self.wildcard {
-            let sent = self.sent.resources.keys();
-            let unwanted: Vec<Arc<str>> = sent
-                .filter(|name| !self.names.contains(*name))
-                .cloned()
-                .collect();
-            for name in unwanted {
-                self.forget(&name);
-            }
-        }
-        self.absent.retain(|name| self.names.contains(name));
-    }
-
-    fn answer(&mut self, kind: TypeUrl, reply: Reply) -> Option<Answer> {
-        if reply.nonce.is_empty() || reply.nonce != self.last_nonce {
-            return None;
-        }
-        let Outstanding { version, names } = self.outstanding.take()?;
-        if reply.error.is_some() {
-            self.suspects.extend(names);
-        }
-        self.refused = reply.error.is_some() || (self.continues && self.refused);
-        Some(Answer {
-            kind,
-            version,
-            refused: reply
-                .error
-                .map(|message| message.chars().take(MAX_MESSAGE).collect()),
-        })
-    }
 }
 
 /// Without names in its first request, a client means all clusters or listeners, as it cannot know

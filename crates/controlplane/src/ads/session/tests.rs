@@ -4,10 +4,10 @@ use meshfed_proxy_config::{
     Cluster, DEFAULT_DRAIN, Discovery, Endpoints, FilterChain, Listener, Network, ProxyConfig,
     RouteTable, Tcp, TcpTarget, TrustBundle, UpstreamProtocol, VirtualHost, host_name,
 };
+use meshfed_xds::encode;
 use proptest::prelude::*;
 
-use meshfed_xds::encode;
-
+use super::super::encoder::names;
 use super::*;
 
 const KINDS: [TypeUrl; 6] = TypeUrl::ADS_ORDER;
