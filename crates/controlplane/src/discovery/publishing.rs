@@ -102,14 +102,19 @@ mod tests {
     use super::*;
     use crate::discovery::tests::Bench;
 
+    fn on_a_disk_that_stands_still(bench: &Bench, dir: &std::path::Path) -> Publishing {
+        let cache = PeerCache::open(dir.join("peers")).unwrap();
+        let name: PeerName = "red-mesh".parse().unwrap();
+        let mut publishing = Publishing::new(name, bench.seen.clone(), cache);
+        publishing.storing.stand_still();
+        publishing
+    }
+
     #[tokio::test]
     async fn a_disk_that_stands_still_does_not_hold_back_the_last_change() {
         let bench = Bench::new();
         let dir = tempfile::tempdir().unwrap();
-        let cache = PeerCache::open(dir.path().join("peers")).unwrap();
-        let name: PeerName = "red-mesh".parse().unwrap();
-        let mut publishing = Publishing::new(name, bench.seen.clone(), cache);
-        publishing.storing.stand_still();
+        let mut publishing = on_a_disk_that_stands_still(&bench, dir.path());
         let state = |status: &str| RemoteState {
             watch: WatchState {
                 last_disconnect_status: Some(status.to_owned()),
@@ -137,10 +142,7 @@ mod tests {
     async fn a_peer_that_changes_without_end_is_told_of_quickly_for_a_while_and_then_seldom() {
         let bench = Bench::new();
         let dir = tempfile::tempdir().unwrap();
-        let cache = PeerCache::open(dir.path().join("peers")).unwrap();
-        let name: PeerName = "red-mesh".parse().unwrap();
-        let mut publishing = Publishing::new(name, bench.seen.clone(), cache);
-        publishing.storing.stand_still();
+        let mut publishing = on_a_disk_that_stands_still(&bench, dir.path());
         let mut told_in = async |seconds: u64| {
             let end = Instant::now() + Duration::from_secs(seconds);
             let mut told = 0;

@@ -90,21 +90,17 @@ impl Subscriber {
         for kind in [TypeUrl::Trust, TypeUrl::Endpoints, TypeUrl::Routes] {
             let wanted = self.warming.wanted(kind);
             let mut names: Vec<String> = wanted.map(ToString::to_string).collect();
-            if !names.is_empty() {
-                names.sort_unstable();
+            names.sort_unstable();
+            let mut pieces = names.chunks(NAMES_A_REQUEST).map(<[String]>::to_vec);
+            if let Some(first) = pieces.next() {
                 self.opened.push(kind);
-                let mut rest = names.split_off(names.len().min(NAMES_A_REQUEST));
-                requests.push(self.first_request(kind, names));
-                while !rest.is_empty() {
-                    let more = rest.split_off(rest.len().min(NAMES_A_REQUEST));
-                    requests.push(DeltaDiscoveryRequest {
-                        type_url: kind.as_str().to_owned(),
-                        resource_names_subscribe: rest,
-                        ..Default::default()
-                    });
-                    rest = more;
-                }
+                requests.push(self.first_request(kind, first));
             }
+            requests.extend(pieces.map(|names| DeltaDiscoveryRequest {
+                type_url: kind.as_str().to_owned(),
+                resource_names_subscribe: names,
+                ..Default::default()
+            }));
         }
         if let Some(first) = requests.first_mut() {
             first.node = Some(node);
