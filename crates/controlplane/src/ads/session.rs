@@ -357,7 +357,7 @@ impl Session {
             for name in std::mem::take(rewarm) {
                 // What is gone meanwhile stays until nothing refers to it.
                 if current.has(&name) {
-                    subscription.sent.remove(&name);
+                    subscription.doubt(&name);
                 }
                 subscription.absent.remove(&name);
                 subscription.open.insert(name);

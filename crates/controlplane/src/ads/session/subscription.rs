@@ -79,7 +79,7 @@ impl Has {
 
 #[derive(Debug)]
 pub(super) struct Sent {
-    /// `None`: it has one, but not of ours.
+    /// `None`: it has one, but not of ours, or one that is due again.
     pub(super) version: Option<Version>,
     /// State of the world only, where what is gone is said again until it may go.
     pub(super) resource: Option<Arc<Encoded>>,
@@ -123,10 +123,7 @@ impl Subscription {
         let differing = names_of_difference(kind, before, now);
         if !differing.is_empty() {
             for name in std::mem::take(&mut self.suspects) {
-                if let Some(sent) = self.sent.resources.get(&name) {
-                    let resource = sent.resource.clone();
-                    let version = None;
-                    self.sent.insert(name.clone(), Sent { version, resource });
+                if self.doubt(&name) {
                     self.open.insert(name);
                 }
             }
@@ -147,6 +144,18 @@ impl Subscription {
                 self.gone.insert(name);
             }
         }
+    }
+
+    /// What the client has of this name is no longer what it should have, whatever its version. It still has
+    /// it, so if it goes now, it goes like all else that is gone: after what refers to it.
+    pub(super) fn doubt(&mut self, name: &Arc<str>) -> bool {
+        let Some(sent) = self.sent.get(name) else {
+            return false;
+        };
+        let resource = sent.resource.clone();
+        let version = None;
+        self.sent.insert(name.clone(), Sent { version, resource });
+        true
     }
 
     /// What there is to say about the open names: what the client should have and has not, and the

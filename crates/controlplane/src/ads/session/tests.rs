@@ -783,6 +783,32 @@ fn what_is_open_is_asked_for_or_there() {
     assert!(session.kinds[&TypeUrl::Endpoints].open.is_empty());
 }
 
+#[test]
+fn endpoints_that_were_due_again_and_are_gone_go_after_what_refers_to_them() {
+    let mut session = mk_session(Mode::Delta, &[("d", 2)]);
+    session.response_bytes = 1;
+    let mut client = Client::default();
+    for kind in KINDS {
+        if kind != TypeUrl::VirtualHosts {
+            subscribe(&mut session, kind, asked_for(kind, &NAMES));
+        }
+    }
+    client.settle(&mut session);
+    // Both clusters were sent, of their endpoints those of `a` only: those of `d` are due again.
+    session.set_config(mk_config(&[("a", 1), ("d", 1)]));
+    while !session.rewarm.contains("d") {
+        client.take(Mode::Delta, session.say().unwrap());
+        client.answer(&mut session, 0);
+    }
+    let endpoints = session.say().unwrap();
+    assert_eq!(endpoints.kind, TypeUrl::Endpoints);
+    assert_eq!(names_of(&endpoints), ["a"]);
+    client.take(Mode::Delta, endpoints);
+    session.set_config(mk_config(&[]));
+    client.settle(&mut session);
+    assert!(client.has.values().all(BTreeMap::is_empty));
+}
+
 fn ask(session: &mut Session, kind: TypeUrl, names: &[&str], nonce: &str) -> Option<Answer> {
     let reply = Reply {
         nonce: nonce.to_string(),
@@ -889,6 +915,22 @@ impl Client {
         }
     }
 
+    /// All is said and answered, and it is whole all the time.
+    fn settle(&mut self, session: &mut Session) {
+        let (mode, separate) = (
+            session.mode,
+            session.kinds.contains_key(&TypeUrl::VirtualHosts),
+        );
+        loop {
+            match session.say() {
+                Some(response) => self.take(mode, response),
+                None if self.unanswered.is_empty() => break,
+                None => self.answer(session, 0),
+            }
+            assert!(self.is_whole(separate));
+        }
+    }
+
     /// Every listener's cluster is there, and so are the cluster's endpoints, and the virtual hosts of the
     /// listener's table if they come one by one.
     fn is_whole(&self, separate: bool) -> bool {
@@ -971,14 +1013,7 @@ proptest! {
             }
             prop_assert!(client.is_whole(separate));
         }
-        loop {
-            match session.say() {
-                Some(response) => client.take(mode, response),
-                None if client.unanswered.is_empty() => break,
-                None => client.answer(&mut session, 0),
-            }
-            prop_assert!(client.is_whole(separate));
-        }
+        client.settle(&mut session);
         prop_assert!(session.is_synced());
         for kind in kinds {
             if mode == Mode::StateOfTheWorld && !is_wildcard_by_default(kind) {
