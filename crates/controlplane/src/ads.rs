@@ -14,12 +14,14 @@
 
 mod encoder;
 mod node;
+mod nodes;
 mod service;
 mod session;
 mod source;
 mod stream;
 
 pub use encoder::{Encoded, Encoder, Version};
-pub use node::{AuthenticatedNode, ConnectionId, NodeError, NodeSet, Nodes};
+pub use node::{AuthenticatedNode, ConnectionId, NodeError};
+pub use nodes::{NodeSet, Nodes};
 pub use service::{AdsMetrics, AdsService, MAX_REQUEST};
 pub use source::{ConfigSource, Configs, Refusal, Report};

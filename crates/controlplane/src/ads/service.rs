@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::node::Nodes;
+use super::nodes::Nodes;
 use super::session::Mode;
 use super::source::ConfigSource;
 use super::stream::{self, Caller, Delta, Protocol, Shared, StateOfTheWorld};

@@ -18,7 +18,8 @@ use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::encoder::Encoder;
-use super::node::{AuthenticatedNode, ConnectedGuard, NodeError, Nodes};
+use super::node::{AuthenticatedNode, NodeError};
+use super::nodes::{ConnectedGuard, Nodes};
 use super::service::AdsMetrics;
 use super::session::{Answer, DeltaSubscription, LimitError, Mode, Next, Reply, Response, Session};
 use super::source::{ConfigSource, Configs, Report};
