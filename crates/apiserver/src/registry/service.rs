@@ -70,14 +70,26 @@ fn keep_allocated(spec: &mut Map<String, Value>, kind: &str, old: &Value) {
     let same = |a: &Map<String, Value>, b: &Value| {
         a.get("port") == b.get("port") && a.get("protocol") == b.get("protocol")
     };
+    // One that another port asks for now is not kept.
+    let asked: HashSet<(String, u64)> = ports_mut(spec)
+        .filter_map(|port| Some((protocol(port), port.get("nodePort")?.as_u64()?)))
+        .collect();
     for port in ports_mut(spec) {
         if port.get("nodePort").is_none_or(is_zero)
             && let Some(old) = old_ports.and_then(|ports| ports.iter().find(|old| same(port, old)))
             && let Some(node_port) = old.get("nodePort")
+            && node_port
+                .as_u64()
+                .is_none_or(|number| !asked.contains(&(protocol(port), number)))
         {
             port.insert("nodePort".to_owned(), node_port.clone());
         }
     }
+}
+
+fn protocol(port: &Map<String, Value>) -> String {
+    let protocol = port.get("protocol").and_then(Value::as_str);
+    protocol.unwrap_or("TCP").to_owned()
 }
 
 fn ports_mut(spec: &mut Map<String, Value>) -> impl Iterator<Item = &mut Map<String, Value>> {
@@ -232,5 +244,31 @@ fn validate_update(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
             &json!(ip),
             "field is immutable",
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_port_is_kept_unless_another_port_asks_for_it() {
+        let node_ports = |asked: Value| {
+            let old = json!({"spec": {"type": "NodePort", "ports": [
+                {"port": 1, "protocol": "TCP", "nodePort": 30001},
+                {"port": 2, "protocol": "TCP", "nodePort": 30002},
+            ]}});
+            let mut new = json!({"spec": {"type": "LoadBalancer", "ports": [
+                {"port": 1, "protocol": "TCP"},
+                {"port": 2, "protocol": "TCP", "nodePort": asked},
+            ]}});
+            prepare(&mut new, Some(&old));
+            let ports = new["spec"]["ports"].as_array().unwrap().iter();
+            ports
+                .map(|port| port["nodePort"].as_u64().unwrap_or_default())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(node_ports(json!(0)), [30001, 30002]);
+        assert_eq!(node_ports(json!(30001)), [0, 30001]);
     }
 }

@@ -296,7 +296,7 @@ fn merged(planned: &Service, present: Option<&Service>) -> Service {
         wanted.metadata.uid = present.metadata.uid.clone();
         wanted.status = present.status.clone();
         if let Some(old) = &present.spec {
-            if spec.type_.as_deref() == Some("NodePort") {
+            if has_node_ports(spec) {
                 keep_node_ports(spec, old);
             }
             spec.cluster_ip = old.cluster_ip.clone();
@@ -313,13 +313,22 @@ fn merged(planned: &Service, present: Option<&Service>) -> Service {
     wanted
 }
 
-/// A port that was given once stays.
+/// A Service with an address of a load balancer may have node ports too.
+fn has_node_ports(spec: &ServiceSpec) -> bool {
+    matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
+}
+
+/// A port that was given once stays, unless another one asks for its number now. The API server does
+/// the same, so without it what we want would never be what is there.
 fn keep_node_ports(spec: &mut ServiceSpec, old: &ServiceSpec) {
+    let ports = spec.ports.iter().flatten();
+    let asked: BTreeSet<i32> = ports.filter_map(|port| port.node_port).collect();
     let without = spec.ports.iter_mut().flatten();
     for port in without.filter(|port| port.node_port.is_none()) {
         let mut before = old.ports.iter().flatten();
         let same = before.find(|old| old.port == port.port);
-        port.node_port = same.and_then(|old| old.node_port);
+        let kept = same.and_then(|old| old.node_port);
+        port.node_port = kept.filter(|kept| !asked.contains(kept));
     }
 }
 
@@ -378,6 +387,39 @@ mod tests {
         let mut second = merged(&planned, Some(&first));
         give_node_ports(second.spec.as_mut().unwrap(), &mut taken);
         assert_eq!(second.spec, first.spec);
+    }
+
+    #[test]
+    fn a_gateway_that_had_node_ports_is_as_planned_when_a_load_balancer_is_asked_for() {
+        for asked in [json!({}), json!({"nodePort": 30100})] {
+            let mut planned = mk_service(json!({}));
+            let spec = planned.spec.as_mut().unwrap();
+            spec.type_ = Some("NodePort".to_owned());
+            let port = &mut spec.ports.as_mut().unwrap()[0];
+            port.node_port = asked["nodePort"].as_i64().map(|port| port as i32);
+            let mut present = merged(&planned, None);
+            give_node_ports(present.spec.as_mut().unwrap(), &mut BTreeSet::new());
+            let given = present.spec.as_ref().unwrap().ports.clone();
+
+            planned = mk_service(json!({}));
+            planned.spec.as_mut().unwrap().type_ = Some("LoadBalancer".to_owned());
+            let wanted = merged(&planned, Some(&present));
+            assert_eq!(wanted.spec.as_ref().unwrap().ports, given);
+            let again = merged(&planned, Some(&wanted));
+            assert_eq!(again.spec, wanted.spec);
+        }
+    }
+
+    #[test]
+    fn a_node_port_that_another_port_asks_for_now_is_not_kept() {
+        let ports = |ports: serde_json::Value| -> ServiceSpec {
+            serde_json::from_value(json!({"type": "NodePort", "ports": ports})).unwrap()
+        };
+        let old = ports(json!([{"port": 1, "nodePort": 30001}, {"port": 2, "nodePort": 30002}]));
+        let mut spec = ports(json!([{"port": 1}, {"port": 2, "nodePort": 30001}]));
+        keep_node_ports(&mut spec, &old);
+        let kept = ports(json!([{"port": 1}, {"port": 2, "nodePort": 30001}]));
+        assert_eq!(spec, kept);
     }
 
     #[test]

@@ -151,6 +151,16 @@ fn gateways_come_and_go_with_their_control_plane() {
         "ClusterIP"
     );
 
+    // It keeps the node ports that nobody asks for any more, and gets an address.
+    let balanced = r#"{"spec":{"gateways":{"additionalIngress":{"ingress-green-mesh":{"service":{
+        "type":"LoadBalancer",
+        "ports":[{"port":15443,"name":"tls"},{"port":8188,"name":"https-discovery"}]}}}}}}"#;
+    mesh.kubectl(&["patch", "smcp/red-mesh", "--type=merge", "-p", balanced]);
+    mesh.until("service/ingress-green-mesh", |service| {
+        let given = &service["status"]["loadBalancer"]["ingress"][0]["ip"];
+        (service["spec"]["type"] == "LoadBalancer" && given.is_string()).then_some(())
+    });
+
     mesh.apply(&GATEWAYS.replace("ENABLED", "false"));
     mesh.until("services", |list| {
         (items(list) == ["egress-green-mesh"]).then_some(())
