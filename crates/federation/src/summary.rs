@@ -72,6 +72,9 @@ pub struct Watch {
     pub connected: bool,
     #[serde(serialize_with = "time")]
     pub last_full_sync: Option<Timestamp>,
+    /// When the peer was last heard, also in an earlier life of our control plane.
+    #[serde(serialize_with = "time")]
+    pub last_contact: Option<Timestamp>,
     #[serde(serialize_with = "time")]
     pub last_event: Option<Timestamp>,
     /// What the last attempt that failed got.
@@ -165,6 +168,7 @@ fn peer(world: &World, plan: &Plan, key: &ObjectKey, imports: usize) -> Peer {
         watch: Watch {
             connected,
             last_full_sync: remote.last_full_sync,
+            last_contact: status.and_then(|s| Some(s.last_contact.as_ref()?.0)),
             last_event: remote.watch.last_event,
             last_disconnect_status: remote.watch.last_disconnect_status.clone(),
         },

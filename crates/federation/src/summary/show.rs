@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::SignedDuration;
 
-use super::{Peer, Summary, Weight};
+use super::{Peer, Summary, Watch, Weight};
 use crate::text::{Ink, ago, plain, span, table};
 
 impl fmt::Display for Summary {
@@ -89,7 +89,7 @@ impl Summary {
             peer.name.clone(),
             state(peer.ready, ready.to_owned()),
             state(peer.watch.connected, yes_or(peer.watch.connected)),
-            ago(self.now, peer.watch.last_full_sync),
+            self.last_sync(&peer.watch),
             state(connected > 0, watching),
             ago(self.now, asked),
             match &peer.report {
@@ -98,6 +98,14 @@ impl Summary {
             },
             format!("{} of {}", peer.imports, peer.offered),
         ]
+    }
+
+    /// A control plane that started anew knows when the peer was last heard, and of no sync.
+    fn last_sync(&self, watch: &Watch) -> String {
+        match (watch.last_full_sync, watch.last_contact) {
+            (None, Some(heard)) => format!("heard {}", ago(self.now, Some(heard))),
+            (synced, _) => ago(self.now, synced),
+        }
     }
 
     fn gateways(&self, f: &mut fmt::Formatter<'_>, ink: Ink) -> fmt::Result {

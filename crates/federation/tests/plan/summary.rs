@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::SignedDuration;
+use meshfed_federation::discovery::client::RemoteState;
 use meshfed_federation::observations::{Observations, Seen};
 use meshfed_federation::plan::plan;
 use meshfed_federation::summary::summary;
@@ -25,6 +26,22 @@ fn shown(lab: &Lab) -> String {
 fn a_mesh_that_works() {
     let (red, _) = red_and_green();
     insta::assert_snapshot!(shown(&red));
+}
+
+#[test]
+fn a_control_plane_that_started_anew_knows_when_a_peer_was_last_heard() {
+    let (mut red, _) = red_and_green();
+    red.edit_remote("green-mesh", |remote| {
+        let heard = now() - SignedDuration::from_mins(3);
+        *remote = RemoteState::kept(remote.services.clone(), Some(heard), None);
+    });
+    let screen = shown(&red);
+    assert!(screen.contains("not connected  heard 3m ago"), "{screen}");
+    let all = summary(&red.world, &red.plan(), &seen(&red));
+    let watch = &serde_json::to_value(&all.peers[0].watch).unwrap();
+    assert!(watch["lastFullSync"].is_null());
+    let heard = now() - SignedDuration::from_mins(3);
+    assert_eq!(watch["lastContact"], heard.to_string());
 }
 
 #[test]
