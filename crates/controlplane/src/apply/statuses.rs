@@ -12,7 +12,7 @@ use meshfed_federation::with_status;
 use meshfed_federation::world::{ObjectKey, Shared};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Done, explain, failed};
 use crate::hub::Outcome;
@@ -104,6 +104,15 @@ where
             .replace_status(&key.name, &PostParams::default(), &object)
             .await
         {
+            // That it is gone is on its way to us.
+            if matches!(&error, kube::Error::Api(status) if status.code == 404) {
+                debug!(
+                    namespace = key.namespace,
+                    name = key.name,
+                    "gone before its status"
+                );
+                continue;
+            }
             done = failed::<K>("write the status of", &key.namespace, &key.name, &error);
         }
     }

@@ -38,8 +38,12 @@ fn outcome(now: Timestamp) -> Option<Arc<Outcome>> {
 
 type Writes = Arc<Mutex<Vec<Instant>>>;
 
-/// An API that remembers when the status was written, and refuses the writes that `refuses` names.
-fn api(refuses: impl Fn(usize) -> bool + Clone + Send + Sync + 'static) -> (Client, Writes) {
+/// An API that remembers when the status was written, and answers the writes that `refuses` names with
+/// this code.
+fn api(
+    refusal: StatusCode,
+    refuses: impl Fn(usize) -> bool + Clone + Send + Sync + 'static,
+) -> (Client, Writes) {
     let writes = Writes::default();
     let seen = writes.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -54,8 +58,8 @@ fn api(refuses: impl Fn(usize) -> bool + Clone + Send + Sync + 'static) -> (Clie
             };
             let (code, body) = if refuses(count) {
                 let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
-                    "reason": "Conflict", "message": "it changed", "code": 409});
-                (StatusCode::CONFLICT, status.to_string().into())
+                    "message": "it changed", "code": refusal.as_u16()});
+                (refusal, status.to_string().into())
             } else {
                 let body = request.into_body().collect_bytes().await.unwrap();
                 (StatusCode::OK, body)
@@ -85,7 +89,7 @@ async fn churn(client: Client) {
 async fn the_status_of_an_object_is_written_at_most_four_times_a_second_whatever_happens() {
     let cases: [fn(usize) -> bool; 3] = [|_| false, |count| count % 3 == 0, |_| true];
     for refuses in cases {
-        let (client, writes) = api(refuses);
+        let (client, writes) = api(StatusCode::CONFLICT, refuses);
         churn(client).await;
         let writes = writes.lock().unwrap();
         assert!(writes.len() > 30, "it is kept up to date: {writes:?}");
@@ -93,5 +97,19 @@ async fn the_status_of_an_object_is_written_at_most_four_times_a_second_whatever
             let took = five[4] - five[0];
             assert!(took >= Duration::from_secs(1), "{took:?}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_of_an_object_that_is_gone_is_not_tried_again() {
+    for (refusal, tries) in [(StatusCode::NOT_FOUND, 1), (StatusCode::FORBIDDEN, 8)] {
+        let (client, writes) = api(refusal, |_| true);
+        let (news, outcomes) = watch::channel(outcome(Timestamp::UNIX_EPOCH));
+        let keeping = tokio::spawn(keep_statuses(client, outcomes));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        drop(news);
+        keeping.await.unwrap();
+        let writes = writes.lock().unwrap();
+        assert_eq!(writes.len(), tries, "{refusal}: {writes:?}");
     }
 }
