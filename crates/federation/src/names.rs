@@ -39,6 +39,10 @@ pub enum NameError {
     PeerNameTooLong(String),
     #[error("{0:?} is not a DNS domain: labels of a-z, 0-9 and '-', joined by '.'")]
     NotADomain(String),
+    #[error(
+        "the DNS domain {0:?} is longer than {MAX_SNI_HOST_LEN} bytes, so that no name in it fits into an SNI"
+    )]
+    DomainTooLong(String),
     #[error("the name {0:?} is longer than {MAX_SNI_HOST_LEN} bytes, so that it fits into no SNI")]
     HostTooLong(String),
     #[error("the host name {host:?} is not {name}.{namespace}.svc.<label>-exports.local")]
@@ -49,10 +53,17 @@ pub enum NameError {
     },
 }
 
-/// Error messages repeat what was given, but never at a length that the sender chose.
+/// Error messages repeat what was given, but never at a length that the sender chose. Three dots are
+/// where more was.
 pub(crate) fn clip(text: &str) -> String {
-    text.chars().take(120).collect()
+    match text.char_indices().nth(MAX_REPEATED) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
+
+/// Characters of what was given that an error message repeats.
+const MAX_REPEATED: usize = 120;
 
 #[cfg(test)]
 mod tests;

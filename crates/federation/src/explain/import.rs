@@ -10,7 +10,7 @@ use crate::discovery::remote::RemoteService;
 use crate::names::{DomainSuffix, ImportedHost, PeerName, RemoteHost, ServiceKey};
 use crate::plan::{GatewayKind, IMPORTS_EXPIRED, ImportProblem, Plan};
 use crate::rules::{ImportDecision, ImportRules};
-use crate::world::World;
+use crate::world::{ObjectKey, World};
 
 /// Services of the peer that a message names when the one asked for is not among them.
 const MOST_NAMED: usize = 5;
@@ -47,15 +47,15 @@ impl<'a> Import<'a> {
         let egress = facts.gateway(GatewayKind::Egress)?;
         let remote = self.offered()?;
         answer.known_at(format!("{}'s border", facts.peer), &remote.host);
-        let (host, as_local) = self.decided(decision)?;
+        let (host, joins) = self.decided(decision)?;
         let hidden = RemoteHost::new(self.service, facts.peer);
         answer.known_at("our egress gateway alone", hidden);
         answer.known_at("this mesh", &host);
         self.is_imported()?;
         answer.shared = true;
-        self.path(answer, &egress, remote, &host, as_local);
+        self.path(answer, &egress, remote, &host, joins.as_ref());
         self.carries(&egress)?;
-        self.has_endpoints(remote)
+        self.has_endpoints(remote, joins.is_some())
     }
 
     /// What the rules say, whether the peer exports such a service or not.
@@ -164,17 +164,25 @@ impl<'a> Import<'a> {
         .command(look)
     }
 
-    /// The name here, if a rule gives one, and whether it joins a service of our own.
+    /// The name here, if a rule gives one, and the service of our own that it joins, if it does.
     fn decided(
         &self,
         decision: Option<(ImportDecision, Option<String>)>,
-    ) -> Result<(ImportedHost, bool), Obstacle> {
+    ) -> Result<(ImportedHost, Option<ServiceKey>), Obstacle> {
         let facts = &self.facts;
         let (peer, system) = (facts.peer, facts.system());
         let rule = self.rule();
         let edit = format!("kubectl -n {system} edit importedserviceset {peer}");
         match decision {
-            Some((ImportDecision::Imported { host, as_local, .. }, _)) => Ok((host, as_local)),
+            Some((
+                ImportDecision::Imported {
+                    host,
+                    local,
+                    as_local,
+                    ..
+                },
+                _,
+            )) => Ok((host, Some(local).filter(|_| as_local))),
             None => Err(Obstacle::new(
                 "NoSet",
                 format!("{peer} exports it, and there is no ImportedServiceSet {peer} in {system}"),
@@ -270,7 +278,7 @@ impl<'a> Import<'a> {
         egress: &Gateway,
         remote: &RemoteService,
         host: &ImportedHost,
-        as_local: bool,
+        joins: Option<&ServiceKey>,
     ) {
         let facts = &self.facts;
         let peer = facts.peer;
@@ -279,8 +287,12 @@ impl<'a> Import<'a> {
             .iter()
             .map(|port| format!("calls http://{host}:{port}"))
             .collect();
-        if as_local {
-            does.push("the service of this name here shares in its calls".to_owned());
+        if let Some(local) = joins {
+            let key = ObjectKey::new(local.namespace.as_str(), local.name.as_str());
+            does.push(match facts.world.resources.services.get(&key) {
+                Some(_) => "the service of this name here shares in its calls".to_owned(),
+                None => format!("there is no Service {key} here that shares in its calls"),
+            });
         }
         answer.hop("a workload of this mesh", does);
         let at: Vec<String> = egress
@@ -291,9 +303,9 @@ impl<'a> Import<'a> {
             .collect();
         let hidden = RemoteHost::new(self.service, peer);
         // A local name may be that of several peers.
-        let name = match as_local {
-            true => host.as_str(),
-            false => hidden.as_str(),
+        let name = match joins {
+            Some(_) => host.as_str(),
+            None => hidden.as_str(),
         };
         let asked = ports
             .iter()
@@ -330,14 +342,18 @@ impl<'a> Import<'a> {
     }
 
     /// Whether somebody in the other mesh takes requests, if it tells.
-    fn has_endpoints(&self, remote: &RemoteService) -> Result<(), Obstacle> {
+    fn has_endpoints(&self, remote: &RemoteService, as_local: bool) -> Result<(), Obstacle> {
         let peer = self.facts.peer;
+        let until = match as_local {
+            true => "only what else this mesh has under this name is called",
+            false => "callers get 503 at once",
+        };
         match remote.health {
             Some(health) if health.ready_endpoints == 0 => Err(Obstacle::new(
                 "NoReadyEndpoint",
                 format!(
-                    "{peer} says that none of its {} endpoints of {} is ready; until one is, only \
-                     endpoints of other meshes are called",
+                    "{peer} says that none of its {} endpoints of {} is ready; until one is, \
+                     {until}",
                     health.capacity, remote.host
                 ),
                 format!("ask the administrator of {peer} to see after its workloads"),

@@ -31,8 +31,11 @@ impl FromStr for DomainSuffix {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if text.len() > MAX_SNI_HOST_LEN || !text.split('.').all(is_label) {
+        if !text.split('.').all(is_label) {
             return Err(NameError::NotADomain(clip(text)));
+        }
+        if text.len() > MAX_SNI_HOST_LEN {
+            return Err(NameError::DomainTooLong(clip(text)));
         }
         Ok(Self(text.into()))
     }

@@ -118,4 +118,17 @@ fn a_domain_suffix_is_a_dns_domain() {
     for bad in ["", ".", ".local", "local.", "a..b", "*.local", "A.local"] {
         assert!(bad.parse::<DomainSuffix>().is_err(), "{bad:?}");
     }
+    let long = format!("{}dd", "d.".repeat(MAX_SNI_HOST_LEN / 2));
+    let error = long.parse::<DomainSuffix>().unwrap_err().to_string();
+    let begin = format!(
+        "the DNS domain \"{}...\" is longer than 234 bytes",
+        &long[..120]
+    );
+    assert!(error.starts_with(&begin), "{error}");
+}
+
+#[test]
+fn what_is_repeated_of_what_was_given_is_short_and_says_that_it_was_cut() {
+    assert_eq!(clip(&"é".repeat(120)), "é".repeat(120));
+    assert_eq!(clip(&"é".repeat(121)), format!("{}...", "é".repeat(120)));
 }

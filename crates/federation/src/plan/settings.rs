@@ -52,13 +52,15 @@ impl Default for PeerSettings {
 /// An annotation that is without effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingProblem {
-    #[error("the annotation {PREFIX}{name} is {value:?}; it must be {expected}")]
+    #[error(
+        "the annotation {PREFIX}{name} is {value:?}; it must be {expected}; the default counts"
+    )]
     Value {
         name: &'static str,
         value: String,
         expected: &'static str,
     },
-    #[error("the annotation {PREFIX}{0} is no setting of a peer")]
+    #[error("the annotation {PREFIX}{0} is no setting of a peer and does nothing")]
     Unknown(String),
 }
 
@@ -237,7 +239,7 @@ mod tests {
         assert_eq!(
             problems,
             [
-                "the annotation meshfed.io/max-services is \"many\"; it must be a number from 1 to 100000"
+                "the annotation meshfed.io/max-services is \"many\"; it must be a number from 1 to 100000; the default counts"
             ]
         );
     }

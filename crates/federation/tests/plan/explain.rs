@@ -389,6 +389,35 @@ fn a_service_without_a_ready_endpoint_in_the_other_mesh_is_in_nobodys_reach() {
         obstacle.message.contains("none of its 3 endpoints"),
         "{obstacle:?}"
     );
+    let only_there = obstacle.message.ends_with("callers get 503 at once");
+    assert!(only_there, "{obstacle:?}");
+    import_rules(
+        &mut green,
+        json!([{"type": "NameSelector", "importAsLocal": true,
+            "nameSelector": {"alias": {"namespace": "bookinfo"}}}]),
+    );
+    let obstacle = import(&green, "red-ratings", "bookinfo").obstacle.unwrap();
+    let under_our_name = obstacle.message.ends_with("under this name is called");
+    assert!(under_our_name, "{obstacle:?}");
+}
+
+#[test]
+fn an_import_as_local_says_whether_there_is_a_service_that_it_joins() {
+    let (_, mut green) = red_and_green();
+    import_rules(
+        &mut green,
+        json!([{"type": "NameSelector", "importAsLocal": true,
+            "nameSelector": {"alias": {"namespace": "bookinfo"}}}]),
+    );
+    let said = import(&green, "red-ratings", "bookinfo").to_string();
+    let alone = "there is no Service bookinfo/red-ratings here that shares in its calls";
+    assert!(said.contains(alone), "{said}");
+    green.service("bookinfo", "red-ratings", json!({}));
+    let said = import(&green, "red-ratings", "bookinfo").to_string();
+    assert!(
+        said.contains("the service of this name here shares in its calls"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -67,6 +67,12 @@ fn imports_outlive_the_contact_for_ever_or_as_long_as_is_set() {
     let plan = green.plan();
     assert_eq!(imported(&plan), 0);
     assert_eq!(reason(&plan), "ImportsExpired");
+    let set = plan.statuses.imports.values().next().unwrap();
+    let ready = &set.conditions[0];
+    assert_eq!(ready.reason.as_deref(), Some("ImportsExpired"));
+    let said = ready.message.as_deref().unwrap();
+    let begin = "the 2 services that the peer exported last do not count any more";
+    assert!(said.starts_with(begin), "{said}");
     last_heard(&mut green, now());
     assert!(imported(&green.plan()) > 0);
 }

@@ -89,7 +89,7 @@ fn a_setting_that_cannot_be_read_is_said_and_nothing_else_changes() {
     let (status, said, discovery) = settings(&red);
     assert_eq!(status, "False");
     assert!(
-        said.contains("meshfed.io/max-services is \"all\""),
+        said.contains("meshfed.io/max-services is \"all\"") && said.contains("the default counts"),
         "{said}"
     );
     assert_eq!(discovery, before);
@@ -97,6 +97,13 @@ fn a_setting_that_cannot_be_read_is_said_and_nothing_else_changes() {
     let (status, _, discovery) = settings(&red);
     assert_eq!(status, "True");
     assert_eq!(discovery["green-mesh"].settings.max_services, 7);
+    red.edit_peer("green-mesh", |peer| {
+        let annotations = peer.metadata.annotations.get_or_insert_default();
+        annotations.insert("meshfed.io/bogus".into(), "1".into());
+    });
+    let (_, said, _) = settings(&red);
+    let expected = "the annotation meshfed.io/bogus is no setting of a peer and does nothing";
+    assert_eq!(said, expected, "a name that nobody knows has no default");
 }
 
 #[test]
@@ -109,6 +116,12 @@ fn a_watch_without_contact_for_two_resync_periods_is_not_connected() {
     assert_eq!(reason(&red), "NotConnected");
     let status = red.plan().statuses.peers.values().next().unwrap().clone();
     assert!(!status.discovery_status.active[0].watch.connected);
+    let said = status.conditions[0].message.clone().unwrap();
+    let begin = "the watch of the peer's exports is open, and yet nothing was heard of the peer \
+                 within two resync periods of 60s, no event and no list; it was last heard \
+                 2027-10-05T13:05:43Z";
+    assert!(said.starts_with(begin), "{said}");
+    assert!(!said.contains("503"), "how an earlier one ended: {said}");
 }
 
 #[test]

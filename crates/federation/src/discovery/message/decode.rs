@@ -24,7 +24,7 @@ pub enum DecodeError {
     EventTooLong { limit: usize },
     #[error("an event of the peer's watch is nested deeper than {limit} levels")]
     EventTooDeep { limit: usize },
-    #[error("the peer's watch holds something that is no JSON object, from byte {0:#04x} on")]
+    #[error("the peer's watch holds something that is no JSON object: it begins with {:?}", char::from(*.0))]
     NotAnObject(u8),
     /// Not JSON, a value of another type than the protocol's, or more than the limits allow.
     #[error("the peer's message cannot be read: {0}")]

@@ -86,7 +86,12 @@ fn object_and_line_end_may_come_in_separate_chunks() {
 
 #[test]
 fn a_watch_that_is_no_sequence_of_objects_is_given_up() {
-    assert_eq!(events_of(&[b"[1]"]), Err(DecodeError::NotAnObject(b'[')));
+    let refused = events_of(&[b"[1]"]).unwrap_err();
+    assert_eq!(refused, DecodeError::NotAnObject(b'['));
+    assert!(
+        refused.to_string().ends_with("it begins with '['"),
+        "{refused}"
+    );
     assert_eq!(
         events_of(&[b"{\"checksum\":0}<html>"]),
         Err(DecodeError::NotAnObject(b'<'))

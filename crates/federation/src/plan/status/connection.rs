@@ -1,17 +1,21 @@
 //! What stands between two control planes, in words that tell an administrator what to do.
 
 use super::condition::{READY, Verdict};
-use crate::discovery::client::WatchState;
+use super::time;
+use crate::discovery::client::RemoteState;
 use crate::discovery::server::SourceStatus;
 use crate::plan::peers::{Gateway, Trusted};
 
 /// We do not watch the peer.
 pub(super) fn not_watching(
     peer: &Trusted<'_>,
-    watch: &WatchState,
+    remote: &RemoteState,
     watchers: &[SourceStatus],
 ) -> Verdict {
+    let watch = &remote.watch;
     let mut message = match &watch.last_disconnect_status {
+        // How an earlier one ended is no matter of this one.
+        _ if watch.connected => unheard(peer, remote),
         None => "the watch of the peer's exports is not open yet".to_owned(),
         Some(last) => {
             let why = cause(peer, last, watch.last_disconnect_cause.as_deref());
@@ -22,6 +26,19 @@ pub(super) fn not_watching(
         message.push_str("; the peer watches ours");
     }
     Verdict::fails(READY, "NotConnected", message)
+}
+
+/// The watch is open, and that is all.
+fn unheard(peer: &Trusted<'_>, remote: &RemoteState) -> String {
+    let period = peer.settings.resync_period.as_secs();
+    let last = remote.last_contact.map_or_else(String::new, |contact| {
+        format!("; it was last heard {}", time(contact).0)
+    });
+    format!(
+        "the watch of the peer's exports is open, and yet nothing was heard of the peer within two \
+         resync periods of {period}s, no event and no list{last}. Ask the peer's administrator \
+         whether its control plane answers, and see whether the way to it is still there"
+    )
 }
 
 /// We watch the peer.

@@ -134,7 +134,7 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
         return Verdict::fails(READY, fault.kind().reason(), message);
     }
     if !is_connected(&peer.settings, remote, now) && !watched_by_us {
-        return connection::not_watching(peer, &remote.watch, &watchers);
+        return connection::not_watching(peer, remote, &watchers);
     }
     connection::watching(peer, &watchers)
 }
@@ -205,8 +205,7 @@ fn settings(object: &ServiceMeshPeer) -> Verdict {
         return Verdict::holds(TYPE, "SettingsUsed", "every setting has its effect");
     }
     let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    let message = format!("{}; the default counts", problems.join("; "));
-    Verdict::fails(TYPE, "InvalidSetting", message)
+    Verdict::fails(TYPE, "InvalidSetting", problems.join("; "))
 }
 
 /// Never without an event or an answer to `services` in the last two resync periods.
@@ -308,6 +307,14 @@ pub(super) fn contact(decided: &Decided<'_, '_>, key: &ObjectKey) -> Contact {
     } else {
         Contact::Never
     }
+}
+
+/// How many services of the peer do not count any more because of its silence.
+pub(super) fn expired(decided: &Decided<'_, '_>, key: &ObjectKey) -> Option<usize> {
+    let peer = decided.peers.get(key)?.as_ref().ok()?;
+    let remote = &state_of(decided.world, key).remote;
+    let expired = staleness::is_expired(&peer.settings, remote, decided.world);
+    expired.then(|| remote.services.len())
 }
 
 /// Why a set that belongs to this peer is without effect.

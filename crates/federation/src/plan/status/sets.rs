@@ -11,10 +11,11 @@ use super::Decided;
 use super::bounded::{bounded, named};
 use super::condition::{READY, Verdict, conditions};
 use super::crowded::Crowded;
-use super::peer::{Contact, contact, set_problem};
+use super::peer::{Contact, contact, expired, set_problem};
 use crate::names::PeerName;
 use crate::plan::exports::PeerExports;
 use crate::plan::imports::{ImportProblem, Offer, PeerImports};
+use crate::plan::staleness;
 use crate::rules::{ExportRules, RuleError};
 use crate::world::ObjectKey;
 
@@ -109,6 +110,19 @@ pub(super) fn imported(
             let message = "nothing was heard of the peer's exports yet; \
                            the status of the ServiceMeshPeer says why";
             return Verdict::fails(READY, "PeerNotHeard", message);
+        }
+        if broken.is_none()
+            && let Some(services) = expired(decided, key)
+        {
+            let were = match services {
+                1 => "the 1 service that the peer exported last does not count".to_owned(),
+                many => format!("the {many} services that the peer exported last do not count"),
+            };
+            let message = format!(
+                "{were} any more: the peer was silent for longer than \
+                 meshfed.io/imports-outlive-contact allows"
+            );
+            return Verdict::fails(READY, staleness::IMPORTS_EXPIRED, message);
         }
         ready(broken, reason, problems, || {
             let count = imports.imported().count();
