@@ -153,19 +153,26 @@ impl Api {
         place.map_or(Ok(()), |(kind, key)| self.finalize(kind, &key))
     }
 
-    /// Deletes an object if none of its owners exists.
+    /// Deletes an object if none of its owners exists. Who gets another owner meanwhile is judged anew.
     fn collect(&self, kind: KindId, key: &Key) -> Result<(), WriteError> {
-        let Some(object) = self.find(kind, key) else {
-            return Ok(());
-        };
-        let owned = {
-            let cache = self.store.read();
-            object.owners.iter().any(|uid| cache.lives(*uid))
-        };
-        if owned || object.owners.is_empty() {
-            return Ok(());
+        for _ in 0..RETRIES {
+            let (object, owned) = {
+                let cache = self.store.read();
+                let Some(object) = cache.get(kind, key).cloned() else {
+                    return Ok(());
+                };
+                let owned = object.owners.iter().any(|uid| cache.lives(*uid));
+                (object, owned)
+            };
+            if owned || object.owners.is_empty() {
+                return Ok(());
+            }
+            match self.remove_as(kind, key, Some(object.revision)) {
+                Err(WriteError::Changed) => {}
+                done => return done,
+            }
         }
-        self.remove(kind, key)
+        Err(WriteError::Changed)
     }
 
     /// Does what the garbage collector's own finalizers ask for.
@@ -181,16 +188,20 @@ impl Api {
         let dependents = self.store.read().dependents(object.uid);
         if waits_for(ORPHAN) {
             for (kind, key) in &dependents {
-                self.change(*kind, key, |value| disown(value, object.uid))?;
+                self.change(*kind, key, None, |value| disown(value, object.uid))?;
             }
-            return self.change(kind, key, |value| drop_finalizer(value, ORPHAN));
+            return self.change(kind, key, None, |value| drop_finalizer(value, ORPHAN));
         }
         if waits_for(FOREGROUND) {
             for (kind, key) in &dependents {
-                self.remove(*kind, key)?;
+                if self.has_owner_beside(*kind, key, object.uid) {
+                    self.change(*kind, key, None, |value| disown(value, object.uid))?;
+                } else {
+                    self.remove(*kind, key)?;
+                }
             }
             if self.store.read().dependents(object.uid).is_empty() {
-                return self.change(kind, key, |value| drop_finalizer(value, FOREGROUND));
+                return self.change(kind, key, None, |value| drop_finalizer(value, FOREGROUND));
             }
         }
         Ok(())
@@ -231,7 +242,7 @@ impl Api {
         if !emptied(&self.store.read()) {
             return Ok(());
         }
-        self.change(namespaces, key, |value| {
+        self.change(namespaces, key, None, |value| {
             let spec = value.get_mut("spec").and_then(Value::as_object_mut);
             if let Some(list) = spec.and_then(|spec| spec.get_mut("finalizers")?.as_array_mut()) {
                 list.retain(|finalizer| finalizer != "kubernetes");
@@ -271,14 +282,26 @@ impl Api {
         self.store.read().get(kind, key).cloned()
     }
 
+    fn has_owner_beside(&self, kind: KindId, key: &Key, owner: Uid) -> bool {
+        let cache = self.store.read();
+        let owners = cache.get(kind, key).map(|object| object.owners.clone());
+        let mut others = owners.iter().flat_map(|owners| owners.iter());
+        others.any(|uid| *uid != owner && cache.lives(*uid))
+    }
+
     /// Deletes an object, or begins to if it has finalizers.
     fn remove(&self, kind: KindId, key: &Key) -> Result<(), WriteError> {
+        self.remove_as(kind, key, None)
+    }
+
+    /// The same, if it is of this revision.
+    fn remove_as(&self, kind: KindId, key: &Key, judged: Option<u64>) -> Result<(), WriteError> {
         let now = self.time_text();
         let object = self.find(kind, key);
         if object.is_none_or(|object| object.deleting && object.finalizers) {
             return Ok(());
         }
-        self.change(kind, key, |value| {
+        self.change(kind, key, judged, |value| {
             if let Some(metadata) = json::metadata_mut(value) {
                 metadata
                     .entry("deletionTimestamp")
@@ -287,17 +310,22 @@ impl Api {
         })
     }
 
-    /// Changes an object; one that is being deleted and has no finalizers left is removed.
+    /// Changes an object, if it is still of the revision that was judged; one that is being deleted and has
+    /// no finalizers left is removed.
     fn change(
         &self,
         kind: KindId,
         key: &Key,
+        judged: Option<u64>,
         change: impl Fn(&mut Value),
     ) -> Result<(), WriteError> {
         for _ in 0..RETRIES {
             let Some(current) = self.find(kind, key) else {
                 return Ok(());
             };
+            if judged.is_some_and(|revision| revision != current.revision) {
+                return Err(WriteError::Changed);
+            }
             let mut value = current.to_value();
             change(&mut value);
             let Some(ty) = self.registry.of_store(kind) else {

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod owners;
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
