@@ -135,7 +135,7 @@ impl Subscriber {
     }
 
     /// Takes a response: each resource is put in force, kept until it is complete, or refused by
-    /// name. Gives the acknowledgement and the subscriptions that follow.
+    /// name. Gives the subscriptions that follow and then the acknowledgement.
     pub(super) fn receive(
         &mut self,
         response: DeltaDiscoveryResponse,
@@ -160,13 +160,15 @@ impl Subscriber {
             }
             None => refused.push("resources of a kind that is not supported here".to_owned()),
         }
-        let mut requests = vec![DeltaDiscoveryRequest {
+        let mut requests = Vec::new();
+        self.subscribe(wants, &mut requests, engine);
+        // Last, as what it refers to is asked for by then: the control plane goes on with what leads to it.
+        requests.push(DeltaDiscoveryRequest {
             type_url: response.type_url,
             response_nonce: response.nonce,
             error_detail: detail(&refused),
             ..Default::default()
-        }];
-        self.subscribe(wants, &mut requests, engine);
+        });
         let answered = self.answered_clusters && self.answered_listeners;
         self.ready = self.ready || (answered && self.warming.is_complete());
         requests
@@ -217,7 +219,10 @@ impl Subscriber {
                 engine.check(&change)?;
                 self.warming.set(&name, change, wants);
                 self.learn(&name, resource.version);
-                self.try_complete(&name, engine, wants)?;
+                if let Err(rejection) = self.try_complete(&name, engine, wants) {
+                    self.unlearn(&name);
+                    return Err(rejection.into());
+                }
             }
             TypeUrl::VirtualHosts => {
                 engine.apply(change)?;
@@ -304,6 +309,8 @@ impl Subscriber {
         match kind {
             TypeUrl::Cluster | TypeUrl::Listener => self.warming.remove(&name, wants),
             TypeUrl::VirtualHosts => {}
+            // Nobody wants it any more; who does later asks anew.
+            _ if !self.warming.is_wanted(&name) => {}
             // It does not exist: that is an answer as well.
             _ => self.arrive(&name, engine, wants),
         }
@@ -313,7 +320,8 @@ impl Subscriber {
     fn arrive(&mut self, name: &Name, engine: &mut impl Apply, wants: &mut Wants) {
         for owner in self.warming.arrived(name) {
             if let Err(rejection) = self.try_complete(&owner, engine, wants) {
-                // The response that brought it was accepted long ago.
+                // The response that brought it was accepted long ago; the next stream brings it again.
+                self.unlearn(&owner);
                 tracing::error!(kind = owner.0.label(), %rejection, "cannot be applied");
             }
         }

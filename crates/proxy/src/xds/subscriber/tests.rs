@@ -16,6 +16,8 @@ struct Fake {
     bad: Option<&'static str>,
     /// A bundle by which connections go on.
     used: Option<&'static str>,
+    /// A listener that cannot be applied although it is good.
+    fails: Option<&'static str>,
 }
 
 impl Apply for Fake {
@@ -37,6 +39,16 @@ impl Apply for Fake {
     }
 
     fn apply(&mut self, change: Change) -> Result<(), Rejection> {
+        if let Change::Listener(l) = &change
+            && self.fails == Some(l.name.as_str())
+        {
+            return Err(Rejection {
+                name: l.name.clone(),
+                cause: Box::new(RejectionCause::Cluster(
+                    crate::cluster::ClusterError::ConnectTimeout,
+                )),
+            });
+        }
         self.applied.push(match change {
             Change::Trust(name, _) => format!("+trust {name}"),
             Change::Cluster(c) => format!("+cluster {}", c.name),
@@ -93,17 +105,15 @@ impl Scene {
             ..Default::default()
         };
         self.requests = self.subscriber.receive(response, &mut self.fake);
-        let ack = &self.requests[0];
+        let ack = self.requests.last().unwrap();
         assert_eq!(ack.type_url, kind.as_str());
         assert_eq!(ack.response_nonce, format!("nonce-{}", kind.label()));
         std::mem::take(&mut self.fake.applied)
     }
 
     fn refusal(&self) -> &str {
-        self.requests[0]
-            .error_detail
-            .as_ref()
-            .map_or("", |s| &s.message)
+        let ack = self.requests.last().unwrap();
+        ack.error_detail.as_ref().map_or("", |s| &s.message)
     }
 
     /// What the requests after the last response subscribe to (`+`) and no longer (`-`).
@@ -434,4 +444,60 @@ fn what_nobody_asked_for_is_passed_over_and_an_unknown_kind_is_refused() {
     let requests = scene.subscriber.receive(response, &mut scene.fake);
     assert_eq!(requests.len(), 1);
     assert!(requests[0].error_detail.is_some());
+}
+
+#[test]
+fn a_removal_that_comes_when_nobody_asks_any_more_is_no_answer_to_a_later_question() {
+    let mut scene = Scene::new();
+    scene.receive(TypeUrl::Cluster, vec![cluster("c", "e", None)], &[]);
+    scene.receive(TypeUrl::Endpoints, vec![endpoints("e")], &[]);
+    scene.receive(TypeUrl::Cluster, vec![], &["c"]);
+    assert_eq!(scene.wants(), set(&["-endpoints e"]));
+    // The control plane took the acknowledgement, and said this before it read that nobody asks.
+    scene.receive(TypeUrl::Endpoints, vec![], &["e"]);
+    let applied = scene.receive(TypeUrl::Cluster, vec![cluster("c", "e", None)], &[]);
+    assert_eq!(scene.wants(), set(&["+endpoints e"]));
+    assert!(
+        applied.is_empty(),
+        "its endpoints are not there: {applied:?}"
+    );
+}
+
+#[test]
+fn what_could_not_be_applied_is_not_said_to_be_there_on_a_new_stream() {
+    let mut scene = Scene::new();
+    scene.fake.fails = Some("l");
+    scene.receive(TypeUrl::Routes, vec![], &[]);
+    scene.receive(TypeUrl::Listener, vec![http_listener("l", "t")], &[]);
+    scene.receive(TypeUrl::Routes, vec![], &["t"]);
+    let requests = scene.subscriber.begin(Node::default());
+    let of_kind = requests
+        .iter()
+        .find(|r| r.type_url == TypeUrl::Listener.as_str());
+    let known = &of_kind.unwrap().initial_resource_versions;
+    assert!(known.is_empty(), "{known:?}");
+}
+
+#[test]
+fn what_follows_from_a_response_is_asked_for_before_it_is_acknowledged() {
+    let mut subscriber = Subscriber::default();
+    subscriber.begin(Node::default());
+    let (name, any) = cluster("c", "e", None);
+    let response = DeltaDiscoveryResponse {
+        type_url: TypeUrl::Cluster.as_str().to_owned(),
+        nonce: "n".to_owned(),
+        resources: vec![Resource {
+            name: name.to_owned(),
+            version: "1".to_owned(),
+            resource: Some(any),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let requests = subscriber.receive(response, &mut Fake::default());
+    let kinds: Vec<_> = requests.iter().map(|r| r.type_url.as_str()).collect();
+    assert_eq!(
+        kinds,
+        [TypeUrl::Endpoints.as_str(), TypeUrl::Cluster.as_str()]
+    );
 }
