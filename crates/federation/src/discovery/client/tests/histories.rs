@@ -227,3 +227,127 @@ proptest! {
         two.agree()?;
     }
 }
+
+#[derive(Debug, Clone)]
+enum Trouble {
+    Usual(Step),
+    /// The peer's control plane begins anew, with these exports.
+    ServerRestarts(Names),
+    /// The list that is asked for is answered with this code.
+    ListFails(u16),
+    /// The way to the peer is another one.
+    NewWay,
+    /// The peer's control plane is of another version from now on.
+    Extends(bool),
+    Settings {
+        hold: u64,
+        resync: u64,
+    },
+    Called,
+}
+
+fn any_trouble() -> impl Strategy<Value = Trouble> {
+    let names = || proptest::collection::btree_map(0..5usize, 0..3u32, 0..5);
+    prop_oneof![
+        12 => any_step().prop_map(Trouble::Usual),
+        1 => names().prop_map(Trouble::ServerRestarts),
+        1 => prop_oneof![Just(400u16), Just(503)].prop_map(Trouble::ListFails),
+        1 => Just(Trouble::NewWay),
+        1 => any::<bool>().prop_map(Trouble::Extends),
+        1 => (0..60u64, 1..100u64).prop_map(|(hold, resync)| Trouble::Settings { hold, resync }),
+        1 => Just(Trouble::Called),
+    ]
+}
+
+impl Two {
+    fn suffer(&mut self, trouble: Trouble, stable: bool) {
+        let keep = |mut names: Names| {
+            if stable {
+                names.entry(1).or_insert(1);
+            }
+            names
+        };
+        match trouble {
+            Trouble::Usual(Step::Export(names)) => self.take(Step::Export(keep(names))),
+            Trouble::Usual(step) => self.take(step),
+            Trouble::ServerRestarts(names) => {
+                self.take(Step::WatchBreaks);
+                self.made = None;
+                if let Some(id) = self.driver.list.take() {
+                    let now = self.driver.now();
+                    let failure = refused();
+                    let actions = self.driver.client.list_done(id, Some(&failure), now);
+                    self.driver.note(actions);
+                }
+                self.server = Server::new(ServerSettings::default());
+                self.take(Step::Export(keep(names)));
+            }
+            Trouble::ListFails(code) => {
+                let code = if stable { 503 } else { code };
+                if let Some(id) = self.driver.list {
+                    self.made = None;
+                    let now = self.driver.now();
+                    let failure = Failure::Status(code, String::new());
+                    let actions = self.driver.client.list_done(id, Some(&failure), now);
+                    self.driver.note(actions);
+                }
+            }
+            Trouble::NewWay => {
+                let now = self.driver.now();
+                let actions = self.driver.client.restart(now);
+                self.driver.note(actions);
+                self.made = None;
+            }
+            Trouble::Extends(extended) => {
+                self.take(Step::WatchBreaks);
+                self.made = None;
+                self.driver.extended = extended;
+            }
+            Trouble::Settings { hold, resync } => {
+                let settings = ClientSettings {
+                    hold_empty: Duration::from_secs(hold),
+                    resync: Duration::from_secs(resync),
+                    ..ClientSettings::default()
+                };
+                let now = self.driver.now();
+                let actions = self.driver.client.set_settings(settings, now);
+                self.driver.note(actions);
+            }
+            Trouble::Called => {
+                let now = self.driver.now();
+                let actions = self.driver.client.peer_called(now);
+                self.driver.note(actions);
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whatever else goes wrong: in the end it has the list, and what is exported all along is never lost
+    /// unless the peer says 400.
+    #[test]
+    fn whatever_happens_the_client_ends_with_the_list_and_never_loses_what_stays(
+        troubles in proptest::collection::vec(any_trouble(), 0..60),
+        extended: bool,
+        stable: bool,
+    ) {
+        let mut two = Two::new(extended);
+        let mut had = false;
+        // With `stable`, one service is exported all along.
+        for trouble in troubles {
+            two.suffer(trouble, stable);
+            let has = two.driver.names().contains(&"w");
+            prop_assert!(has || !had || !stable, "lost");
+            had |= has;
+        }
+        let round = [Step::Wait(100_000), Step::MakeList, Step::ListArrives];
+        for step in std::iter::repeat_n(round, 14).flatten() {
+            two.take(step);
+            let has = two.driver.names().contains(&"w");
+            prop_assert!(has || !had || !stable, "lost");
+            had |= has;
+        }
+        two.take(Step::Events(1000));
+        two.agree()?;
+    }
+}
