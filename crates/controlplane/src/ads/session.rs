@@ -27,12 +27,14 @@ use meshfed_xds::{MAX_NAME_LEN, TypeUrl};
 use super::encoder::{Encoded, Encoder, Version, count, has};
 use subscription::{Current, Outstanding, Sent, Subscription};
 
-/// Names of one kind that a client may subscribe to beyond those that it was sent or that its
+/// Names of one kind that a client may always subscribe to beyond those that it was sent or that its
 /// configuration has, which is bounded where it is made.
-pub(super) const MAX_NAMES: usize = 16 * 1024;
+const MAX_NAMES: usize = 16 * 1024;
 /// Names of one kind that a client may say it has, and those that it may ask for, when we do not know
 /// them: after a restart of the control plane, all of a proxy's are such.
-pub(super) const MAX_UNKNOWN: usize = 256 * 1024;
+const MAX_UNKNOWN: usize = 256 * 1024;
+/// Their bytes.
+const MAX_UNKNOWN_BYTES: usize = 32 * 1024 * 1024;
 /// About as many bytes of resources are put into one delta response; what is left follows when it
 /// was answered. So neither end holds more of a large configuration than this on its way.
 const RESPONSE_BYTES: usize = 256 * 1024;
@@ -71,7 +73,9 @@ pub(super) enum Mode {
 /// A client that asks for more than it can need.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum LimitError {
-    #[error("more than {MAX_NAMES} names of one kind that do not exist")]
+    #[error(
+        "more names of one kind that do not exist than {MAX_UNKNOWN}, or than {MAX_UNKNOWN_BYTES} bytes"
+    )]
     TooManyNames,
     #[error("more than {MAX_UNKNOWN} resources of one kind that are not ours")]
     TooManyUnknown,
@@ -137,8 +141,8 @@ pub(super) struct Session {
     encoder: Arc<Encoder>,
     config: Option<Arc<ProxyConfig>>,
     /// Endpoints that are due again: their cluster was sent, and Envoy waits for them anew even if
-    /// it has them.
-    rewarm: BTreeSet<Arc<str>>,
+    /// it has them. Those that are gone since, as they were last.
+    rewarm: BTreeMap<Arc<str>, Option<Arc<Encoded>>>,
     nonces: u64,
 }
 
@@ -156,7 +160,7 @@ impl Session {
             kinds: BTreeMap::new(),
             encoder,
             config: None,
-            rewarm: BTreeSet::new(),
+            rewarm: BTreeMap::new(),
             nonces: 0,
         }
     }
@@ -165,8 +169,17 @@ impl Session {
     pub(super) fn set_config(&mut self, config: Arc<ProxyConfig>) {
         for (kind, subscription) in &mut self.kinds {
             match &self.config {
-                Some(before) => subscription.note(*kind, before, &config),
+                Some(before) => subscription.note(*kind, before, &config, &self.encoder),
                 None => subscription.unseen = true,
+            }
+        }
+        if let Some(before) = &self.config {
+            for (name, last) in &mut self.rewarm {
+                if has(&config, TypeUrl::Endpoints, name) {
+                    *last = None;
+                } else if has(before, TypeUrl::Endpoints, name) {
+                    *last = self.encoder.encode(before, TypeUrl::Endpoints, name);
+                }
             }
         }
         self.config = Some(config);
@@ -290,10 +303,10 @@ impl Session {
         Ok(subscription.answer(kind, reply))
     }
 
-    /// How many names of a kind that the client has nothing of it may subscribe to.
+    /// How many names of a kind that the client has nothing of it may always subscribe to.
     fn room(&self, kind: TypeUrl) -> usize {
         let known = self.config.as_ref().map(|config| count(config, kind));
-        known.map_or(MAX_UNKNOWN, |known| known + MAX_NAMES)
+        known.unwrap_or(0) + MAX_NAMES
     }
 
     /// The next response, if anything can be said now. It counts as sent.
@@ -329,7 +342,7 @@ impl Session {
             && self
                 .kinds
                 .values()
-                .all(|s| s.outstanding.is_none() && !s.refused)
+                .all(|s| s.outstanding.is_none() && !s.refuses())
     }
 
     fn waits_for_any(&self, kinds: &[TypeUrl]) -> bool {
@@ -354,10 +367,12 @@ impl Session {
             separate,
         };
         if kind == TypeUrl::Endpoints {
-            for name in std::mem::take(rewarm) {
-                // What is gone meanwhile stays until nothing refers to it.
-                if current.has(&name) {
-                    subscription.doubt(&name);
+            for (name, last) in std::mem::take(rewarm) {
+                // Also what is gone meanwhile: it stays until nothing refers to it, and may come back before.
+                if subscription.doubt(&name) {
+                    subscription
+                        .last
+                        .extend(last.map(|last| (name.clone(), last)));
                 }
                 subscription.absent.remove(&name);
                 subscription.open.insert(name);
@@ -422,7 +437,8 @@ impl Session {
         }
         let names = changed.iter().map(|r| r.name.clone()).collect();
         for resource in &changed {
-            self.rewarm.extend(resource.endpoints.clone());
+            let endpoints = resource.endpoints.clone();
+            self.rewarm.extend(endpoints.map(|name| (name, None)));
             subscription.absent.remove(&resource.name);
             subscription.sent.insert(
                 resource.name.clone(),

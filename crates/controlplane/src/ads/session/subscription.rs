@@ -7,7 +7,7 @@ use meshfed_proxy_config::ProxyConfig;
 use meshfed_xds::TypeUrl;
 
 use super::super::encoder::{Encoded, Encoder, Version, has, names, names_of_difference};
-use super::{Answer, MAX_MESSAGE, Reply};
+use super::{Answer, MAX_MESSAGE, MAX_UNKNOWN, MAX_UNKNOWN_BYTES, Reply};
 
 #[derive(Debug, Default)]
 pub(super) struct Subscription {
@@ -21,6 +21,9 @@ pub(super) struct Subscription {
     pub(super) open: BTreeSet<Arc<str>>,
     /// What the client has and the configuration has not.
     pub(super) gone: BTreeSet<Arc<str>>,
+    /// Endpoints that were due again when they went, as they were: the client waits for them before it
+    /// answers for their cluster, and until then nothing can go.
+    pub(super) last: BTreeMap<Arc<str>, Arc<Encoded>>,
     /// Everything must be looked at, as it is not known what is new to the client.
     pub(super) unseen: bool,
     pub(super) last_nonce: String,
@@ -119,7 +122,13 @@ impl Current<'_> {
 
 impl Subscription {
     /// Notes what differs between two configurations.
-    pub(super) fn note(&mut self, kind: TypeUrl, before: &ProxyConfig, now: &ProxyConfig) {
+    pub(super) fn note(
+        &mut self,
+        kind: TypeUrl,
+        before: &ProxyConfig,
+        now: &ProxyConfig,
+        encoder: &Encoder,
+    ) {
         let differing = names_of_difference(kind, before, now);
         if !differing.is_empty() {
             for name in std::mem::take(&mut self.suspects) {
@@ -133,8 +142,16 @@ impl Subscription {
             self.more = false;
             if has(now, kind, &name) {
                 self.gone.remove(&name);
+                self.last.remove(&name);
                 self.open.insert(name);
                 continue;
+            }
+            let doubted = |sent: &Sent| sent.version.is_none() && self.open.contains(&name);
+            if kind == TypeUrl::Endpoints
+                && self.sent.get(&name).is_some_and(doubted)
+                && let Some(last) = encoder.encode(before, kind, &name)
+            {
+                self.last.insert(name.clone(), last);
             }
             // Or a client that does not answer would have us remember all names that there ever were.
             if !self.names.contains(&name) {
@@ -186,7 +203,10 @@ impl Subscription {
             looked_at += 1;
             let asked = self.names.contains(&name);
             let sent = self.sent.get(&name);
-            if !current.has(&name) {
+            if let Some(last) = self.last.remove(&name) {
+                taken += last.name.len() + last.resource.value.len();
+                changed.push(last);
+            } else if !current.has(&name) {
                 if asked && sent.is_none() && !self.absent.contains(&name) {
                     absent.push(name);
                 }
@@ -203,10 +223,23 @@ impl Subscription {
     /// Judged when names are added only: what the configuration has may become less before the
     /// client hears of it.
     pub(super) fn has_room(&self, room: usize) -> bool {
-        self.names.len() <= room + self.sent.resources.len()
+        let names = self.names.len();
+        if names <= room + self.sent.resources.len() {
+            return true;
+        }
+        // Of one that comes back in several requests, what went while it was away is unknown.
+        names <= MAX_UNKNOWN
+            && self.names.iter().map(|name| name.len()).sum::<usize>() <= MAX_UNKNOWN_BYTES
+    }
+
+    /// Whether it refused what it was sent last, or something before that was not said again since.
+    pub(super) fn refuses(&self) -> bool {
+        self.refused || !self.suspects.is_empty()
     }
 
     pub(super) fn forget(&mut self, name: &str) {
+        self.suspects.remove(name);
+        self.last.remove(name);
         self.sent.remove(name);
         self.gone.remove(name);
     }
@@ -232,6 +265,10 @@ impl Subscription {
         let Outstanding { version, names } = self.outstanding.take()?;
         if reply.error.is_some() {
             self.suspects.extend(names);
+        } else {
+            for name in names {
+                self.suspects.remove(&name);
+            }
         }
         self.refused = reply.error.is_some() || (self.continues && self.refused);
         Some(Answer {

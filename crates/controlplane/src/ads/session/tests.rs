@@ -5,10 +5,12 @@ use meshfed_proxy_config::{
     RouteTable, Tcp, TcpTarget, TrustBundle, UpstreamProtocol, VirtualHost, host_name,
 };
 use meshfed_xds::encode;
-use proptest::prelude::*;
 
 use super::super::encoder::names;
 use super::*;
+use properties::{Client, NAMES};
+
+mod properties;
 
 const KINDS: [TypeUrl; 6] = TypeUrl::ADS_ORDER;
 
@@ -622,7 +624,7 @@ fn a_wildcard_can_be_said_and_taken_back() {
 #[test]
 fn a_client_cannot_grow_our_memory() {
     let mut session = mk_session(Mode::Delta, &[]);
-    let many = |from: usize| (from..from + MAX_NAMES).map(|n| n.to_string()).collect();
+    let many = |count: usize| (0..count).map(|n| n.to_string()).collect();
     let mut ask = |subscribe| {
         let request = DeltaSubscription {
             subscribe,
@@ -630,14 +632,15 @@ fn a_client_cannot_grow_our_memory() {
         };
         session.delta(TypeUrl::Endpoints, request, Reply::default())
     };
-    assert!(ask(many(0)).is_ok());
-    assert_eq!(ask(many(MAX_NAMES)), Err(LimitError::TooManyNames));
+    assert!(ask(many(MAX_UNKNOWN)).is_ok());
+    assert_eq!(ask(vec!["more".to_owned()]), Err(LimitError::TooManyNames));
     assert_eq!(
         ask(vec!["x".repeat(MAX_NAME_LEN + 1)]),
         Err(LimitError::NameTooLong)
     );
     let mut session = mk_session(Mode::StateOfTheWorld, &[]);
-    let names = (0..3 * MAX_NAMES).map(|n| n.to_string()).collect();
+    let long = |n: usize| format!("{n:0MAX_NAME_LEN$}");
+    let names = (0..=MAX_UNKNOWN_BYTES / MAX_NAME_LEN).map(long).collect();
     let asked = session.state_of_the_world(TypeUrl::Routes, names, Reply::default());
     assert_eq!(asked, Err(LimitError::TooManyNames));
     let come_back = |session: &mut Session, versions| {
@@ -654,11 +657,30 @@ fn a_client_cannot_grow_our_memory() {
     assert_eq!(back, Err(LimitError::TooManyUnknown));
 }
 
+#[test]
+fn a_proxy_comes_back_in_several_requests_when_most_of_what_it_had_is_gone() {
+    let mut session = Session::new(Mode::Delta, Arc::default());
+    session.set_config(mk_many(10));
+    let names: Vec<String> = (0..60_000).map(|n| n.to_string()).collect();
+    for piece in names.chunks(20_000) {
+        let request = DeltaSubscription {
+            subscribe: piece.to_vec(),
+            ..DeltaSubscription::default()
+        };
+        let asked = session.delta(TypeUrl::Endpoints, request, Reply::default());
+        assert_eq!(asked, Ok(None));
+    }
+}
+
 /// A configuration with so many clusters and their endpoints.
 fn mk_many(count: usize) -> Arc<ProxyConfig> {
+    mk_named((0..count).map(|n| n.to_string()))
+}
+
+fn mk_named(names: impl Iterator<Item = String>) -> Arc<ProxyConfig> {
     let mut config = ProxyConfig::default();
-    for n in 0..count {
-        let name: Arc<str> = n.to_string().into();
+    for name in names {
+        let name: Arc<str> = name.into();
         let cluster = Arc::new(mk_cluster(&name, 1));
         config.clusters.insert(name.clone(), cluster);
         let endpoints = Endpoints {
@@ -672,10 +694,12 @@ fn mk_many(count: usize) -> Arc<ProxyConfig> {
 
 #[test]
 fn names_that_exist_may_be_as_many_as_there_are_also_in_the_moment_in_which_they_go() {
+    let many = MAX_UNKNOWN_BYTES / MAX_NAME_LEN + MAX_NAMES;
     for mode in [Mode::Delta, Mode::StateOfTheWorld] {
         let mut session = Session::new(mode, Arc::default());
-        session.set_config(mk_many(17_000));
-        let names = |to: usize| (0..to).map(|n| n.to_string()).collect::<Vec<_>>();
+        (session.response_bytes, session.names_a_turn) = (usize::MAX, usize::MAX);
+        let names = |to: usize| (0..to).map(|n| format!("{n:0MAX_NAME_LEN$}"));
+        session.set_config(mk_named(names(many)));
         let ask = |session: &mut Session, subscribe: Vec<String>, reply: Reply| match mode {
             Mode::Delta => {
                 let request = DeltaSubscription {
@@ -688,7 +712,8 @@ fn names_that_exist_may_be_as_many_as_there_are_also_in_the_moment_in_which_they
                 session.state_of_the_world(TypeUrl::Endpoints, subscribe, reply)
             }
         };
-        assert_eq!(ask(&mut session, names(17_000), Reply::default()), Ok(None));
+        let all = names(many).collect();
+        assert_eq!(ask(&mut session, all, Reply::default()), Ok(None));
         let sent = session.say().unwrap();
         session.set_config(mk_many(0));
         let reply = Reply {
@@ -697,7 +722,7 @@ fn names_that_exist_may_be_as_many_as_there_are_also_in_the_moment_in_which_they
         };
         let more = match mode {
             Mode::Delta => vec!["more".to_owned()],
-            Mode::StateOfTheWorld => names(17_001),
+            Mode::StateOfTheWorld => names(many + 1).collect(),
         };
         let answer = ask(&mut session, more, reply).unwrap();
         assert_eq!(answer.unwrap().refused, None);
@@ -796,7 +821,7 @@ fn endpoints_that_were_due_again_and_are_gone_go_after_what_refers_to_them() {
     client.settle(&mut session);
     // Both clusters were sent, of their endpoints those of `a` only: those of `d` are due again.
     session.set_config(mk_config(&[("a", 1), ("d", 1)]));
-    while !session.rewarm.contains("d") {
+    while !session.rewarm.contains_key("d") {
         client.take(Mode::Delta, session.say().unwrap());
         client.answer(&mut session, 0);
     }
@@ -873,167 +898,116 @@ fn state_of_the_world_follows_names_and_ignores_stale_nonces() {
     assert!(session.say().is_none());
 }
 
-/// A client as the protocol describes it, for the property below.
-#[derive(Default)]
-struct Client {
-    has: BTreeMap<TypeUrl, BTreeMap<Arc<str>, Version>>,
-    unanswered: Vec<Response>,
-}
-
-impl Client {
-    fn take(&mut self, mode: Mode, response: Response) {
-        let has = self.has.entry(response.kind).or_default();
-        let full = mode == Mode::StateOfTheWorld
-            && matches!(response.kind, TypeUrl::Cluster | TypeUrl::Listener);
-        if full {
-            has.clear();
+#[test]
+fn endpoints_that_are_due_again_stay_due_when_they_go_and_come_back() {
+    let mut session = mk_session(Mode::Delta, &[("b", 1)]);
+    for kind in KINDS {
+        if kind != TypeUrl::VirtualHosts {
+            subscribe(&mut session, kind, asked_for(kind, &NAMES));
         }
-        for name in &response.removed {
-            has.remove(name);
-        }
-        for resource in &response.resources {
-            has.insert(resource.name.clone(), resource.version);
-        }
-        self.unanswered.push(response);
     }
-
-    fn answer(&mut self, session: &mut Session, n: usize) {
-        if self.unanswered.is_empty() {
-            return;
-        }
-        let response = self.unanswered.remove(n % self.unanswered.len());
-        match session.mode {
-            Mode::Delta => ack(session, &response),
-            Mode::StateOfTheWorld => {
-                let names = if is_wildcard_by_default(response.kind) {
-                    &[][..]
-                } else {
-                    &NAMES
-                };
-                ask(session, response.kind, names, &response.nonce).unwrap();
+    settle(&mut session);
+    let next = |session: &mut Session, kind, names: &[&str]| {
+        let response = loop {
+            let response = session.say().unwrap();
+            if response.kind != TypeUrl::Trust {
+                break response;
             }
-        }
-    }
-
-    /// All is said and answered, and it is whole all the time.
-    fn settle(&mut self, session: &mut Session) {
-        let (mode, separate) = (
-            session.mode,
-            session.kinds.contains_key(&TypeUrl::VirtualHosts),
-        );
-        loop {
-            match session.say() {
-                Some(response) => self.take(mode, response),
-                None if self.unanswered.is_empty() => break,
-                None => self.answer(session, 0),
-            }
-            assert!(self.is_whole(separate));
-        }
-    }
-
-    /// Every listener's cluster is there, and so are the cluster's endpoints, and the virtual hosts of the
-    /// listener's table if they come one by one.
-    fn is_whole(&self, separate: bool) -> bool {
-        let has = |kind, name: &Arc<str>| {
-            self.has
-                .get(&kind)
-                .is_some_and(|has| has.contains_key(name))
+            ack(session, &response);
         };
-        let listeners = self.has.get(&TypeUrl::Listener);
-        listeners.into_iter().flat_map(BTreeMap::keys).all(|name| {
-            let host = host_name(name, "host");
-            has(TypeUrl::Cluster, name)
-                && has(TypeUrl::Endpoints, name)
-                && (!separate || has(TypeUrl::VirtualHosts, &host))
-        })
-    }
-}
-
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-
-#[derive(Debug, Clone)]
-enum Step {
-    Config(Vec<(usize, u64)>),
-    Send,
-    Answer(usize),
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        1 => proptest::collection::vec((0..NAMES.len(), 1..4u64), 0..4).prop_map(Step::Config),
-        3 => Just(Step::Send),
-        3 => any::<usize>().prop_map(Step::Answer),
-    ]
-}
-
-proptest! {
-    /// Whatever changes and however slowly the client answers: it never has a listener without its
-    /// cluster and endpoints, and in the end it has exactly the newest configuration.
-    #[test]
-    fn a_client_is_always_whole_and_ends_with_the_newest(
-        delta in any::<bool>(),
-        separate in any::<bool>(),
-        response_bytes in prop_oneof![Just(1), Just(usize::MAX)],
-        names_a_turn in prop_oneof![Just(1), Just(usize::MAX)],
-        steps in proptest::collection::vec(any_step(), 1..60),
-    ) {
-        let separate = delta && separate;
-        let kinds = KINDS.into_iter().filter(|kind| separate || *kind != TypeUrl::VirtualHosts);
-        let mode = if delta { Mode::Delta } else { Mode::StateOfTheWorld };
-        let mut session = mk_session(mode, &[]);
-        if delta {
-            session.response_bytes = response_bytes;
-            session.names_a_turn = names_a_turn;
-        }
-        let mut newest = mk_config(&[]);
-        let mut client = Client::default();
-        for kind in kinds.clone() {
-            let names = asked_for(kind, &NAMES);
-            match mode {
-                Mode::Delta => subscribe(&mut session, kind, names),
-                Mode::StateOfTheWorld => {
-                    ask(&mut session, kind, names, "");
-                }
-            }
-        }
-        for step in steps {
-            match step {
-                Step::Config(services) => {
-                    let services: Vec<_> =
-                        services.into_iter().map(|(n, s)| (NAMES[n], s)).collect();
-                    newest = mk_config(&services);
-                    session.set_config(newest.clone());
-                }
-                Step::Send => {
-                    if let Some(response) = session.say() {
-                        client.take(mode, response);
-                    }
-                }
-                Step::Answer(n) => client.answer(&mut session, n),
-            }
-            prop_assert!(client.is_whole(separate));
-        }
-        client.settle(&mut session);
-        prop_assert!(session.is_synced());
-        for kind in kinds {
-            if mode == Mode::StateOfTheWorld && !is_wildcard_by_default(kind) {
-                // Here the client drops what nothing refers to by itself.
-                continue;
-            }
-            let expected: BTreeMap<_, _> = names(&newest, kind)
-                .into_iter()
-                .map(|name| {
-                    let version = match kind {
-                        TypeUrl::Routes if separate => {
-                            Encoder::separate_routes(&newest, &name).unwrap().version
-                        }
-                        _ => version(&newest, kind, &name),
-                    };
-                    (name, version)
-                })
-                .collect();
-            let has = client.has.remove(&kind).unwrap_or_default();
-            prop_assert_eq!(has, expected);
+        assert_eq!((response.kind, names_of(&response)), (kind, names.to_vec()));
+        response
+    };
+    session.set_config(mk_config(&[("a", 1), ("b", 1)]));
+    let clusters = next(&mut session, TypeUrl::Cluster, &["a"]);
+    ack(&mut session, &clusters);
+    let unanswered = next(&mut session, TypeUrl::Endpoints, &["a"]);
+    // The endpoints of `b` are due again, and wait for an answer.
+    session.set_config(mk_config(&[("a", 1), ("b", 2)]));
+    let clusters = next(&mut session, TypeUrl::Cluster, &["b"]);
+    ack(&mut session, &clusters);
+    session.set_config(mk_config(&[("a", 1)]));
+    ack(&mut session, &unanswered);
+    // Before anything of `b` went but its listener.
+    let mut said = false;
+    while let Some(response) = session.say() {
+        said |= response.kind == TypeUrl::Endpoints && names_of(&response) == ["b"];
+        ack(&mut session, &response);
+        if response.kind == TypeUrl::Listener {
+            session.set_config(mk_config(&[("a", 1), ("b", 2)]));
         }
     }
+    assert!(said, "they were due again");
+    assert!(session.is_synced());
+}
+
+#[test]
+fn a_client_that_waits_for_endpoints_gets_them_also_when_they_are_gone_meanwhile() {
+    let mut session = mk_settled(&[("b", 1)]);
+    subscribe(&mut session, TypeUrl::Endpoints, &["a"]);
+    settle(&mut session);
+    let mut config = ProxyConfig::clone(&mk_config(&[("b", 1)]));
+    config.endpoints.extend(
+        ProxyConfig::clone(&mk_config(&[("a", 1)]))
+            .endpoints
+            .iter()
+            .map(|(n, e)| (n.clone(), e.clone())),
+    );
+    session.set_config(config.clone().into());
+    let unanswered = session.say().unwrap();
+    assert_eq!(
+        (unanswered.kind, names_of(&unanswered)),
+        (TypeUrl::Endpoints, vec!["a"])
+    );
+    config
+        .clusters
+        .insert("b".into(), Arc::new(mk_cluster("b", 2)));
+    session.set_config(config.clone().into());
+    let cluster = session.say().unwrap();
+    assert_eq!(
+        (cluster.kind, names_of(&cluster)),
+        (TypeUrl::Cluster, vec!["b"])
+    );
+    // Envoy does not answer before it has the endpoints of `b` anew, but they are gone now.
+    session.set_config(mk_config(&[]));
+    ack(&mut session, &unanswered);
+    let trust = session.say().unwrap();
+    assert_eq!(
+        (trust.kind, removed_of(&trust)),
+        (TypeUrl::Trust, vec!["b"])
+    );
+    ack(&mut session, &trust);
+    let endpoints = session.say().expect("it waits for us, and we for it");
+    assert_eq!(
+        (endpoints.kind, names_of(&endpoints)),
+        (TypeUrl::Endpoints, vec!["b"])
+    );
+    ack(&mut session, &endpoints);
+    ack(&mut session, &cluster);
+    settle(&mut session);
+    assert!(session.is_synced());
+    assert!(session.kinds.values().all(|s| s.sent.resources.is_empty()));
+}
+
+#[test]
+fn what_was_refused_is_not_forgotten_when_something_else_is_taken_away() {
+    let mut session = mk_settled(&[("a", 1), ("b", 1)]);
+    session.set_config(mk_config(&[("a", 2)]));
+    let trust = session.say().unwrap();
+    assert_eq!(
+        (trust.kind, removed_of(&trust)),
+        (TypeUrl::Trust, vec!["b"])
+    );
+    ack(&mut session, &trust);
+    let changed = session.say().unwrap();
+    assert_eq!(
+        (changed.kind, names_of(&changed)),
+        (TypeUrl::Cluster, vec!["a"])
+    );
+    answer(&mut session, &changed, Some("no")).unwrap();
+    settle(&mut session);
+    assert!(!session.is_synced(), "it goes by the old cluster");
+    session.set_config(mk_config(&[("a", 3)]));
+    settle(&mut session);
+    assert!(session.is_synced());
 }
