@@ -217,7 +217,6 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
             self.namespace.clone(),
         ));
         tasks.spawn(proxies.clone().follow_plans());
-        tasks.spawn(proxies.clone().follow_nodes(nodes.subscribe()));
 
         let (mesh, meshes) = watch::channel(None);
         let (store, stores) = watch::channel(self.identity.trust(&default_domain)?);

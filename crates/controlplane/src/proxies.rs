@@ -10,9 +10,7 @@ use meshfed_proxy_config::ProxyConfig;
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::ads::{
-    AuthenticatedNode, ConfigSource, Configs, ConnectionId, NodeSet, Refusal, Report,
-};
+use crate::ads::{AuthenticatedNode, ConfigSource, Configs, ConnectionId, Refusal, Report};
 use crate::apply::Outcomes;
 use crate::hub::{Outcome, Seen};
 
@@ -71,34 +69,6 @@ impl Proxies {
             if outcomes.changed().await.is_err() {
                 return;
             }
-        }
-    }
-
-    /// Notices gateways that go.
-    pub async fn follow_nodes(self: Arc<Self>, mut nodes: watch::Receiver<NodeSet>) {
-        while nodes.changed().await.is_ok() {
-            let connected = nodes.borrow_and_update().clone();
-            let mut gateways = lock(&self.gateways);
-            let gone: Vec<ConnectionId> = gateways
-                .keys()
-                .filter(|id| !connected.contains_key(id))
-                .copied()
-                .collect();
-            for id in gone {
-                let Some((name, _)) = gateways.remove(&id) else {
-                    continue;
-                };
-                // Another connection of the same gateway may be there already.
-                let other = gateways.values().find(|(n, _)| *n == name);
-                self.seen.gateway(&name, other.map(|(_, s)| s.clone()));
-                info!(gateway = name, "a gateway has disconnected");
-            }
-            drop(gateways);
-            self.refusals(|all| all.retain(|id, _| connected.contains_key(id)));
-            lock(&self.followed)
-                .confirmed
-                .retain(|id, _| connected.contains_key(id));
-            self.tell_who_left();
         }
     }
 
@@ -255,6 +225,23 @@ impl ConfigSource for Proxies {
             sender.send_replace(Some(config));
         }
         Ok(sender.subscribe())
+    }
+
+    fn left(&self, node: &AuthenticatedNode) {
+        let id = node.connection;
+        let mut gateways = lock(&self.gateways);
+        if let Some((name, _)) = gateways.remove(&id) {
+            // Another connection of the same gateway may be there already.
+            let other = gateways.values().find(|(n, _)| *n == name);
+            self.seen.gateway(&name, other.map(|(_, s)| s.clone()));
+            info!(gateway = name, "a gateway has disconnected");
+        }
+        drop(gateways);
+        self.refusals(|all| {
+            all.remove(&id);
+        });
+        lock(&self.followed).confirmed.remove(&id);
+        self.tell_who_left();
     }
 
     fn report(&self, node: &AuthenticatedNode, report: Report) {

@@ -25,6 +25,9 @@ pub trait ConfigSource: Send + Sync + 'static {
 
     /// What a proxy made of its configuration. Must not block.
     fn report(&self, node: &AuthenticatedNode, report: Report);
+
+    /// A connection that has subscribed is over; nothing is reported of it any more. Must not block.
+    fn left(&self, node: &AuthenticatedNode);
 }
 
 /// What a proxy made of what it was sent.

@@ -412,6 +412,12 @@ impl<'a, P: Protocol> Stream<'a, P> {
     }
 }
 
+impl<P: Protocol> Drop for Stream<'_, P> {
+    fn drop(&mut self) {
+        self.shared.source.left(&self.node);
+    }
+}
+
 fn refused_node(error: &NodeError) -> Status {
     match error {
         NodeError::NotProven { .. } => Status::permission_denied(error.to_string()),

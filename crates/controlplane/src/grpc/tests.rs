@@ -27,8 +27,8 @@ use tonic::{Code, Request, Status, Streaming};
 
 use super::*;
 use crate::ads::{
-    AdsMetrics, AdsService, AuthenticatedNode, ConfigSource, Configs, NodeSet, Nodes, Refusal,
-    Report,
+    AdsMetrics, AdsService, AuthenticatedNode, ConfigSource, Configs, ConnectionId, NodeSet, Nodes,
+    Refusal, Report,
 };
 use crate::ca_service::{
     AuthError, CaMetrics, CaService, MAX_MESSAGE, Membership, ServiceAccountRef, TokenAuthenticator,
@@ -84,6 +84,7 @@ impl TokenAuthenticator for FakeTokens {
 struct FakeSource {
     configs: Mutex<HashMap<String, watch::Sender<Option<Arc<ProxyConfig>>>>>,
     reports: watch::Sender<Vec<Report>>,
+    left: Mutex<Vec<ConnectionId>>,
 }
 
 impl FakeSource {
@@ -118,6 +119,10 @@ impl ConfigSource for FakeSource {
 
     fn report(&self, _node: &AuthenticatedNode, report: Report) {
         self.reports.send_modify(|all| all.push(report));
+    }
+
+    fn left(&self, node: &AuthenticatedNode) {
+        self.left.lock().unwrap().push(node.connection);
     }
 }
 
@@ -637,6 +642,7 @@ async fn a_connected_proxy_is_seen_with_its_readiness_until_it_is_gone() {
     ads.subscribe(Some(node), TypeUrl::Cluster, &[]).await;
     let seen = plane.node_set(|set| !set.is_empty()).await;
     let node = seen.values().next().unwrap();
+    let connection = node.connection;
     assert_eq!(node.identity, RATINGS.parse().unwrap());
     assert_eq!(
         (node.name.as_deref(), node.ready),
@@ -659,6 +665,7 @@ async fn a_connected_proxy_is_seen_with_its_readiness_until_it_is_gone() {
         .await;
     drop(ads);
     plane.node_set(|set| set.is_empty()).await;
+    assert_eq!(*plane.source.left.lock().unwrap(), [connection]);
 }
 
 #[tokio::test]

@@ -93,8 +93,8 @@ fn a_peer_has_left_when_every_connected_proxy_has_confirmed_a_configuration_with
     assert_eq!(left().as_deref(), Some("u1"));
 }
 
-#[tokio::test]
-async fn a_sidecar_that_refuses_its_configuration_is_told_of_until_it_accepts_one_or_goes() {
+#[test]
+fn a_sidecar_that_refuses_its_configuration_is_told_of_until_it_accepts_one_or_goes() {
     let (_hub, Ends { seen, .. }) = Hub::new(world());
     let world = world();
     let plan = planner(&world);
@@ -130,11 +130,9 @@ async fn a_sidecar_that_refuses_its_configuration_is_told_of_until_it_accepts_on
     assert_eq!((all.sidecars, all.words.len()), (4, 3));
     assert!(!all.words.contains_key("shop/cart-0"));
     // All but one go.
-    let left = BTreeMap::from([(carts[4].connection, Arc::new(carts[4].clone()))]);
-    let (connected, nodes) = watch::channel(NodeSet::default());
-    connected.send_replace(Arc::new(left));
-    drop(connected);
-    proxies.clone().follow_nodes(nodes).await;
+    for cart in &carts[..4] {
+        proxies.left(cart);
+    }
     let all = told();
     assert_eq!((all.sidecars, all.words.len()), (1, 1));
     proxies.report(&carts[4], Report::Synced(Arc::default()));
@@ -151,4 +149,29 @@ fn with_the_peer() -> ProxyConfig {
         .trust
         .insert("peer/green-mesh".into(), Arc::new(bundle));
     config
+}
+
+#[test]
+fn a_gateway_is_known_from_when_it_subscribes_until_it_leaves() {
+    let (_hub, Ends { seen, .. }) = Hub::new(world());
+    let world = world();
+    let plan = planner(&world);
+    let outcome = Arc::new(Outcome { world, plan });
+    let (_out, outcomes) = watch::channel(Some(outcome));
+    let proxies = Proxies::new(outcomes, seen.clone(), "system".to_owned());
+    let nodes = Nodes::new();
+    let gateway = || node(&nodes, "cluster.local/ns/system/sa/g-service-account", "g");
+    let ready = || seen.observed().gateways.get("g").map(|s| s.ready);
+    let (first, second) = (gateway(), gateway());
+    let config = proxies.subscribe(&first).unwrap();
+    let synced = || Report::Synced(config.borrow().clone().unwrap());
+    proxies.report(&first, synced());
+    assert_eq!(ready(), Some(true));
+    proxies.subscribe(&second).unwrap();
+    proxies.report(&second, synced());
+    proxies.left(&first);
+    assert_eq!(ready(), Some(true));
+    proxies.left(&second);
+    assert_eq!(ready(), None);
+    assert!(lock(&proxies.followed).confirmed.is_empty());
 }
