@@ -30,6 +30,7 @@ use crate::journal::{self, AuditLog, Writes};
 use crate::observe;
 use crate::proxies::Proxies;
 use crate::registration;
+use crate::safekeeping;
 use crate::subnet::Subnet;
 
 /// The domain of the mesh's own services.
@@ -204,6 +205,11 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         let journal = tokio::spawn(journal::keep(self.audit_log, writes, backlog));
         apply::start(&self.client, self.subnet, &outcomes, &mut tasks);
         tasks.spawn(self.identity.clone().keep(outcomes.clone()));
+        tasks.spawn(safekeeping::keep(
+            self.client.clone(),
+            self.namespace.clone(),
+            self.identity.authority.clone(),
+        ));
 
         let nodes = Nodes::new();
         tasks.spawn(registration::run(

@@ -18,7 +18,7 @@ use meshfed_pki::{
 };
 
 /// The Secret in which an authority that we made ourselves is kept.
-const OWN_CA_SECRET: &str = "istio-ca-secret";
+pub(crate) const OWN_CA_SECRET: &str = "istio-ca-secret";
 /// Life of the control plane's own certificate.
 const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
 /// After a failure, and while nothing is due, it is looked at again after one of these: a machine may
@@ -123,7 +123,7 @@ fn from_secret(
     })
 }
 
-fn to_secret(pem: &CaPem, namespace: &str) -> Secret {
+pub(crate) fn to_secret(pem: &CaPem, namespace: &str) -> Secret {
     let entry = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
     Secret {
         metadata: ObjectMeta {

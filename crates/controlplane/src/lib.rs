@@ -22,6 +22,7 @@ pub mod journal;
 pub mod observe;
 pub mod proxies;
 pub mod registration;
+mod safekeeping;
 pub mod subnet;
 #[cfg(test)]
 mod test_world;
