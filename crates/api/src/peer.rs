@@ -61,7 +61,11 @@ pub struct Remote {
         inner(
             length(min = 1, max = 253),
             regex(pattern = r"^[A-Za-z0-9:]([-.:A-Za-z0-9]*[A-Za-z0-9:])?$")
-        )
+        ),
+        extend("x-kubernetes-validations" = [serde_json::json!({
+            "rule": "self.all(a, a.contains(':') || a.matches('^(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])([.](25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3}$') || !a.matches('(^|[.])[0-9]+$'))",
+            "message": "each must be an IP address or a DNS name, and no DNS name ends with a number",
+        })])
     )]
     pub addresses: Vec<String>,
     /// 8188 unless set.

@@ -82,13 +82,13 @@ pub struct ServiceLabelSelector {
 ]))]
 pub struct Locality {
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = r"^[^/]*$"))]
     pub region: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = r"^[^/]*$"))]
     pub zone: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = r"^[^/]*$"))]
     pub subzone: Option<String>,
 }
 

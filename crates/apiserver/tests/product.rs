@@ -150,6 +150,20 @@ async fn what_the_documents_do_not_allow_is_refused_with_its_field() {
             peers,
             peer(|spec| spec["remote"]["discoveryPort"] = json!(32359)),
         ),
+        (
+            peers,
+            peer(|spec| {
+                spec["remote"]["addresses"] =
+                    json!(["127.0.0.1", "::ffff:1.2.3.4", "::1", "a1.2b", "4com"]);
+            }),
+        ),
+        (
+            exports,
+            export(by_label(json!({"selector": {
+                "matchLabels": {"app.kubernetes.io/part-of": "", "K_1": "a.B-c"},
+                "matchExpressions": [{"key": "x.io/k", "operator": "In", "values": ["", "v1.2"]}],
+            }}))),
+        ),
     ];
     for (resource, spec) in good {
         assert_eq!(
@@ -228,6 +242,25 @@ async fn what_the_documents_do_not_allow_is_refused_with_its_field() {
             rule(".labelSelector.aliases[0].alias.name"),
         ),
         (
+            exports,
+            export(by_label(json!({"selector": {"matchLabels": {"k": "x z"}}}))),
+            rule(".labelSelector.selector.matchLabels.k"),
+        ),
+        (
+            exports,
+            export(by_label(
+                json!({"selector": {"matchExpressions": [{"key": "a b", "operator": "Exists"}]}}),
+            )),
+            rule(".labelSelector.selector.matchExpressions[0].key"),
+        ),
+        (
+            exports,
+            export(by_label(
+                json!({"selector": {"matchExpressions": [{"key": "k", "operator": "In", "values": ["x z"]}]}}),
+            )),
+            rule(".labelSelector.selector.matchExpressions[0].values[0]"),
+        ),
+        (
             imports,
             import(by_label(json!({"selector": {}}))),
             import_rule(".type"),
@@ -264,6 +297,11 @@ async fn what_the_documents_do_not_allow_is_refused_with_its_field() {
         ),
         (
             imports,
+            json!({"locality": {"region": "a/b"}}),
+            "spec.locality.region".to_owned(),
+        ),
+        (
+            imports,
             json!({"locality": {"zone": "z"}}),
             "spec.locality.region".to_owned(),
         ),
@@ -287,6 +325,11 @@ async fn what_the_documents_do_not_allow_is_refused_with_its_field() {
             peers,
             peer(|spec| spec["remote"]["addresses"] = json!(["https://x"])),
             "spec.remote.addresses[0]".to_owned(),
+        ),
+        (
+            peers,
+            peer(|spec| spec["remote"]["addresses"] = json!(["127.0.0.1", "999.1.1.1"])),
+            "spec.remote.addresses".to_owned(),
         ),
         (
             peers,

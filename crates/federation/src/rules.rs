@@ -37,6 +37,16 @@ pub enum RuleFault {
     #[error("In and NotIn need values, Exists and DoesNotExist take none")]
     OperatorValues,
     #[error(
+        "{0:?} is no key of a label: 1 to 63 of A-Z, a-z, 0-9, '-', '_' and '.', a letter or digit at both \
+         ends, after a DNS domain and '/' if it has one"
+    )]
+    LabelKey(String),
+    #[error(
+        "{0:?} is no value of a label: up to 63 of A-Z, a-z, 0-9, '-', '_' and '.', a letter or digit at \
+         both ends"
+    )]
+    LabelValue(String),
+    #[error(
         "importAsLocal needs an alias with a fixed namespace, so that the peer cannot choose the namespace in this mesh"
     )]
     LocalWithoutNamespace,
@@ -44,6 +54,8 @@ pub enum RuleFault {
     ReservedSuffix(String),
     #[error("a zone needs a region, and a subzone needs a zone")]
     Locality,
+    #[error("{0:?} has a '/', which stands between region, zone and subzone")]
+    LocalityPart(String),
 }
 
 impl RuleFault {

@@ -215,6 +215,16 @@ impl Bound {
     /// On the subnet that was asked for, else the one of the last time, else one that is free.
     /// Whoever holds the API's port holds the subnet.
     async fn bind(up: &Up, dir: &DataDir) -> anyhow::Result<Self> {
+        // A gateway elsewhere may have it.
+        if let Some(node) = up.node_address.filter(|_| up.external_gateways.is_empty()) {
+            let listened = TcpListener::bind((node, 0)).await;
+            listened.with_context(|| {
+                format!(
+                    "--node-address {node} cannot be listened on for node ports; it must be an \
+                     address of this machine"
+                )
+            })?;
+        }
         if let Some(subnet) = up.subnet.or(dir.subnet()?) {
             return Self::on(subnet, up).await;
         }

@@ -339,9 +339,14 @@ fn check_addresses(addresses: &[String]) -> Result<(), PeerProblem> {
     }
 }
 
-/// Whether a peer may be reached at it: an IP address or a DNS name.
+/// Whether a peer may be reached at it: an IP address or a DNS name. No name ends with a number, so
+/// `10.0.0.256` is neither.
 pub fn is_remote_address(text: &str) -> bool {
-    let is_name = || text.to_ascii_lowercase().parse::<DomainSuffix>().is_ok();
+    let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    let is_name = || {
+        let is_domain = text.to_ascii_lowercase().parse::<DomainSuffix>().is_ok();
+        is_domain && !text.rsplit('.').next().is_some_and(is_number)
+    };
     text.parse::<IpAddr>().is_ok() || is_name()
 }
 

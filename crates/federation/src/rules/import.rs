@@ -209,6 +209,16 @@ fn parse_locality(spec: &ImportedServiceSetSpec) -> Result<Locality, RuleError> 
         zone: given.zone.unwrap_or_default(),
         subzone: given.subzone.unwrap_or_default(),
     };
+    let parts = [
+        ("region", &locality.region),
+        ("zone", &locality.zone),
+        ("subzone", &locality.subzone),
+    ];
+    for (name, part) in parts {
+        if part.contains('/') {
+            return Err(RuleFault::LocalityPart(clip(part)).at(format!("spec.locality.{name}")));
+        }
+    }
     let zone_alone = locality.region.is_empty() && !locality.zone.is_empty();
     let subzone_alone = locality.zone.is_empty() && !locality.subzone.is_empty();
     if zone_alone || subzone_alone {

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use meshfed_api::selector;
 
 use super::{RuleError, RuleFault};
-use crate::names::{Label, ServiceKey};
+use crate::names::{Label, MAX_HOST_LEN, MAX_LABEL_LEN, ServiceKey, clip};
 
 /// The labels of a service.
 pub(super) type Labels = BTreeMap<String, String>;
@@ -197,19 +197,23 @@ impl LabelRequirement {
     }
 
     fn parse_all(selector: &LabelSelector, path: &str) -> Result<Vec<Self>, RuleError> {
-        let mut all: Vec<Self> = selector
-            .match_labels
-            .iter()
-            .flatten()
-            .map(|(key, value)| Self::In {
+        let mut all = Vec::new();
+        for (key, value) in selector.match_labels.iter().flatten() {
+            check_key(key, &format!("{path}.matchLabels"))?;
+            check_value(value, &format!("{path}.matchLabels.{}", clip(key)))?;
+            all.push(Self::In {
                 key: key.clone(),
                 values: vec![value.clone()],
-            })
-            .collect();
+            });
+        }
         for (i, expression) in selector.match_expressions.iter().flatten().enumerate() {
             let path = format!("{path}.matchExpressions[{i}]");
             let key = expression.key.clone();
+            check_key(&key, &format!("{path}.key"))?;
             let values = expression.values.clone().unwrap_or_default();
+            for (i, value) in values.iter().enumerate() {
+                check_value(value, &format!("{path}.values[{i}]"))?;
+            }
             all.push(match (expression.operator.as_str(), values.is_empty()) {
                 ("In", false) => Self::In { key, values },
                 ("NotIn", false) => Self::NotIn { key, values },
@@ -225,6 +229,50 @@ impl LabelRequirement {
         }
         Ok(all)
     }
+}
+
+/// No service has a label with another key, so who selects by it means something else.
+fn check_key(key: &str, path: &str) -> Result<(), RuleError> {
+    let (is_prefixed, name) = match key.split_once('/') {
+        Some((prefix, name)) => (is_key_domain(prefix), name),
+        None => (true, key),
+    };
+    if is_prefixed && !name.is_empty() && is_label_value(name) {
+        return Ok(());
+    }
+    Err(RuleFault::LabelKey(clip(key)).at(path))
+}
+
+/// Its labels may be as long as it may be itself.
+fn is_key_domain(text: &str) -> bool {
+    let is_alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_end = |end: Option<&u8>| end.is_some_and(is_alphanumeric);
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.iter().all(|b| is_alphanumeric(b) || *b == b'-')
+            && is_end(bytes.first())
+            && is_end(bytes.last())
+    };
+    text.len() <= MAX_HOST_LEN && text.split('.').all(is_label)
+}
+
+fn check_value(value: &str, path: &str) -> Result<(), RuleError> {
+    if is_label_value(value) {
+        return Ok(());
+    }
+    Err(RuleFault::LabelValue(clip(value)).at(path))
+}
+
+/// As Kubernetes has it; also what stands behind the domain of a key, if it is not empty.
+fn is_label_value(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let is_end = |end: Option<&u8>| end.is_none_or(u8::is_ascii_alphanumeric);
+    bytes.len() <= MAX_LABEL_LEN
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && is_end(bytes.first())
+        && is_end(bytes.last())
 }
 
 impl fmt::Display for LabelRequirement {

@@ -309,6 +309,8 @@ fn an_explanation_names_each_rule_that_did_not_match_and_why() {
 fn a_rule_that_cannot_be_read_ends_the_set_and_is_named_by_its_path() {
     let good = json!({"type": "NameSelector", "nameSelector": {"name": "good"}});
     let all = json!({"type": "NameSelector", "nameSelector": {}});
+    let by_labels =
+        |selector: Value| json!({"type": "LabelSelector", "labelSelector": {"selector": selector}});
     for (bad, path) in [
         (json!({"type": "NameSelector"}), "nameSelector"),
         (json!({"type": "Selector"}), "type"),
@@ -333,6 +335,31 @@ fn a_rule_that_cannot_be_read_ends_the_set_and_is_named_by_its_path() {
             json!({"type": "LabelSelector", "labelSelector": {"selector": {"matchExpressions": [
                 {"key": "k", "operator": "In"}]}}}),
             "labelSelector.selector.matchExpressions[0].values",
+        ),
+        (
+            by_labels(json!({"matchLabels": {"a b": "x"}})),
+            "labelSelector.selector.matchLabels",
+        ),
+        (
+            by_labels(json!({"matchLabels": {"a/b/c": "x"}})),
+            "labelSelector.selector.matchLabels",
+        ),
+        (
+            by_labels(json!({"matchLabels": {"A.io/b": "x"}})),
+            "labelSelector.selector.matchLabels",
+        ),
+        (
+            by_labels(json!({"matchLabels": {"a.io/B_c": "", "k": "x z"}})),
+            "labelSelector.selector.matchLabels.k",
+        ),
+        (
+            by_labels(json!({"matchExpressions": [{"key": "/k", "operator": "Exists"}]})),
+            "labelSelector.selector.matchExpressions[0].key",
+        ),
+        (
+            by_labels(json!({"matchExpressions": [
+                {"key": "k", "operator": "In", "values": ["x", "-"]}]})),
+            "labelSelector.selector.matchExpressions[0].values[1]",
         ),
     ] {
         let rules = export(json!([good, bad, all]));
@@ -382,6 +409,10 @@ fn import_rules_that_would_give_the_peer_a_say_in_our_names_are_refused() {
         (
             import(json!({"locality": {"region": "a", "subzone": "a"}, "importRules": []})),
             "spec.locality",
+        ),
+        (
+            import(json!({"locality": {"region": "a", "zone": "b/c"}, "importRules": []})),
+            "spec.locality.zone",
         ),
     ] {
         assert_eq!(bad.broken().unwrap().path, path);

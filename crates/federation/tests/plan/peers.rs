@@ -57,7 +57,7 @@ fn a_good_peer_is_connected() {
 #[test]
 fn every_doubt_about_a_peer_closes_it_and_is_named() {
     type Edit = fn(&mut ServiceMeshPeer);
-    let cases: [(&str, Edit); 14] = [
+    let cases: [(&str, Edit); 15] = [
         ("TrustDomainUnset", |p| p.spec.security.trust_domain = None),
         ("TrustDomainUnset", |p| {
             p.spec.security.trust_domain = Some(String::new())
@@ -93,6 +93,9 @@ fn every_doubt_about_a_peer_closes_it_and_is_named() {
         ("InvalidRemote", |p| p.spec.remote.addresses.clear()),
         ("InvalidRemote", |p| {
             p.spec.remote.addresses = vec!["a b".into()]
+        }),
+        ("InvalidRemote", |p| {
+            p.spec.remote.addresses = vec!["127.77.1.1".into(), "999.1.1.1".into()]
         }),
         ("InvalidRemote", |p| {
             p.spec.remote.discovery_port = Some(65536)

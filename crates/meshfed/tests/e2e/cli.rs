@@ -46,6 +46,18 @@ fn a_port_in_use_is_named_and_nothing_is_left_behind() {
 }
 
 #[test]
+fn an_address_for_node_ports_that_is_not_of_this_machine_is_refused() {
+    let dir = temp_dir();
+    let data = dir.path().join("data");
+    let mut up = meshfed();
+    up.args(["up", "--node-address", "192.0.2.1", "--data-dir"])
+        .arg(&data);
+    let line = complaint(&run(&mut up));
+    assert!(line.contains("--node-address 192.0.2.1"), "{line}");
+    assert!(!data.join("api.redb").exists(), "no store was made");
+}
+
+#[test]
 fn a_data_directory_that_cannot_be_written_is_named() {
     let dir = temp_dir();
     let file = dir.path().join("file");
