@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::ca_client::CaClient;
 use crate::control_plane::{ConnectError, ControlPlane, ControlPlaneOptions};
@@ -63,6 +63,7 @@ pub struct Agent {
     socket: Socket,
     listener: UnixListener,
     secrets: watch::Sender<Secrets>,
+    written: Option<(PathBuf, EnvoyOptions)>,
 }
 
 /// Why an agent cannot work.
@@ -100,6 +101,7 @@ impl Agent {
             socket,
             listener,
             secrets: watch::Sender::new(secrets),
+            written: None,
         })
     }
 
@@ -115,24 +117,15 @@ impl Agent {
 
     /// The bootstrap for the Envoy beside this agent.
     pub fn bootstrap(&self, envoy: EnvoyOptions) -> Value {
-        let to = self.control_plane.options();
-        bootstrap::envoy(&BootstrapOptions {
-            node: envoy.node,
-            control_plane: (to.host.clone(), to.port),
-            server: ServerName::Id(to.server.clone()),
-            sds_socket: self.socket.path().to_string_lossy().into_owned(),
-            admin: envoy.admin,
-            max_connections: envoy.max_connections,
-        })
+        bootstrap_of(&self.control_plane, self.socket.path(), envoy)
     }
 
-    /// Writes [`bootstrap`](Self::bootstrap) to a file (mode 0600) for `envoy -c`.
-    pub fn write_bootstrap(&self, path: &Path, envoy: EnvoyOptions) -> Result<(), AgentError> {
-        let text = format!("{:#}\n", self.bootstrap(envoy));
-        write_private(path, text.as_bytes()).map_err(|source| AgentError::Bootstrap {
-            path: path.to_path_buf(),
-            source,
-        })
+    /// Writes [`bootstrap`](Self::bootstrap) to a file (mode 0600) for `envoy -c`, and again while the agent
+    /// runs, when the control plane is in another trust domain. An Envoy reads it at its start only.
+    pub fn write_bootstrap(&mut self, path: &Path, envoy: EnvoyOptions) -> Result<(), AgentError> {
+        write_file(path, &self.bootstrap(envoy.clone()))?;
+        self.written = Some((path.to_path_buf(), envoy));
+        Ok(())
     }
 
     /// Keeps the certificate and serves it until the drain is signalled.
@@ -143,6 +136,7 @@ impl Agent {
             socket,
             listener,
             secrets,
+            written,
         } = self;
         info!(socket = %socket.path().display(), "serving certificates");
         let sds = Sds {
@@ -163,6 +157,7 @@ impl Agent {
             () = keeper.run(drain.clone()) => Ok(()),
             () = pass_on(changes, &secrets) => Ok(()),
             () = follow_root(&control_plane, &secrets) => Ok(()),
+            () = follow_server(&control_plane, socket.path(), written) => Ok(()),
         }
     }
 }
@@ -180,14 +175,63 @@ async fn pass_on(
     }
 }
 
-/// Never ends.
+/// Never ends. Nobody here has a lasting connection to the control plane that would end when its trust
+/// domain changes, so it is asked.
 async fn follow_root(control_plane: &ControlPlane, secrets: &watch::Sender<Secrets>) {
     let mut ticks = interval(ROOT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         read_root(control_plane, secrets).await;
+        // Renewals tell of a control plane that is away.
+        if let Err(error) = control_plane.follow().await {
+            debug!(%error, "it is not known whether the trust domain is the same");
+        }
     }
+}
+
+/// Never ends.
+async fn follow_server(
+    control_plane: &ControlPlane,
+    socket: &Path,
+    written: Option<(PathBuf, EnvoyOptions)>,
+) {
+    let mut servers = control_plane.server_changes();
+    if let Some((path, envoy)) = written {
+        // The sender is the control plane's own.
+        while servers.changed().await.is_ok() {
+            let server = servers.borrow_and_update().clone();
+            let bootstrap = bootstrap_of(control_plane, socket, envoy.clone());
+            match write_file(&path, &bootstrap) {
+                Ok(()) => warn!(
+                    bootstrap = %path.display(),
+                    "start the Envoy anew: it reads only at its start that the control plane is {server}"
+                ),
+                Err(error) => warn!("the control plane is {server} now, and {error}"),
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+fn bootstrap_of(control_plane: &ControlPlane, socket: &Path, envoy: EnvoyOptions) -> Value {
+    let to = control_plane.options();
+    bootstrap::envoy(&BootstrapOptions {
+        node: envoy.node,
+        control_plane: (to.host.clone(), to.port),
+        server: ServerName::Id(control_plane.server()),
+        sds_socket: socket.to_string_lossy().into_owned(),
+        admin: envoy.admin,
+        max_connections: envoy.max_connections,
+    })
+}
+
+fn write_file(path: &Path, bootstrap: &Value) -> Result<(), AgentError> {
+    let text = format!("{bootstrap:#}\n");
+    write_private(path, text.as_bytes()).map_err(|source| AgentError::Bootstrap {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 async fn read_root(control_plane: &ControlPlane, secrets: &watch::Sender<Secrets>) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meshfed_pki::{
-    CsrError, Identity, IdentityCell, IdentityError, KeyError, KeyPair, MAX_IDENTITY_CHAIN,
-    SpiffeId, new_csr,
+    CsrError, IdError, Identity, IdentityCell, IdentityError, KeyError, KeyPair,
+    MAX_IDENTITY_CHAIN, SpiffeId, new_csr,
 };
 use meshfed_xds::ca::client::IstioCertificateServiceClient;
 use meshfed_xds::ca::{IstioCertificateRequest, IstioCertificateResponse};
@@ -25,7 +25,8 @@ const MAX_ANSWER_LEN: usize = 256 * 1024;
 pub struct CaClient {
     control_plane: ControlPlane,
     token: TokenSource,
-    id: SpiffeId,
+    /// In the trust domain of the start.
+    account: SpiffeId,
     ttl: Option<Duration>,
 }
 
@@ -35,6 +36,9 @@ pub struct CaClient {
 pub enum CertificateError {
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The names of this process fit into the trust domain of before only.
+    #[error("there is no identity for this process in the trust domain of the mesh")]
+    Identity(#[source] IdError),
     #[error("cannot make a key")]
     Key(#[source] KeyError),
     #[error("cannot make a signing request")]
@@ -61,12 +65,13 @@ pub enum CertificateError {
 }
 
 impl CaClient {
-    /// `id`: who the token's ServiceAccount is, and so whom the certificate will name.
+    /// `id`: who the token's ServiceAccount is, and so whom the certificate will name. It moves with the
+    /// control plane to other trust domains.
     pub fn new(control_plane: ControlPlane, token: TokenSource, id: SpiffeId) -> Self {
         Self {
             control_plane,
             token,
-            id,
+            account: id,
             ttl: None,
         }
     }
@@ -78,8 +83,11 @@ impl CaClient {
         self
     }
 
-    pub fn id(&self) -> &SpiffeId {
-        &self.id
+    /// Whom the next certificate will name.
+    pub fn id(&self) -> Result<SpiffeId, IdError> {
+        let (namespace, account) = (self.account.namespace(), self.account.service_account());
+        let server = self.control_plane.server();
+        server.trust_domain().service_account(namespace, account)
     }
 
     pub fn control_plane(&self) -> &ControlPlane {
@@ -87,20 +95,26 @@ impl CaClient {
     }
 
     /// A new key with a new certificate. `current` is shown to the control plane, and is proof
-    /// enough by itself where there is no good token.
+    /// enough by itself where there is no good token. One of another trust domain proves nothing.
     pub async fn certificate(
         &self,
         current: &Arc<IdentityCell>,
     ) -> Result<Identity, CertificateError> {
         let key = KeyPair::generate().map_err(CertificateError::Key)?;
-        let csr = new_csr(&key, &self.id).map_err(CertificateError::Csr)?;
-        let known = current.get().is_some();
+        let id = self.id().map_err(CertificateError::Identity)?;
+        let csr = new_csr(&key, &id).map_err(CertificateError::Csr)?;
+        let held = current.identity();
+        let known = held.is_some_and(|held| held.id.as_ref() == Some(&id));
+        let current = match known {
+            true => current.clone(),
+            false => Arc::new(IdentityCell::new(None)),
+        };
         let token = match self.token.token().await {
             Err(_) if known => None,
             token => Some(token?),
         };
 
-        let channel = self.control_plane.connect(current.clone()).await?;
+        let channel = self.control_plane.connect(current).await?;
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_LEN);
         let had_token = token.is_some();
@@ -109,10 +123,10 @@ impl CaClient {
             answer = client.create_certificate(self.request(&csr, None)).await;
         }
         let answer = answer.map_err(|status| CertificateError::Refused {
-            id: self.id.clone(),
+            id: id.clone(),
             status: Box::new(status),
         })?;
-        self.check(answer.into_inner(), &key)
+        check(&id, answer.into_inner(), &key)
     }
 
     fn request(&self, csr: &str, token: Option<String>) -> Request<IstioCertificateRequest> {
@@ -132,33 +146,33 @@ impl CaClient {
         }
         request
     }
+}
 
-    fn check(
-        &self,
-        mut answer: IstioCertificateResponse,
-        key: &KeyPair,
-    ) -> Result<Identity, CertificateError> {
-        let chain = &mut answer.cert_chain;
-        // The last one is the root, which the other end of a handshake has or does not believe.
-        if chain.len() > 1 {
-            chain.pop();
-        }
-        if chain.len() > MAX_IDENTITY_CHAIN {
-            return Err(CertificateError::Unusable(IdentityError::ChainTooLong));
-        }
-        let identity = Identity::from_pem(&chain.join("\n"), &key.to_pkcs8_pem())
-            .map_err(CertificateError::Unusable)?;
-        if identity.id.as_ref() != Some(&self.id) {
-            return Err(CertificateError::WrongIdentity {
-                wanted: self.id.clone(),
-                got: identity.id,
-            });
-        }
-        if identity.not_after <= SystemTime::now() {
-            return Err(CertificateError::Expired);
-        }
-        Ok(identity)
+fn check(
+    id: &SpiffeId,
+    mut answer: IstioCertificateResponse,
+    key: &KeyPair,
+) -> Result<Identity, CertificateError> {
+    let chain = &mut answer.cert_chain;
+    // The last one is the root, which the other end of a handshake has or does not believe.
+    if chain.len() > 1 {
+        chain.pop();
     }
+    if chain.len() > MAX_IDENTITY_CHAIN {
+        return Err(CertificateError::Unusable(IdentityError::ChainTooLong));
+    }
+    let identity = Identity::from_pem(&chain.join("\n"), &key.to_pkcs8_pem())
+        .map_err(CertificateError::Unusable)?;
+    if identity.id.as_ref() != Some(id) {
+        return Err(CertificateError::WrongIdentity {
+            wanted: id.clone(),
+            got: identity.id,
+        });
+    }
+    if identity.not_after <= SystemTime::now() {
+        return Err(CertificateError::Expired);
+    }
+    Ok(identity)
 }
 
 fn is_bad_token(status: &Status) -> bool {

@@ -8,14 +8,18 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use meshfed_pki::{
-    ClientTls, IdentityCell, ServerIds, SpiffeId, TlsConfigError, TrustError, TrustStore,
-    client_config,
+    ClientTls, HandshakeRefusal, IdentityCell, ServerIds, SpiffeId, TlsConfigError, TrustDomain,
+    TrustError, TrustStore, client_config,
 };
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tracing::warn;
+
+use crate::first_contact::{FirstContactError, first_contact, first_contact_tls};
 
 /// How long a connection may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,14 +44,20 @@ pub struct ControlPlaneOptions {
     pub host: String,
     pub port: u16,
     pub root: RootSource,
-    /// The identity that the control plane must prove.
+    /// The identity that the control plane must prove. Its trust domain is the one of the start:
+    /// see [`ControlPlane::server`].
     pub server: SpiffeId,
 }
 
 /// A way to the control plane of the own mesh.
+///
+/// The administrator may give the mesh another trust domain while it runs. A control plane that is known by
+/// its root and its name, as at first contact, and is the same account of the same namespace, may therefore
+/// move to another trust domain, and is followed there. Nothing but the domain may differ.
 #[derive(Clone)]
 pub struct ControlPlane {
     options: Arc<ControlPlaneOptions>,
+    server: Arc<watch::Sender<SpiffeId>>,
     name: ServerName<'static>,
     uri: Uri,
 }
@@ -67,6 +77,13 @@ pub enum ConnectError {
     Root(#[source] TrustError),
     #[error(transparent)]
     Tls(#[from] TlsConfigError),
+    #[error("cannot ask the control plane for its trust domain")]
+    FirstContact(#[from] FirstContactError),
+    /// The own certificate is of the trust domain before; the next one is on its way.
+    #[error(
+        "the mesh is now in the trust domain {domain}; waiting for a certificate of that domain"
+    )]
+    NewTrustDomain { domain: TrustDomain },
     #[error("cannot connect to the control plane at {host}:{port}")]
     Connect {
         host: String,
@@ -94,6 +111,7 @@ impl ControlPlane {
             .build()
             .map_err(|_| bad())?;
         Ok(Self {
+            server: Arc::new(watch::Sender::new(options.server.clone())),
             options: Arc::new(options),
             name,
             uri,
@@ -102,6 +120,36 @@ impl ControlPlane {
 
     pub fn options(&self) -> &ControlPlaneOptions {
         &self.options
+    }
+
+    /// The identity that the control plane must prove now.
+    pub fn server(&self) -> SpiffeId {
+        self.server.borrow().clone()
+    }
+
+    /// The same, as it changes.
+    pub fn server_changes(&self) -> watch::Receiver<SpiffeId> {
+        self.server.subscribe()
+    }
+
+    /// Asks the control plane which trust domain it is in, and follows it there. True if that is
+    /// another one than before.
+    pub async fn follow(&self) -> Result<bool, ConnectError> {
+        let tls = first_contact_tls(&self.read_root().await?)?;
+        let at = (self.options.host.as_str(), self.options.port);
+        let found = first_contact(at, self.name.clone(), tls).await?;
+        let moved = found.filter(|found| has_moved(&self.server(), found));
+        Ok(moved.is_some_and(|now| {
+            let changed = self.server.send_if_modified(|server| {
+                let differs = *server != now;
+                *server = now.clone();
+                differs
+            });
+            if changed {
+                warn!(server = %now, "the mesh is in another trust domain now");
+            }
+            changed
+        }))
     }
 
     /// Opens a connection that presents what `identity` holds, if anything. A channel that loses
@@ -127,23 +175,36 @@ impl ControlPlane {
     }
 
     async fn open(&self, identity: Arc<IdentityCell>) -> io::Result<TlsStream<TcpStream>> {
+        let server = self.server();
+        let domain = server.trust_domain().clone();
+        let own = identity.identity().and_then(|own| own.id.clone());
+        if own.is_some_and(|own| *own.trust_domain() != domain) {
+            return Err(io::Error::other(ConnectError::NewTrustDomain { domain }));
+        }
+        let trust = self.read_root().await.map_err(io::Error::other)?;
+        let trust = TrustStore::single(domain, &trust).map_err(ConnectError::Root);
         let config = client_config(ClientTls {
             identity,
-            trust: Arc::new(self.trust().await.map_err(io::Error::other)?),
-            server: ServerIds::OneOf(vec![self.options.server.clone()]),
+            trust: Arc::new(trust.map_err(io::Error::other)?),
+            server: ServerIds::OneOf(vec![server.clone()]),
             alpn: vec!["h2".to_string()],
         })
         .map_err(io::Error::other)?;
         let stream = TcpStream::connect((self.options.host.as_str(), self.options.port)).await?;
         stream.set_nodelay(true)?;
-        TlsConnector::from(config)
+        let opened = TlsConnector::from(config)
             .connect(self.name.clone(), stream)
-            .await
-    }
-
-    async fn trust(&self) -> Result<TrustStore, ConnectError> {
-        let domain = self.options.server.trust_domain().clone();
-        TrustStore::single(domain, &self.read_root().await?).map_err(ConnectError::Root)
+            .await;
+        if let Err(error) = &opened
+            && let Some(HandshakeRefusal::WrongTrustDomain { id }) = HandshakeRefusal::find(error)
+            && has_moved(&server, &id)
+        {
+            // A claim only; what follows is proven by the root. The caller tries again in any case.
+            if let Err(error) = self.follow().await {
+                warn!(claimed = %id, "{error}");
+            }
+        }
+        opened
     }
 
     /// The mesh's root as it is now, if it can be used.
@@ -165,6 +226,13 @@ impl ControlPlane {
             },
         }
     }
+}
+
+/// Whether this is the same control plane in another trust domain.
+fn has_moved(server: &SpiffeId, found: &SpiffeId) -> bool {
+    server.trust_domain() != found.trust_domain()
+        && server.namespace() == found.namespace()
+        && server.service_account() == found.service_account()
 }
 
 impl fmt::Debug for ControlPlane {

@@ -6,16 +6,17 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use meshfed_pki::{Identity, IdentityCell};
+use meshfed_pki::{Identity, IdentityCell, SpiffeId};
 use meshfed_runtime::DrainWatch;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 use tokio::time::sleep;
+use tonic::Code;
 use tracing::{info, warn};
 
-use crate::ca_client::CaClient;
+use crate::ca_client::{CaClient, CertificateError};
 
 /// Pause after the first failure; it doubles from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -60,7 +61,8 @@ impl IdentityMetrics {
 }
 
 /// Keeps an [`IdentityCell`] filled: gets the first certificate, and each next one well before the
-/// one before ends. A control plane that is away changes nothing while a certificate is good.
+/// one before ends, or at once when the mesh is in another trust domain. A control plane that is away
+/// changes nothing while a certificate is good.
 #[derive(Debug)]
 pub struct IdentityKeeper {
     client: CaClient,
@@ -98,34 +100,42 @@ impl IdentityKeeper {
     }
 
     async fn keep(&self) {
+        let mut moves = self.client.control_plane().server_changes();
         let mut failures = 0;
         loop {
+            moves.mark_unchanged();
             let now = SystemTime::now();
             let current = self.cell.identity();
-            let due = current.as_ref().map_or(now, |i| i.renew_at(now));
+            let is_ours = |held: &Arc<Identity>| {
+                held.id.as_ref().map(SpiffeId::trust_domain) == Some(moves.borrow().trust_domain())
+            };
+            let of_domain = current.filter(is_ours);
+            let due = of_domain.as_ref().map_or(now, |i| i.renew_at(now));
             let left = due.duration_since(now).unwrap_or_default();
             if !left.is_zero() {
-                sleep(left.min(LONGEST_SLEEP)).await;
+                moved_or(&mut moves, left.min(LONGEST_SLEEP)).await;
                 continue;
             }
             match self.client.certificate(&self.cell).await {
                 Ok(identity) => {
                     failures = 0;
                     self.take(identity);
-                    sleep(REST).await;
+                    moved_or(&mut moves, REST).await;
                 }
                 Err(e) => {
                     self.metrics.failures.inc();
-                    let good = current.is_some_and(|i| i.not_after > now);
+                    let good = of_domain.is_some_and(|i| i.not_after > now);
                     let pause = pause(failures, good);
                     failures += 1;
+                    let id = self.client.id().ok().map(|id| id.to_string());
                     warn!(
-                        id = %self.client.id(),
+                        id,
                         again_in_ms = pause.as_millis(),
-                        "no certificate: {}",
-                        with_causes(&e)
+                        "no certificate: {}{}",
+                        with_causes(&e),
+                        advice(&e),
                     );
-                    sleep(pause).await;
+                    moved_or(&mut moves, pause).await;
                 }
             }
         }
@@ -134,11 +144,31 @@ impl IdentityKeeper {
     fn take(&self, identity: Identity) {
         let ends = identity.not_after.duration_since(UNIX_EPOCH);
         let ends = ends.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
-        info!(id = %self.client.id(), ends, "have a certificate");
+        let id = identity.id.as_ref().map(SpiffeId::to_string);
+        info!(id, ends, "have a certificate");
         self.metrics.expiry.set(ends);
         self.metrics.issued.inc();
         self.cell.set(identity);
         self.changes.send_replace(self.cell.identity());
+    }
+}
+
+/// Waits that long, or until the mesh is in another trust domain.
+async fn moved_or(moves: &mut watch::Receiver<SpiffeId>, wait: Duration) {
+    tokio::select! {
+        // The sender lives as long as the keeper.
+        _ = moves.changed() => {}
+        () = sleep(wait) => {}
+    }
+}
+
+/// What people can do about it.
+fn advice(error: &CertificateError) -> &'static str {
+    match error {
+        CertificateError::Refused { status, .. } if status.code() == Code::Unauthenticated => {
+            "; write a new token of the ServiceAccount where the one before was"
+        }
+        _ => "",
     }
 }
 

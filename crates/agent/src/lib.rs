@@ -14,6 +14,7 @@
 mod agent;
 mod ca_client;
 mod control_plane;
+mod first_contact;
 mod keeper;
 mod sds;
 mod secrets;
@@ -23,6 +24,7 @@ mod token;
 pub use agent::{Agent, AgentError, AgentOptions, EnvoyOptions};
 pub use ca_client::{CaClient, CertificateError};
 pub use control_plane::{ConnectError, ControlPlane, ControlPlaneOptions, RootSource};
+pub use first_contact::{FirstContactError, first_contact, first_contact_tls};
 pub use keeper::{IdentityKeeper, IdentityMetrics};
 pub use socket::SocketError;
 pub use token::{TokenError, TokenSource};

@@ -170,6 +170,103 @@ async fn a_control_plane_that_comes_late_is_found_and_the_next_certificate_comes
     assert!(cell.get().is_some());
 }
 
+/// Another control plane at the address of one that is gone.
+async fn again(gone: ControlPlane, authority: &Arc<Authority>, as_id: &str) -> ControlPlane {
+    let address = gone.address;
+    drop(gone);
+    eventually(PATIENCE, async || {
+        tokio::net::TcpListener::bind(address).await.map(drop)
+    })
+    .await;
+    ControlPlane::start_with(authority, address, as_id, |r| r).await
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn when_the_mesh_is_in_another_trust_domain_its_certificate_is_got_at_once() {
+    let authority = Authority::new();
+    let first = ControlPlane::start(&authority).await;
+    let control_plane = meshfed_agent::ControlPlane::new(first.options()).unwrap();
+    let client = CaClient::new(control_plane.clone(), token(TOKEN), id(RATINGS));
+    let keeper = IdentityKeeper::new(client, IdentityMetrics::default());
+    let cell = keeper.cell();
+    let (_drain, watch) = Drain::new();
+    tokio::spawn(keeper.run(watch));
+    let holds = async |wanted: &str| {
+        eventually(PATIENCE, async || {
+            let id = cell.identity().and_then(|identity| identity.id.clone());
+            (id == Some(wanted.parse().unwrap()))
+                .then_some(())
+                .ok_or(id)
+        })
+        .await;
+    };
+    holds(RATINGS).await;
+
+    let (istiod, ratings) = (
+        ISTIOD.replace("red-mesh.local", "red2.local"),
+        RATINGS.replace("red-mesh.local", "red2.local"),
+    );
+    authority.tokens.lock().unwrap().clear();
+    let _second = again(first, &authority, &istiod).await;
+    // As a stream does, that was cut.
+    assert!(control_plane.connect(cell.clone()).await.is_err());
+    assert_eq!(control_plane.server(), id(&istiod));
+    // The certificate of before proves nothing, and is not shown.
+    let early = control_plane.connect(cell.clone()).await.unwrap_err();
+    let early = std::error::Error::source(&early).unwrap();
+    assert!(format!("{early:?}").contains("NewTrustDomain"), "{early:?}");
+    assert!(
+        authority
+            .proofs
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|p| *p == "token")
+    );
+
+    let tokens = [(TOKEN.to_owned(), id(&ratings))];
+    authority.tokens.lock().unwrap().extend(tokens);
+    holds(&ratings).await;
+    control_plane.connect(cell.clone()).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn who_claims_another_trust_domain_is_followed_only_as_the_same_account_by_root_and_address()
+{
+    let ours = Authority::new();
+    let moved = ISTIOD.replace("red-mesh.local", "red2.local");
+    let elsewhere = |change: &str| moved.replace("istiod-red-mesh", change);
+    // A certificate of a workload has no address in it.
+    let mut nameless = Authority::new();
+    Arc::get_mut(&mut nameless).unwrap().addresses.clear();
+    let stranger = Authority::new();
+    let cases = [
+        (&ours, &ours, elsewhere("ratings"), false),
+        (
+            &ours,
+            &ours,
+            moved.replace("red-mesh-system", "bookinfo"),
+            false,
+        ),
+        (&ours, &stranger, moved.clone(), false),
+        (&nameless, &nameless, moved.clone(), false),
+        (&ours, &ours, moved.clone(), true),
+    ];
+    let any = "127.0.0.1:0".parse().unwrap();
+    for (root, authority, shows, follows) in cases {
+        let server = ControlPlane::start_with(authority, any, &shows, |r| r).await;
+        let mut options = server.options();
+        options.root = RootSource::Pem(root.ca.root_pem().into());
+        let control_plane = meshfed_agent::ControlPlane::new(options).unwrap();
+        for _ in 0..2 {
+            let connected = control_plane.connect(nothing()).await;
+            let is_followed = control_plane.server() == id(&shows);
+            assert_eq!(is_followed, follows, "{shows}: {connected:?}");
+            assert!(follows || connected.is_err(), "{shows}");
+        }
+    }
+}
+
 #[test]
 fn a_control_plane_without_a_usable_name_is_refused_at_once() {
     for host in ["", "not a host", "a/b"] {

@@ -277,6 +277,9 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
 }
 
 /// Keeps the trust domain, its members and what vouches for it as the plan has them.
+///
+/// In this order: whoever is sent away because it is of the trust domain before comes back at once, and must
+/// then find the control plane itself in the new one, and get a certificate of that.
 async fn follow_trust(
     identity: Arc<OwnIdentity>,
     mut outcomes: Outcomes,
@@ -285,25 +288,30 @@ async fn follow_trust(
 ) {
     loop {
         let newest = outcomes.borrow_and_update().clone();
-        let wanted = newest
-            .filter(|outcome| outcome.plan.control_plane.is_some())
-            .map(|outcome| Membership {
-                trust_domain: outcome.plan.trust_domain.clone(),
-                namespaces: (outcome.plan.members.iter())
-                    .chain([&outcome.world.mesh.system_namespace])
-                    .cloned()
-                    .collect(),
-            });
+        let ruled = newest.filter(|outcome| outcome.plan.control_plane.is_some());
+        let wanted = ruled.as_ref().map(|outcome| Membership {
+            trust_domain: outcome.plan.trust_domain.clone(),
+            namespaces: (outcome.plan.members.iter())
+                .chain([&outcome.world.mesh.system_namespace])
+                .cloned()
+                .collect(),
+        });
         if *mesh.borrow() != wanted {
-            if let Some(wanted) = &wanted {
-                match identity.trust(&wanted.trust_domain) {
+            let domain = wanted.as_ref().map(|wanted| wanted.trust_domain.clone());
+            if let Some(outcome) = &ruled
+                && let Err(error) = identity.ensure(&outcome.plan.control_plane_id)
+            {
+                error!(%error, "the control plane has no certificate of its trust domain");
+            }
+            mesh.send_replace(wanted);
+            if let Some(domain) = domain {
+                match identity.trust(&domain) {
                     Ok(trust) => {
                         store.send_replace(trust);
                     }
                     Err(error) => error!(%error, "the own root certificate cannot be used"),
                 }
             }
-            mesh.send_replace(wanted);
         }
         if outcomes.changed().await.is_err() {
             return;

@@ -14,8 +14,8 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use meshfed_pki::{
-    HandshakeRefusal, IdentityCell, PeerCertificate, ServerTls, TlsConfigError, TrustStore,
-    peer_certificate, server_config_optional_client,
+    HandshakeRefusal, IdentityCell, PeerCertificate, ServerTls, TlsConfigError, TrustDomain,
+    TrustStore, peer_certificate, server_config_optional_client,
 };
 use meshfed_runtime::{Acceptor, DrainWatch};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -133,6 +133,7 @@ pub async fn serve_grpc(server: GrpcServer) -> Result<(), TlsConfigError> {
             address,
             tls: tls.clone(),
             services: services.clone(),
+            trust: trust.clone(),
             metrics: metrics.clone(),
             drain: drain.clone(),
             _slot: slot,
@@ -158,6 +159,7 @@ struct Connection {
     address: SocketAddr,
     tls: TlsAcceptor,
     services: Routes,
+    trust: watch::Receiver<Arc<TrustStore>>,
     metrics: GrpcMetrics,
     drain: DrainWatch,
     _slot: Option<OwnedSemaphorePermit>,
@@ -206,8 +208,20 @@ impl Connection {
         Ok((stream, peer))
     }
 
+    /// Resolves when the mesh has left the trust domain that this client is in.
+    async fn disowned(&self, client: Option<&TrustDomain>) {
+        let mut trust = self.trust.clone();
+        let left = trust.wait_for(|trust| client.is_some_and(|own| trust.roots(own).is_none()));
+        if left.await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     async fn serve_http(&self, stream: TlsStream<TcpStream>, peer: Peer) {
         let life = life(&peer, SystemTime::now());
+        let address = peer.address;
+        let certificate = peer.certificate.as_ref();
+        let domain = certificate.map(|c| c.id.trust_domain().clone());
         let services = self.services.clone();
         let service =
             tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
@@ -235,6 +249,11 @@ impl Connection {
             ended = connection.as_mut() => Some(ended),
             () = self.drain.signaled() => None,
             () = tokio::time::sleep(life) => None,
+            // It comes back once it has an identity of the domain of now.
+            () = self.disowned(domain.as_ref()) => {
+                info!(peer = %address, "closed a connection of another trust domain");
+                return;
+            }
         };
         let ended = match ended {
             Some(ended) => Some(ended),

@@ -191,6 +191,14 @@ impl OwnIdentity {
         Ok(())
     }
 
+    /// Issues a new certificate if the one of now has another id.
+    pub fn ensure(&self, id: &SpiffeId) -> Result<(), OwnIdentityError> {
+        match self.cell.identity() {
+            Some(own) if own.id.as_ref() == Some(id) => Ok(()),
+            _ => self.issue(Some(id)),
+        }
+    }
+
     /// What vouches for our own mesh.
     pub fn trust(&self, domain: &TrustDomain) -> Result<Arc<TrustStore>, OwnIdentityError> {
         let authority = self.authority.load();
@@ -200,19 +208,17 @@ impl OwnIdentity {
 
     /// Keeps the certificate fresh, with the id that the plan gives the control plane.
     pub async fn keep(self: Arc<Self>, mut outcomes: crate::apply::Outcomes) {
-        let mut id: Option<SpiffeId> = None;
         loop {
             let newest = outcomes.borrow_and_update().clone();
             let wanted = newest.map(|o| o.plan.control_plane_id.clone());
             let now = SystemTime::now();
-            let due = self.cell.identity().map(|i| i.renew_at(now));
-            if wanted != id || due.is_none_or(|at| at <= now) {
-                match self.issue(wanted.as_ref()) {
-                    Ok(()) => id = wanted,
-                    Err(error) => {
-                        tracing::error!(%error, "the control plane's certificate was not renewed");
-                    }
-                }
+            let own = self.cell.identity();
+            let due = own.as_ref().map(|i| i.renew_at(now));
+            let is_other = own.is_none_or(|own| own.id != wanted);
+            if (is_other || due.is_none_or(|at| at <= now))
+                && let Err(error) = self.issue(wanted.as_ref())
+            {
+                tracing::error!(%error, "the control plane's certificate was not renewed");
             }
             let now = SystemTime::now();
             let due = self.cell.identity().map(|i| i.renew_at(now));

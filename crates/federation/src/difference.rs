@@ -16,7 +16,7 @@ use meshfed_ordmap::OrdMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::peers::by_peers;
-pub(crate) use self::terms::roots_of_peer;
+pub(crate) use self::terms::{OURS, roots_of_peer};
 pub use self::terms::{PeerChange, Terms, root_config_map};
 use crate::names::{ExportedHost, PeerName};
 use crate::plan::{Exported, Offer, Plan, Shares};
@@ -75,7 +75,7 @@ pub struct Difference {
     pub imported: Vec<Entry<Usage>>,
     /// What of peers our workloads can call no longer.
     pub dropped: Vec<Entry<Usage>>,
-    /// Who peers are, and how they are reached.
+    /// Who peers are, how they are reached, and who we are to them.
     pub peers: Vec<PeerChange>,
 }
 

@@ -45,7 +45,7 @@ async fn serve(options: AgentOptions) -> anyhow::Result<ExitCode> {
         .trust_domain()
         .service_account(&namespace, &joined.service_account)
         .with_context(|| format!("the namespace {namespace:?} is none"))?;
-    let agent = Agent::bind(meshfed_agent::AgentOptions {
+    let mut agent = Agent::bind(meshfed_agent::AgentOptions {
         control_plane: joined.control_plane,
         id,
         token: joined.token,
@@ -54,18 +54,16 @@ async fn serve(options: AgentOptions) -> anyhow::Result<ExitCode> {
     })
     .await?;
     let bootstrap = options.dir.join("envoy.json");
-    agent.write_bootstrap(
-        &bootstrap,
-        EnvoyOptions {
-            node: NodeOptions {
-                id: format!("router~127.0.0.1~{name}.{namespace}~{namespace}.svc.cluster.local"),
-                cluster: format!("{name}.{namespace}"),
-                metadata: [("NAME".to_owned(), name.into())].into_iter().collect(),
-            },
-            admin: options.envoy_admin,
-            max_connections: MAX_CONNECTIONS,
+    let envoy = EnvoyOptions {
+        node: NodeOptions {
+            id: format!("router~127.0.0.1~{name}.{namespace}~{namespace}.svc.cluster.local"),
+            cluster: format!("{name}.{namespace}"),
+            metadata: [("NAME".to_owned(), name.into())].into_iter().collect(),
         },
-    )?;
+        admin: options.envoy_admin,
+        max_connections: MAX_CONNECTIONS,
+    };
+    agent.write_bootstrap(&bootstrap, envoy)?;
     info!(bootstrap = %bootstrap.display(), "start the Envoy with envoy -c");
     let (drain, watch) = Drain::new();
     let mut serving = std::pin::pin!(agent.run(watch));

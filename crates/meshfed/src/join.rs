@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,16 +11,14 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use meshfed_agent::{ControlPlaneOptions, RootSource, TokenSource};
+use meshfed_agent::{
+    ControlPlaneOptions, FirstContactError, RootSource, TokenSource, first_contact,
+    first_contact_tls,
+};
 use meshfed_controlplane::apply::explain;
-use meshfed_pki::SpiffeId;
 use meshfed_runtime::{LogConfig, LogHandle};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tracing::info;
 
 use crate::cli::{JoinOptions, LogFormat, Logging};
@@ -85,16 +82,17 @@ impl Join {
         })?;
         let tls = first_contact_tls(&root_pem)
             .with_context(|| format!("cannot use the root certificate {}", self.ca.display()))?;
+        let name = ServerName::from(self.control_plane.ip());
         let mut told = false;
         let server = loop {
-            match first_contact(self.control_plane, tls.clone()).await {
+            match first_contact(self.control_plane, name.clone(), tls.clone()).await {
                 Ok(Some(id)) => break id,
                 Ok(None) => {
                     if !told {
                         info!(at = %self.control_plane, "waiting for a ServiceMeshControlPlane");
                     }
                 }
-                Err(error) if is_untrusted(&error) => {
+                Err(error @ FirstContactError::Untrusted(_)) => {
                     return Err(error).with_context(|| {
                         format!(
                             "the control plane at {} does not prove itself by {}",
@@ -143,45 +141,6 @@ fn account_of(token: &str) -> anyhow::Result<String> {
     Ok(name.to_owned())
 }
 
-/// Trusts what the root vouches for, by address: who may have which address in a certificate is
-/// up to the mesh's own authority.
-fn first_contact_tls(root_pem: &str) -> anyhow::Result<Arc<ClientConfig>> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
-        roots.add(certificate?)?;
-    }
-    anyhow::ensure!(!roots.is_empty(), "it holds no certificate");
-    let mut config = ClientConfig::builder_with_provider(meshfed_pki::provider())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
-}
-
-/// The SPIFFE id in the control plane's certificate; `None` if it has none yet.
-async fn first_contact(
-    at: SocketAddr,
-    tls: Arc<ClientConfig>,
-) -> Result<Option<SpiffeId>, std::io::Error> {
-    let handshake = async {
-        let stream = TcpStream::connect(at).await?;
-        let name = ServerName::from(at.ip());
-        TlsConnector::from(tls).connect(name, stream).await
-    };
-    let stream = tokio::time::timeout(JOIN_TIMEOUT, handshake).await??;
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    Ok(meshfed_pki::peer_id(certificates).ok())
-}
-
-/// Waiting does not help.
-fn is_untrusted(error: &std::io::Error) -> bool {
-    let inner = error
-        .get_ref()
-        .and_then(|e| e.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
-}
-
 /// Writes a token where only its owner can read it.
 pub fn write_token(file: &Path, token: &str) -> anyhow::Result<()> {
     if let Some(dir) = file.parent() {
@@ -194,7 +153,6 @@ pub fn write_token(file: &Path, token: &str) -> anyhow::Result<()> {
 
 /// Between two looks for the control plane.
 const JOIN_PAUSE: Duration = Duration::from_millis(100);
-const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than most processes live; certificates are renewed by the certificate before.
 const TOKEN_SECONDS: i64 = 24 * 3600;
 

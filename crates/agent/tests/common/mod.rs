@@ -8,14 +8,14 @@
 )]
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meshfed_agent::{ControlPlaneOptions, RootSource};
 use meshfed_pki::{
-    CertificateAuthority, IdentityCell, ServerTls, SpiffeId, TrustStore, peer_id,
+    CertificateAuthority, IdentityCell, ServerTls, SpiffeId, TrustDomain, TrustStore, peer_id,
     server_config_optional_client,
 };
 use meshfed_xds::ca::server::{IstioCertificateService, IstioCertificateServiceServer};
@@ -41,6 +41,8 @@ pub struct Authority {
     pub ca: CertificateAuthority,
     pub tokens: Mutex<HashMap<String, SpiffeId>>,
     pub ttl: Mutex<Duration>,
+    /// In the certificates of servers.
+    pub addresses: Vec<IpAddr>,
     /// How each certificate was proved, in the order of the requests.
     pub proofs: Mutex<Vec<&'static str>>,
 }
@@ -52,19 +54,20 @@ impl Authority {
             ca,
             tokens: Mutex::new(HashMap::from([(TOKEN.to_string(), id(RATINGS))])),
             ttl: Mutex::new(Duration::from_secs(3600)),
+            addresses: vec![Ipv4Addr::LOCALHOST.into()],
             proofs: Mutex::default(),
         })
     }
 
-    pub fn trust(&self) -> TrustStore {
-        TrustStore::single(id(ISTIOD).trust_domain().clone(), self.ca.root_pem()).unwrap()
+    pub fn trust(&self, domain: &TrustDomain) -> TrustStore {
+        TrustStore::single(domain.clone(), self.ca.root_pem()).unwrap()
     }
 
     pub fn identity_of(&self, text: &str) -> meshfed_pki::Identity {
         self.ca
             .issue_server(
                 &[],
-                &[],
+                &self.addresses,
                 Some(&id(text)),
                 Duration::from_secs(3600),
                 SystemTime::now(),
@@ -129,7 +132,7 @@ impl ControlPlane {
     ) -> Self {
         let config = server_config_optional_client(ServerTls {
             identity: Arc::new(IdentityCell::new(Some(authority.identity_of(as_id)))),
-            trust: Arc::new(authority.trust()),
+            trust: Arc::new(authority.trust(id(as_id).trust_domain())),
             client_ids: Vec::new(),
             alpn: vec!["h2".to_string()],
         });

@@ -62,7 +62,7 @@ impl Mesh {
 
         let dir = temp_dir();
         std::fs::write(dir.path().join("token"), TOKEN).unwrap();
-        let agent = Agent::bind(AgentOptions {
+        let mut agent = Agent::bind(AgentOptions {
             control_plane: control_plane.options(),
             id: id(GATEWAY),
             token: TokenSource::File(dir.path().join("token")),

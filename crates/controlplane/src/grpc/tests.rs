@@ -134,6 +134,7 @@ struct Plane {
     registrations: watch::Receiver<NodeSet>,
     deleted: Arc<Mutex<Vec<ServiceAccountRef>>>,
     metrics: GrpcMetrics,
+    store: watch::Sender<Arc<TrustStore>>,
     drain: Drain,
 }
 
@@ -143,7 +144,7 @@ impl Plane {
         let ca = Arc::new(ca);
         let domain: TrustDomain = RED.parse().unwrap();
         let trust = TrustStore::single(domain.clone(), ca.root_pem()).unwrap();
-        let (_, trust) = watch::channel(Arc::new(trust));
+        let (store, trust) = watch::channel(Arc::new(trust));
         let istiod: SpiffeId = ISTIOD.parse().unwrap();
         let identity = ca
             .issue_server(&[], &[], Some(&istiod), HOUR, SystemTime::now())
@@ -186,6 +187,7 @@ impl Plane {
             registrations,
             deleted,
             metrics,
+            store,
             drain,
         }
     }
@@ -492,6 +494,37 @@ async fn a_certificate_of_another_mesh_does_not_get_past_the_handshake() {
         }
         plane.refused(reason).await;
     }
+}
+
+#[tokio::test]
+async fn when_the_mesh_leaves_a_trust_domain_its_streams_end_and_nobody_of_it_comes_in() {
+    let plane = Plane::start().await;
+    plane.source.set("ratings", None);
+    let ads = plane.ads(plane.identity(RATINGS)).await;
+    // Time and again there is a new store, with which the stream is as good as before.
+    let store = |domain: &str| {
+        let trust = TrustStore::single(domain.parse().unwrap(), plane.ca.root_pem()).unwrap();
+        plane.store.send_replace(Arc::new(trust));
+    };
+    store(RED);
+    ads.subscribe(Some(mk_node(&[])), TypeUrl::Cluster, &[])
+        .await;
+    let second = plane.ads(plane.identity(RATINGS)).await;
+    store("red2.local");
+    for mut stream in [ads, second] {
+        stream.receive().await.unwrap_err();
+    }
+    if let Ok(channel) = plane.connect(Some(plane.identity(RATINGS))).await {
+        assert!(Ads::try_open(channel).await.is_err());
+    }
+    plane.refused("wrong_trust_domain").await;
+    // A token is still good, without the certificate of before.
+    let key = KeyPair::generate().unwrap();
+    let csr = new_csr(&key, &RATINGS.parse().unwrap()).unwrap();
+    plane
+        .certify(None, Some("ratings-token"), &csr)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Who a peer is, as far as it decides who sees what is shared.
+//! Who a peer is, as far as it decides who sees what is shared, and who we are to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,6 +9,7 @@ use meshfed_pki::{RootCert, TrustStore};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
+use crate::plan::gateways::service_account;
 use crate::world::{ObjectKey, World};
 
 /// What a peer is taken to be. Texts, as they are shown.
@@ -21,7 +22,8 @@ pub struct Terms(BTreeMap<&'static str, String>);
 pub struct PeerChange {
     /// The ServiceMeshPeer's name here.
     pub peer: String,
-    /// The field of the ServiceMeshPeer, `roots`, or `shares`: in which directions it is open.
+    /// The field of the ServiceMeshPeer; `roots`; `shares`: in which directions it is open; or of ours what
+    /// the peer must know, `our trust domain` and `our clientID`.
     pub what: String,
     /// `None`: the peer was not there, or had no such thing.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -38,6 +40,9 @@ impl fmt::Display for PeerChange {
     }
 }
 
+/// What the peer's ServiceMeshPeer for this mesh must have as `spec.security.trustDomain` and `clientID`.
+pub(crate) const OURS: [&str; 2] = ["our trust domain", "our clientID"];
+
 /// The terms with every peer of the system namespace.
 pub(super) fn all(world: &World, plan: &Plan) -> BTreeMap<String, Terms> {
     let system = &world.mesh.system_namespace;
@@ -52,6 +57,8 @@ pub(super) fn all(world: &World, plan: &Plan) -> BTreeMap<String, Terms> {
 pub(super) fn are_same(before: (&World, &Plan), after: (&World, &Plan)) -> bool {
     let (old, new) = (&before.0.resources, &after.0.resources);
     old.peers.ptr_eq(&new.peers)
+        && before.1.trust_domain == after.1.trust_domain
+        && before.1.control_plane.is_some() == after.1.control_plane.is_some()
         && old.config_maps.ptr_eq(&new.config_maps)
         && before
             .1
@@ -98,6 +105,14 @@ fn terms(world: &World, plan: &Plan, key: &ObjectKey, peer: &ServiceMeshPeer) ->
     };
     set("spec.security.trustDomain", &security.trust_domain);
     set("spec.security.clientID", &security.client_id);
+    if plan.control_plane.is_some() {
+        let (domain, account) = (&plan.trust_domain, service_account(&gateways.egress.name));
+        let id = domain.service_account(&key.namespace, &account).ok();
+        let id = id.map(|id| id.without_scheme().to_owned());
+        let ours = [Some(domain.to_string()), id];
+        let known = std::iter::zip(OURS, ours);
+        terms.extend(known.filter_map(|(what, text)| Some((what, text?))));
+    }
     terms.retain(|_, text| !text.is_empty());
     Terms(terms)
 }
@@ -157,7 +172,9 @@ pub(super) fn changes(
         let fields: BTreeSet<&&str> = old.0.keys().chain(new.0.keys()).collect();
         for what in fields {
             let (before, after) = (old.0.get(*what), new.0.get(*what));
-            if before != after {
+            // Who we are is news only to a peer that knows us otherwise.
+            let is_new = OURS.contains(what) && (before.is_none() || after.is_none());
+            if before != after && !is_new {
                 changes.push(PeerChange {
                     peer: peer.clone(),
                     what: (*what).to_owned(),

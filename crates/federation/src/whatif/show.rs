@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::WhatIf;
-use crate::difference::PeerChange;
+use crate::difference::{OURS, PeerChange};
 use crate::summary::Problem;
 use crate::text::{Ink, plain};
 
@@ -69,6 +69,8 @@ fn peers(f: &mut fmt::Formatter<'_>, ink: Ink, changes: &[PeerChange]) -> fmt::R
             }
             _ => writeln!(f, "  {} {peer}", ink.doubtful("~"))?,
         }
+        let is_ours = |change: &&PeerChange| OURS.contains(&change.what.as_str());
+        let renamed = !comes && changes.iter().any(is_ours);
         for change in changes {
             let side =
                 |text: &Option<String>| text.as_deref().map_or_else(|| "nothing".to_owned(), plain);
@@ -80,6 +82,12 @@ fn peers(f: &mut fmt::Formatter<'_>, ink: Ink, changes: &[PeerChange]) -> fmt::R
                 writeln!(f, "      {what}: {before}")?;
                 writeln!(f, "      {:>width$}  {after}", "->", width = what.len())?;
             }
+        }
+        if renamed {
+            writeln!(
+                f,
+                "      The peer refuses this mesh until its ServiceMeshPeer for it says so too."
+            )?;
         }
     }
     Ok(())

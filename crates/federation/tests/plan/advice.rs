@@ -67,7 +67,7 @@ fn a_peer_that_does_not_watch_us_is_connected_one_way_and_the_way_in_is_named() 
 #[test]
 fn a_watch_that_does_not_open_says_how_the_last_attempt_ended_and_what_to_compare() {
     let ours = "red-mesh.local/ns/red-mesh-system/sa/egress-green-mesh-service-account";
-    let cases: [(Option<&str>, &[&str]); 6] = [
+    let cases: [(Option<&str>, &[&str]); 7] = [
         (None, &["is not open yet; the peer watches ours"]),
         (
             Some("400 Bad Request"),
@@ -85,6 +85,14 @@ fn a_watch_that_does_not_open_says_how_the_last_attempt_ended_and_what_to_compar
                 "egress-green-mesh",
                 "127.64.2.10 port 8188",
                 "trustDomain and roots",
+            ],
+        ),
+        (
+            Some("TLS with the egress gateway: wrong_trust_domain"),
+            &[
+                "our own gateway egress-green-mesh does not prove to be \
+                 red-mesh.local/ns/red-mesh-system/sa/egress-green-mesh-service-account",
+                "its log says why",
             ],
         ),
         (

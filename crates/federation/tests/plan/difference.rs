@@ -6,7 +6,7 @@ use meshfed_federation::difference::{Difference, Sharing};
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::lab::{Lab, going, red_and_green, root_of};
+use crate::lab::{Lab, going, moved_to, red_and_green, root_of};
 use crate::properties::{Pick, lab, pick, red, services};
 
 fn sharing(lab: &Lab) -> Sharing {
@@ -74,6 +74,40 @@ fn a_peer_that_becomes_somebody_else_is_a_difference_though_no_name_changes() {
              green-mesh.local/ns/green-mesh-system/sa/egress-red-mesh-service-account to \
              green-mesh.local/ns/green-mesh-system/sa/another"]
     );
+}
+
+#[test]
+fn who_we_are_to_a_peer_is_a_difference_when_our_trust_domain_or_gateway_changes() {
+    let (mut red, _) = red_and_green();
+    let (before, plan, world) = (sharing(&red), red.plan(), red.world.clone());
+    red.apply_json(moved_to("red2.local", &red));
+    let difference = sharing(&red).since(&before);
+    assert_eq!(
+        shown(&difference),
+        [
+            "~ green-mesh: our clientID from \
+             red-mesh.local/ns/red-mesh-system/sa/egress-green-mesh-service-account to \
+             red2.local/ns/red-mesh-system/sa/egress-green-mesh-service-account",
+            "~ green-mesh: our trust domain from red-mesh.local to red2.local"
+        ]
+    );
+    let now = red.plan();
+    assert_eq!(
+        before.then((&world, &plan), &red.world, &now),
+        sharing(&red)
+    );
+
+    red.edit_peer("green-mesh", |peer| {
+        peer.spec.gateways.egress.name = "another".to_owned();
+    });
+    let changes = shown(&sharing(&red).since(&before));
+    let other = "to red2.local/ns/red-mesh-system/sa/another-service-account";
+    assert!(changes.iter().any(|c| c.ends_with(other)), "{changes:?}");
+
+    // A peer that comes has not known us otherwise.
+    let (red, _) = red_and_green();
+    let new = shown(&sharing(&red).since(&Sharing::default()));
+    assert!(!new.iter().any(|c| c.contains("our ")), "{new:?}");
 }
 
 #[test]

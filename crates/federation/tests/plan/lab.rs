@@ -372,6 +372,13 @@ fn insert<K: Clone>(all: &mut Shared<ObjectKey, K>, key: ObjectKey, object: K) {
 }
 
 /// Marks an object as being deleted.
+pub fn moved_to(domain: &str, lab: &Lab) -> Value {
+    let (_, control_plane) = lab.world.resources.control_planes.iter().next().unwrap();
+    let mut object = serde_json::to_value(&**control_plane).unwrap();
+    object["spec"]["security"]["trust"]["domain"] = domain.into();
+    object
+}
+
 pub fn going(metadata: &mut ObjectMeta) {
     metadata.deletion_timestamp = Some(Time(now()));
 }

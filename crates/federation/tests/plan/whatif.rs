@@ -4,7 +4,7 @@ use meshfed_federation::whatif::{Hypothesis, WhatIf};
 use meshfed_federation::world::ObjectKey;
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, red_and_green, root_of};
+use crate::lab::{Lab, moved_to, red_and_green, root_of};
 
 const GROUP: &str = "federation.maistra.io";
 
@@ -62,6 +62,30 @@ fn another_identity_of_a_peer_is_a_change_of_who_sees_it() {
     let mut peer = serde_json::to_value(&*red.world.resources.peers[&key]).unwrap();
     peer["spec"]["security"]["clientID"] = json!("green-mesh.local/ns/a/sa/b");
     insta::assert_snapshot!(suppose(&red, &[(GROUP, peer)]));
+}
+
+#[test]
+fn another_trust_domain_of_ours_is_something_that_peers_must_be_told() {
+    let (red, _) = red_and_green();
+    let said = suppose(&red, &[("maistra.io", moved_to("red2.local", &red))]);
+    assert!(said.is_notable());
+    assert_eq!(
+        said.to_string(),
+        "Peers:
+  ~ green-mesh
+      our clientID: red-mesh.local/ns/red-mesh-system/sa/egress-green-mesh-service-account
+                ->  red2.local/ns/red-mesh-system/sa/egress-green-mesh-service-account
+      our trust domain: red-mesh.local
+                    ->  red2.local
+      The peer refuses this mesh until its ServiceMeshPeer for it says so too.
+"
+    );
+    let json = serde_json::to_value(&said).unwrap();
+    assert_eq!(
+        json["peers"][1],
+        json!({"peer": "green-mesh", "what": "our trust domain",
+            "before": "red-mesh.local", "after": "red2.local"})
+    );
 }
 
 /// All that makes a new peer, from nothing.

@@ -33,4 +33,5 @@ mod replicas;
 mod restart;
 mod shared_name;
 mod tools;
+mod trust_domain;
 mod walk;

@@ -57,6 +57,9 @@ pub(super) fn watching(peer: &Trusted<'_>, watchers: &[SourceStatus]) -> Verdict
     Verdict::fails(READY, "ConnectedOneWay", message)
 }
 
+/// How a failed handshake with our own gateway begins.
+const OWN_TLS: &str = "TLS with the egress gateway";
+
 /// What an answer, or none, means on the way by our egress gateway to the peer's ingress gateway.
 /// `says` is what a gateway said about it.
 fn cause(peer: &Trusted<'_>, last: &str, says: Option<&str>) -> String {
@@ -64,6 +67,13 @@ fn cause(peer: &Trusted<'_>, last: &str, says: Option<&str>) -> String {
         return last.to_owned();
     };
     let (name, id) = (&egress.name, egress.id.without_scheme());
+    if last.starts_with(OWN_TLS) {
+        return format!(
+            "{last}: our own gateway {name} does not prove to be {id}, or does not take our control \
+             plane for its own. It gets its certificate anew by itself, after a change of our own trust \
+             domain too; if it does not, its log says why"
+        );
+    }
     match last.split(' ').next() {
         Some("400") => format!(
             "{last}: the peer's control plane does not know this mesh; \
