@@ -11,7 +11,7 @@ use super::Busy;
 use super::body::ProxyBody;
 use super::forward::failed;
 use crate::cluster::{Cluster, connect};
-use crate::cut::Control;
+use crate::cut::{Control, Cut, Verdict};
 use crate::end::End;
 use crate::io::Relay;
 use crate::record::Record;
@@ -36,7 +36,14 @@ pub(super) async fn open(
         line.status = Some(200);
     }
     let upgrade = hyper::upgrade::on(&mut request);
-    let entered = connection.listener.enter(&control, &connection.subject);
+    let listener = &connection.listener;
+    let entered = listener.enter(&control, &connection.subject);
+    // A change while we connected did not find it in the set.
+    match listener.judge(&connection.subject, &connection.tables) {
+        Verdict::Keep => {}
+        Verdict::Cut(why) => control.cut(why),
+        Verdict::Drain(_) => control.cut(Cut::Drained),
+    }
     let (mut endpoint, held) = (upstream.stream, upstream.held);
     tokio::spawn(async move {
         let _held = (held, entered);
