@@ -169,6 +169,34 @@ fn a_control_plane_that_starts_anew_takes_no_import_away_that_lasted_until_its_e
 }
 
 #[test]
+fn a_control_plane_that_starts_anew_still_says_when_it_was_connected_last() {
+    let (_, mut green) = red_and_green();
+    green.keep_statuses();
+    let watch = |green: &Lab| {
+        let plan = green.plan();
+        let status = plan.statuses.peers.values().next().unwrap();
+        let discovery = &status.discovery_status;
+        let mut entries = discovery.active.iter().chain(&discovery.inactive);
+        entries.next().unwrap().watch.clone()
+    };
+    let before = watch(&green);
+    assert!(before.last_connected.is_some() && before.last_full_sync.is_some());
+    green.edit_remote("red-mesh", |remote: &mut RemoteState| {
+        *remote = RemoteState::kept(remote.services.clone(), remote.last_contact, None);
+    });
+    green.keep_statuses();
+    let after = watch(&green);
+    assert!(!after.connected);
+    assert_eq!(after.last_connected, before.last_connected);
+    assert_eq!(after.last_full_sync, before.last_full_sync);
+    // Nothing is left of a peer that was forgotten.
+    green.edit_remote("red-mesh", |remote: &mut RemoteState| {
+        *remote = RemoteState::default()
+    });
+    assert_eq!(watch(&green).last_full_sync, None);
+}
+
+#[test]
 fn nothing_is_connected_that_was_not_heard_for_two_resync_periods() {
     let (_, mut green) = red_and_green();
     let is_connected = |green: &Lab| {

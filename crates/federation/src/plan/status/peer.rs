@@ -251,15 +251,16 @@ fn discovery_status(
         })
         .collect();
     remotes.sort_by(|a, b| a.source.cmp(&b.source));
+    let present = object.status.as_ref().map(|s| &s.discovery_status);
+    let earlier = earlier(decided, present, remote);
     let watch = WatchStatus {
         connected: is_connected(&settings_of(object).0, remote, decided.world.now),
-        last_connected: remote.watch.last_connected.map(time),
+        last_connected: (remote.watch.last_connected.map(time)).or(earlier.last_connected),
         last_disconnect: remote.watch.last_disconnect.map(time),
         last_disconnect_status: remote.watch.last_disconnect_status.clone(),
-        last_event: remote.watch.last_event.map(time),
-        last_full_sync: remote.last_full_sync.map(time),
+        last_event: remote.watch.last_event.map(time).or(earlier.last_event),
+        last_full_sync: remote.last_full_sync.map(time).or(earlier.last_full_sync),
     };
-    let present = object.status.as_ref().map(|s| &s.discovery_status);
     let instance = PodDiscoveryStatus {
         pod: decided.ruling.instance.clone(),
         remotes,
@@ -271,6 +272,27 @@ fn discovery_status(
         &decided.world.mesh.instance_suffix,
         decided.world.now,
     )
+}
+
+/// What our own entry said in an earlier life of ours, from which what the peer exports is kept as well.
+fn earlier(
+    decided: &Decided<'_, '_>,
+    present: Option<&DiscoveryStatus>,
+    remote: &RemoteState,
+) -> WatchStatus {
+    let suffix = &decided.world.mesh.instance_suffix;
+    let told = present.filter(|_| remote.last_contact.is_some());
+    let told = told.and_then(|present| replicas::own(present, suffix));
+    let mut watch = told.map_or_else(WatchStatus::default, |entry| entry.watch.clone());
+    let times = [
+        &mut watch.last_connected,
+        &mut watch.last_event,
+        &mut watch.last_full_sync,
+    ];
+    for at in times {
+        *at = at.take().filter(|at| is_credible(at.0, decided.world.now));
+    }
+    watch
 }
 
 impl From<&Report> for ImportReport {

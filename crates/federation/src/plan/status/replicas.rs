@@ -67,6 +67,15 @@ pub(super) fn others(
         .collect()
 }
 
+/// The entry of the instance with this end of its name.
+pub(super) fn own<'s>(
+    present: &'s DiscoveryStatus,
+    suffix: &str,
+) -> Option<&'s PodDiscoveryStatus> {
+    let mut entries = present.active.iter().chain(&present.inactive);
+    entries.find(|entry| is_of(entry, suffix))
+}
+
 fn is_of(entry: &PodDiscoveryStatus, suffix: &str) -> bool {
     let name = entry.pod.strip_suffix(suffix);
     name.is_some_and(|name| name.ends_with('-'))
