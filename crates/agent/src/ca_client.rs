@@ -95,7 +95,8 @@ impl CaClient {
     }
 
     /// A new key with a new certificate. `current` is shown to the control plane, and is proof
-    /// enough by itself where there is no good token. One of another trust domain proves nothing.
+    /// enough by itself where there is no good token. One of the trust domain before is shown only then: a
+    /// control plane that does not remember that domain would refuse the connection.
     pub async fn certificate(
         &self,
         current: &Arc<IdentityCell>,
@@ -103,30 +104,45 @@ impl CaClient {
         let key = KeyPair::generate().map_err(CertificateError::Key)?;
         let id = self.id().map_err(CertificateError::Identity)?;
         let csr = new_csr(&key, &id).map_err(CertificateError::Csr)?;
-        let held = current.identity();
-        let known = held.is_some_and(|held| held.id.as_ref() == Some(&id));
-        let current = match known {
-            true => current.clone(),
-            false => Arc::new(IdentityCell::new(None)),
+        let held = current.identity().and_then(|held| held.id.clone());
+        let is_former = held.as_ref().is_some_and(|held| *held != id);
+        let by_token = match self.token.token().await {
+            Ok(token) => {
+                let shown = match is_former {
+                    true => Arc::new(IdentityCell::new(None)),
+                    false => current.clone(),
+                };
+                self.ask(&id, shown, &csr, Some(token)).await
+            }
+            Err(error) => Err(error.into()),
         };
-        let token = match self.token.token().await {
-            Err(_) if known => None,
-            token => Some(token?),
+        let answer = match by_token {
+            Err(refused) if held.is_some() && is_about_token(&refused) => {
+                let answer = self.ask(&id, current.clone(), &csr, None).await;
+                // What people can do something about.
+                answer.map_err(|error| if is_former { refused } else { error })?
+            }
+            answer => answer?,
         };
+        check(&id, answer, &key)
+    }
 
-        let channel = self.control_plane.connect(current).await?;
+    async fn ask(
+        &self,
+        id: &SpiffeId,
+        shown: Arc<IdentityCell>,
+        csr: &str,
+        token: Option<String>,
+    ) -> Result<IstioCertificateResponse, CertificateError> {
+        let channel = self.control_plane.connect_with(shown, true).await?;
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_LEN);
-        let had_token = token.is_some();
-        let mut answer = client.create_certificate(self.request(&csr, token)).await;
-        if known && had_token && answer.as_ref().is_err_and(is_bad_token) {
-            answer = client.create_certificate(self.request(&csr, None)).await;
-        }
+        let answer = client.create_certificate(self.request(csr, token)).await;
         let answer = answer.map_err(|status| CertificateError::Refused {
             id: id.clone(),
             status: Box::new(status),
         })?;
-        check(&id, answer.into_inner(), &key)
+        Ok(answer.into_inner())
     }
 
     fn request(&self, csr: &str, token: Option<String>) -> Request<IstioCertificateRequest> {
@@ -175,6 +191,11 @@ fn check(
     Ok(identity)
 }
 
-fn is_bad_token(status: &Status) -> bool {
-    status.code() == Code::Unauthenticated
+/// A certificate may do where the token does not.
+pub(crate) fn is_about_token(error: &CertificateError) -> bool {
+    match error {
+        CertificateError::Token(_) => true,
+        CertificateError::Refused { status, .. } => status.code() == Code::Unauthenticated,
+        _ => false,
+    }
 }

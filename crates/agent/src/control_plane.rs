@@ -153,12 +153,22 @@ impl ControlPlane {
     }
 
     /// Opens a connection that presents what `identity` holds, if anything. A channel that loses
-    /// its connection opens the next one by itself, with the identity and root of that moment.
+    /// its connection opens the next one by itself, with the identity and root of that moment. An identity of
+    /// another trust domain than the mesh's is not shown.
     pub async fn connect(&self, identity: Arc<IdentityCell>) -> Result<Channel, ConnectError> {
+        self.connect_with(identity, false).await
+    }
+
+    /// `former`: shows an identity of another trust domain too.
+    pub(crate) async fn connect_with(
+        &self,
+        identity: Arc<IdentityCell>,
+        former: bool,
+    ) -> Result<Channel, ConnectError> {
         let this = self.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let (this, identity) = (this.clone(), identity.clone());
-            async move { this.open(identity).await.map(TokioIo::new) }
+            async move { this.open(identity, former).await.map(TokioIo::new) }
         });
         Endpoint::from(self.uri.clone())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -174,11 +184,15 @@ impl ControlPlane {
             })
     }
 
-    async fn open(&self, identity: Arc<IdentityCell>) -> io::Result<TlsStream<TcpStream>> {
+    async fn open(
+        &self,
+        identity: Arc<IdentityCell>,
+        former: bool,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let server = self.server();
         let domain = server.trust_domain().clone();
         let own = identity.identity().and_then(|own| own.id.clone());
-        if own.is_some_and(|own| *own.trust_domain() != domain) {
+        if !former && own.is_some_and(|own| *own.trust_domain() != domain) {
             return Err(io::Error::other(ConnectError::NewTrustDomain { domain }));
         }
         let trust = self.read_root().await.map_err(io::Error::other)?;

@@ -13,10 +13,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tonic::Code;
 use tracing::{info, warn};
 
-use crate::ca_client::{CaClient, CertificateError};
+use crate::ca_client::{CaClient, CertificateError, is_about_token};
 
 /// Pause after the first failure; it doubles from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -164,11 +163,9 @@ async fn moved_or(moves: &mut watch::Receiver<SpiffeId>, wait: Duration) {
 
 /// What people can do about it.
 fn advice(error: &CertificateError) -> &'static str {
-    match error {
-        CertificateError::Refused { status, .. } if status.code() == Code::Unauthenticated => {
-            "; write a new token of the ServiceAccount where the one before was"
-        }
-        _ => "",
+    match is_about_token(error) {
+        true => "; write a new token of the ServiceAccount where the one before was",
+        false => "",
     }
 }
 

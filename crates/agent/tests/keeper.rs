@@ -187,7 +187,7 @@ async fn when_the_mesh_is_in_another_trust_domain_its_certificate_is_got_at_once
     let first = ControlPlane::start(&authority).await;
     let control_plane = meshfed_agent::ControlPlane::new(first.options()).unwrap();
     let client = CaClient::new(control_plane.clone(), token(TOKEN), id(RATINGS));
-    let keeper = IdentityKeeper::new(client, IdentityMetrics::default());
+    let keeper = IdentityKeeper::new(client.clone(), IdentityMetrics::default());
     let cell = keeper.cell();
     let (_drain, watch) = Drain::new();
     tokio::spawn(keeper.run(watch));
@@ -211,7 +211,7 @@ async fn when_the_mesh_is_in_another_trust_domain_its_certificate_is_got_at_once
     // As a stream does, that was cut.
     assert!(control_plane.connect(cell.clone()).await.is_err());
     assert_eq!(control_plane.server(), id(&istiod));
-    // The certificate of before proves nothing, and is not shown.
+    // The certificate of before is shown for no other purpose than to get the next one.
     let early = control_plane.connect(cell.clone()).await.unwrap_err();
     let early = std::error::Error::source(&early).unwrap();
     assert!(format!("{early:?}").contains("NewTrustDomain"), "{early:?}");
@@ -222,6 +222,13 @@ async fn when_the_mesh_is_in_another_trust_domain_its_certificate_is_got_at_once
             .unwrap()
             .iter()
             .all(|p| *p == "token")
+    );
+
+    // This control plane does not remember the domain before. What can be done about is told.
+    let refused = client.certificate(&cell).await.unwrap_err();
+    assert!(
+        matches!(refused, CertificateError::Refused { .. }),
+        "{refused:?}"
     );
 
     let tokens = [(TOKEN.to_owned(), id(&ratings))];

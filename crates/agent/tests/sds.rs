@@ -11,11 +11,14 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Authority, ControlPlane, PATIENCE, RATINGS, TOKEN, id};
+use common::{Authority, ControlPlane, ISTIOD, PATIENCE, RATINGS, TOKEN, id};
 use hyper_util::rt::TokioIo;
-use meshfed_agent::{Agent, AgentError, AgentOptions, IdentityMetrics, RootSource, TokenSource};
+use meshfed_agent::{
+    Agent, AgentError, AgentOptions, EnvoyOptions, IdentityMetrics, RootSource, TokenSource,
+};
 use meshfed_runtime::Drain;
 use meshfed_testkit::{eventually, temp_dir};
+use meshfed_xds::bootstrap::NodeOptions;
 use meshfed_xds::proto::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use meshfed_xds::proto::{DeltaDiscoveryRequest, DiscoveryRequest};
 use meshfed_xds::{ROOT_SECRET, TypeUrl};
@@ -200,4 +203,46 @@ async fn a_second_agent_in_the_same_place_is_refused() {
     })
     .await;
     assert!(matches!(refused, Err(AgentError::Socket(_))));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn in_another_trust_domain_envoys_get_another_certificate_and_a_bootstrap_for_their_next_start()
+ {
+    let authority = Authority::new();
+    let moved = |id: &str| id.replace("red-mesh.local", "red2.local");
+    let tokens = [(TOKEN.to_owned(), id(&moved(RATINGS)))].into();
+    *authority.tokens.lock().unwrap() = tokens;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let control_plane = ControlPlane::start_with(&authority, any, &moved(ISTIOD), |r| r).await;
+    let dir = temp_dir();
+    let token_file = dir.path().join("token");
+    std::fs::write(&token_file, TOKEN).unwrap();
+    let mut agent = Agent::bind(AgentOptions {
+        control_plane: control_plane.options(),
+        id: id(RATINGS),
+        token: TokenSource::File(token_file),
+        dir: dir.path().join("agent"),
+        metrics: IdentityMetrics::default(),
+    })
+    .await
+    .unwrap();
+    let bootstrap = dir.path().join("envoy.json");
+    let envoy = EnvoyOptions {
+        node: NodeOptions::default(),
+        admin: "127.0.0.1:15000".parse().unwrap(),
+        max_connections: 10,
+    };
+    agent.write_bootstrap(&bootstrap, envoy).unwrap();
+    let says = |id: &str| std::fs::read_to_string(&bootstrap).unwrap().contains(id);
+    assert!(says(ISTIOD));
+    let identity = agent.identity();
+    let (_drain, watch) = Drain::new();
+    tokio::spawn(agent.run(watch));
+    eventually(PATIENCE, async || {
+        let held = identity.identity().and_then(|held| held.id.clone());
+        let is_done = held == Some(id(&moved(RATINGS))) && says(&moved(ISTIOD));
+        is_done.then_some(()).ok_or(held)
+    })
+    .await;
+    assert!(!says(ISTIOD));
 }

@@ -146,6 +146,8 @@ impl Refused {
 enum Proof {
     Token,
     Certificate,
+    /// Of the account that it is of now, in a trust domain that the mesh had before.
+    FormerCertificate,
 }
 
 impl Proof {
@@ -153,6 +155,7 @@ impl Proof {
         match self {
             Self::Token => "token",
             Self::Certificate => "certificate",
+            Self::FormerCertificate => "former_certificate",
         }
     }
 }
@@ -254,7 +257,7 @@ impl<A: TokenAuthenticator> CaService<A> {
             let id = self.identity(&account)?;
             return Ok((id, Proof::Token));
         }
-        let Some(certificate) = &peer.certificate else {
+        let Some(certificate) = peer.certificate.as_ref().or(peer.former.as_ref()) else {
             return Err(Refused::new(
                 "no_proof",
                 Status::unauthenticated(
@@ -266,17 +269,22 @@ impl<A: TokenAuthenticator> CaService<A> {
             namespace: certificate.id.namespace().to_string(),
             name: certificate.id.service_account().to_string(),
         };
-        if self.identity(&account)? != certificate.id {
-            return Err(Refused::new(
-                "wrong_trust_domain",
-                Status::permission_denied("the certificate is of another trust domain"),
-            ));
-        }
+        let id = self.identity(&account)?;
+        let proof = match peer.former {
+            Some(_) => Proof::FormerCertificate,
+            None if id == certificate.id => Proof::Certificate,
+            None => {
+                return Err(Refused::new(
+                    "wrong_trust_domain",
+                    Status::permission_denied("the certificate is of another trust domain"),
+                ));
+            }
+        };
         self.authenticator
             .exists(&account)
             .await
             .map_err(|e| refused_proof(&e))?;
-        Ok((certificate.id.clone(), Proof::Certificate))
+        Ok((id, proof))
     }
 }
 

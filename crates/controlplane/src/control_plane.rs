@@ -1,5 +1,6 @@
 //! The assembly of the control plane.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use meshfed_federation::world::{MeshSettings, Observed, Resources, World};
-use meshfed_pki::{IdError, TrustDomain, TrustStore};
+use meshfed_pki::{IdError, TrustDomain};
 use meshfed_runtime::{AccessLog, Drain, DrainWatch, Metrics};
 use meshfed_xds::ca::server::IstioCertificateServiceServer;
 use tokio::net::TcpListener;
@@ -23,7 +24,7 @@ use crate::ads::{AdsMetrics, AdsService, Nodes};
 use crate::apply::{self, Outcomes};
 use crate::ca_service::{CaMetrics, CaService, MAX_MESSAGE, Membership, TokenAuthenticator};
 use crate::discovery::{DiscoveryClient, DiscoveryServer, PeerCache};
-use crate::grpc::{GrpcMetrics, GrpcServer, serve_grpc};
+use crate::grpc::{GrpcMetrics, GrpcServer, OwnTrust, serve_grpc};
 use crate::hub::{Ends, Hub};
 use crate::identity::{OwnIdentity, OwnIdentityError};
 use crate::journal::{self, AuditLog, Writes};
@@ -79,6 +80,8 @@ pub enum StartError {
     Listener(#[source] std::io::Error),
 }
 
+/// Trust domains before the one of now whose certificates may be exchanged, until they run out.
+const MAX_FORMER: usize = 8;
 /// The last writes have this long to be planned with, and then their lines to be written.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 const LAST_LINES: Duration = Duration::from_secs(5);
@@ -225,7 +228,10 @@ impl<A: TokenAuthenticator> ControlPlane<A> {
         tasks.spawn(proxies.clone().follow_plans());
 
         let (mesh, meshes) = watch::channel(None);
-        let (store, stores) = watch::channel(self.identity.trust(&default_domain)?);
+        let (store, stores) = watch::channel(OwnTrust {
+            store: self.identity.trust(&default_domain)?,
+            domain: default_domain,
+        });
         tasks.spawn(follow_trust(
             self.identity.clone(),
             outcomes.clone(),
@@ -284,8 +290,9 @@ async fn follow_trust(
     identity: Arc<OwnIdentity>,
     mut outcomes: Outcomes,
     mesh: watch::Sender<Option<Membership>>,
-    store: watch::Sender<Arc<TrustStore>>,
+    store: watch::Sender<OwnTrust>,
 ) {
+    let mut former: VecDeque<TrustDomain> = VecDeque::new();
     loop {
         let newest = outcomes.borrow_and_update().clone();
         let ruled = newest.filter(|outcome| outcome.plan.control_plane.is_some());
@@ -305,9 +312,20 @@ async fn follow_trust(
             }
             mesh.send_replace(wanted);
             if let Some(domain) = domain {
-                match identity.trust(&domain) {
+                let left = store.borrow().domain.clone();
+                if left != domain {
+                    former.retain(|former| *former != left);
+                    former.push_back(left);
+                    if former.len() > MAX_FORMER {
+                        former.pop_front();
+                    }
+                }
+                match identity.trust_with(&domain, former.make_contiguous()) {
                     Ok(trust) => {
-                        store.send_replace(trust);
+                        store.send_replace(OwnTrust {
+                            domain,
+                            store: trust,
+                        });
                     }
                     Err(error) => error!(%error, "the own root certificate cannot be used"),
                 }

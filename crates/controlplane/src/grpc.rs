@@ -55,8 +55,20 @@ const SEND_BUFFER: usize = 256 * 1024;
 #[derive(Debug, Clone)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// Verified for our own trust domain; `None`: the client presented none.
+    /// Verified for our own trust domain; `None`: the client presented none of it.
     pub certificate: Option<PeerCertificate>,
+    /// Of a trust domain that the mesh had before, and of our own authority: it may be exchanged for one
+    /// of ours, and is good for nothing else.
+    pub former: Option<PeerCertificate>,
+}
+
+/// Whom the port believes.
+#[derive(Debug, Clone)]
+pub struct OwnTrust {
+    /// The trust domain of the mesh.
+    pub domain: TrustDomain,
+    /// What vouches for it, and for the domains before.
+    pub store: Arc<TrustStore>,
 }
 
 /// What the port needs.
@@ -64,8 +76,8 @@ pub struct GrpcServer {
     pub listener: TcpListener,
     /// Our own certificate.
     pub identity: Arc<IdentityCell>,
-    /// The roots of our own trust domain; followed as they change.
-    pub trust: watch::Receiver<Arc<TrustStore>>,
+    /// Followed as it changes.
+    pub trust: watch::Receiver<OwnTrust>,
     pub services: Routes,
     pub metrics: GrpcMetrics,
     pub drain: DrainWatch,
@@ -114,7 +126,7 @@ pub async fn serve_grpc(server: GrpcServer) -> Result<(), TlsConfigError> {
     let services = services.prepare();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut acceptor = Acceptor::new(listener);
-    let mut tls = tls_acceptor(&identity, &mut trust)?;
+    let (mut tls, mut domain) = tls_acceptor(&identity, &mut trust)?;
     loop {
         let accepted = async {
             // The semaphore is never closed, so this only waits.
@@ -127,11 +139,12 @@ pub async fn serve_grpc(server: GrpcServer) -> Result<(), TlsConfigError> {
             accepted = accepted => accepted,
         };
         if trust.has_changed().unwrap_or(false) {
-            tls = tls_acceptor(&identity, &mut trust)?;
+            (tls, domain) = tls_acceptor(&identity, &mut trust)?;
         }
         let connection = Connection {
             address,
             tls: tls.clone(),
+            domain: domain.clone(),
             services: services.clone(),
             trust: trust.clone(),
             metrics: metrics.clone(),
@@ -144,22 +157,25 @@ pub async fn serve_grpc(server: GrpcServer) -> Result<(), TlsConfigError> {
 
 fn tls_acceptor(
     identity: &Arc<IdentityCell>,
-    trust: &mut watch::Receiver<Arc<TrustStore>>,
-) -> Result<TlsAcceptor, TlsConfigError> {
+    trust: &mut watch::Receiver<OwnTrust>,
+) -> Result<(TlsAcceptor, TrustDomain), TlsConfigError> {
+    let trust = trust.borrow_and_update().clone();
     let config = server_config_optional_client(ServerTls {
         identity: identity.clone(),
-        trust: trust.borrow_and_update().clone(),
+        trust: trust.store,
         client_ids: Vec::new(),
         alpn: vec!["h2".to_string()],
     })?;
-    Ok(TlsAcceptor::from(config))
+    Ok((TlsAcceptor::from(config), trust.domain))
 }
 
 struct Connection {
     address: SocketAddr,
     tls: TlsAcceptor,
+    /// The mesh's, for this handshake.
+    domain: TrustDomain,
     services: Routes,
-    trust: watch::Receiver<Arc<TrustStore>>,
+    trust: watch::Receiver<OwnTrust>,
     metrics: GrpcMetrics,
     drain: DrainWatch,
     _slot: Option<OwnedSemaphorePermit>,
@@ -201,18 +217,23 @@ impl Connection {
             Some(chain) => Some(peer_certificate(chain).map_err(HandshakeRefusal::NotSpiffe)?),
             None => None,
         };
+        let is_ours = |held: &PeerCertificate| *held.id.trust_domain() == self.domain;
+        let (certificate, former) = match certificate {
+            Some(held) if is_ours(&held) => (Some(held), None),
+            former => (None, former),
+        };
         let peer = Peer {
             address: self.address,
             certificate,
+            former,
         };
         Ok((stream, peer))
     }
 
-    /// Resolves when the mesh has left the trust domain that this client is in.
-    async fn disowned(&self, client: Option<&TrustDomain>) {
+    /// Resolves when the mesh has left the trust domain of this connection.
+    async fn disowned(&self) {
         let mut trust = self.trust.clone();
-        let left = trust.wait_for(|trust| client.is_some_and(|own| trust.roots(own).is_none()));
-        if left.await.is_err() {
+        if trust.wait_for(|t| t.domain != self.domain).await.is_err() {
             std::future::pending().await
         }
     }
@@ -220,8 +241,7 @@ impl Connection {
     async fn serve_http(&self, stream: TlsStream<TcpStream>, peer: Peer) {
         let life = life(&peer, SystemTime::now());
         let address = peer.address;
-        let certificate = peer.certificate.as_ref();
-        let domain = certificate.map(|c| c.id.trust_domain().clone());
+        let is_known = peer.certificate.is_some();
         let services = self.services.clone();
         let service =
             tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
@@ -250,7 +270,7 @@ impl Connection {
             () = self.drain.signaled() => None,
             () = tokio::time::sleep(life) => None,
             // It comes back once it has an identity of the domain of now.
-            () = self.disowned(domain.as_ref()) => {
+            () = self.disowned(), if is_known => {
                 info!(peer = %address, "closed a connection of another trust domain");
                 return;
             }

@@ -206,6 +206,22 @@ impl OwnIdentity {
         Ok(Arc::new(store))
     }
 
+    /// The same, and for trust domains that the mesh had before: for these only by the authority itself, since
+    /// whoever else has its root may have them now.
+    pub fn trust_with(
+        &self,
+        domain: &TrustDomain,
+        former: &[TrustDomain],
+    ) -> Result<Arc<TrustStore>, OwnIdentityError> {
+        let authority = self.authority.load();
+        let before = former.iter().filter(|former| *former != domain);
+        let mut bundles: BTreeMap<TrustDomain, &str> = before
+            .map(|former| (former.clone(), authority.certificate_pem()))
+            .collect();
+        bundles.insert(domain.clone(), authority.root_pem());
+        Ok(Arc::new(TrustStore::parse(&bundles)?))
+    }
+
     /// Keeps the certificate fresh, with the id that the plan gives the control plane.
     pub async fn keep(self: Arc<Self>, mut outcomes: crate::apply::Outcomes) {
         loop {
@@ -232,3 +248,6 @@ impl OwnIdentity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

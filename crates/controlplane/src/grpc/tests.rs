@@ -134,7 +134,8 @@ struct Plane {
     registrations: watch::Receiver<NodeSet>,
     deleted: Arc<Mutex<Vec<ServiceAccountRef>>>,
     metrics: GrpcMetrics,
-    store: watch::Sender<Arc<TrustStore>>,
+    store: watch::Sender<OwnTrust>,
+    mesh: watch::Sender<Option<Membership>>,
     drain: Drain,
 }
 
@@ -144,15 +145,19 @@ impl Plane {
         let ca = Arc::new(ca);
         let domain: TrustDomain = RED.parse().unwrap();
         let trust = TrustStore::single(domain.clone(), ca.root_pem()).unwrap();
-        let (store, trust) = watch::channel(Arc::new(trust));
+        let (store, trust) = watch::channel(OwnTrust {
+            domain: domain.clone(),
+            store: Arc::new(trust),
+        });
         let istiod: SpiffeId = ISTIOD.parse().unwrap();
         let identity = ca
             .issue_server(&[], &[], Some(&istiod), HOUR, SystemTime::now())
             .unwrap();
         let deleted = Arc::new(Mutex::new(Vec::new()));
+        let (mesh, meshes) = watch::channel(Some(mk_membership(domain)));
         let authority = CaService::new(
             Arc::new(ArcSwap::new(ca.clone())),
-            watch::channel(Some(mk_membership(domain))).1,
+            meshes,
             FakeTokens {
                 deleted: deleted.clone(),
             },
@@ -188,6 +193,7 @@ impl Plane {
             deleted,
             metrics,
             store,
+            mesh,
             drain,
         }
     }
@@ -497,34 +503,58 @@ async fn a_certificate_of_another_mesh_does_not_get_past_the_handshake() {
 }
 
 #[tokio::test]
-async fn when_the_mesh_leaves_a_trust_domain_its_streams_end_and_nobody_of_it_comes_in() {
+async fn when_the_mesh_leaves_a_trust_domain_its_streams_end_and_its_certificates_buy_only_new_ones()
+ {
     let plane = Plane::start().await;
     plane.source.set("ratings", None);
-    let ads = plane.ads(plane.identity(RATINGS)).await;
-    // Time and again there is a new store, with which the stream is as good as before.
-    let store = |domain: &str| {
-        let trust = TrustStore::single(domain.parse().unwrap(), plane.ca.root_pem()).unwrap();
-        plane.store.send_replace(Arc::new(trust));
+    let store = |domain: &str, former: &[&str]| {
+        let domain: TrustDomain = domain.parse().unwrap();
+        let all = [domain.clone()].into_iter();
+        let all = all.chain(former.iter().map(|former| former.parse().unwrap()));
+        let bundles = all.map(|domain| (domain, plane.ca.root_pem())).collect();
+        let store = Arc::new(TrustStore::parse(&bundles).unwrap());
+        plane.mesh.send_replace(Some(mk_membership(domain.clone())));
+        plane.store.send_replace(OwnTrust { domain, store });
     };
-    store(RED);
+    let ads = plane.ads(plane.identity(RATINGS)).await;
     ads.subscribe(Some(mk_node(&[])), TypeUrl::Cluster, &[])
         .await;
+    // Time and again there is a new store, with which the stream is as good as before.
+    store(RED, &[]);
     let second = plane.ads(plane.identity(RATINGS)).await;
-    store("red2.local");
+    store("red2.local", &[RED]);
     for mut stream in [ads, second] {
         stream.receive().await.unwrap_err();
     }
+
+    let channel = plane.connect(Some(plane.identity(RATINGS))).await.unwrap();
+    let refused = Ads::try_open(channel).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let key = KeyPair::generate().unwrap();
+    let moved = RATINGS.replace(RED, "red2.local");
+    let csr = new_csr(&key, &moved.parse().unwrap()).unwrap();
+    let renew = || plane.certify(Some(plane.identity(RATINGS)), None, &csr);
+    let chain = renew().await.unwrap();
+    let identity = Identity::from_pem(&chain[0], &key.to_pkcs8_pem()).unwrap();
+    assert_eq!(identity.id, Some(moved.parse().unwrap()));
+    plane.ads(identity).await;
+
+    // As without a change, not for an account that is gone, and not in the place of a bad token.
+    let expired = plane.certify(Some(plane.identity(RATINGS)), Some("expired-token"), &csr);
+    assert_eq!(expired.await.unwrap_err().code(), Code::Unauthenticated);
+    let account = ServiceAccountRef {
+        namespace: "bookinfo".to_string(),
+        name: "ratings".to_string(),
+    };
+    plane.deleted.lock().unwrap().push(account);
+    assert_eq!(renew().await.unwrap_err().code(), Code::Unauthenticated);
+
+    // A domain that is not remembered.
+    store("red3.local", &["red2.local"]);
     if let Ok(channel) = plane.connect(Some(plane.identity(RATINGS))).await {
         assert!(Ads::try_open(channel).await.is_err());
     }
     plane.refused("wrong_trust_domain").await;
-    // A token is still good, without the certificate of before.
-    let key = KeyPair::generate().unwrap();
-    let csr = new_csr(&key, &RATINGS.parse().unwrap()).unwrap();
-    plane
-        .certify(None, Some("ratings-token"), &csr)
-        .await
-        .unwrap();
 }
 
 #[tokio::test]
@@ -775,6 +805,7 @@ fn a_connection_lives_no_longer_than_its_certificate() {
     let mut peer = Peer {
         address: "127.0.0.1:1".parse().unwrap(),
         certificate: None,
+        former: None,
     };
     assert_eq!(life(&peer, now), ANONYMOUS_LIFE);
     peer.certificate = Some(PeerCertificate {

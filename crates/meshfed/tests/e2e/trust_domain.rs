@@ -122,4 +122,12 @@ async fn another_trust_domain_of_a_mesh_takes_effect_without_a_restart() {
         assert_eq!(by["kind"], "ServiceMeshControlPlane");
         assert_eq!(by["user"], "kubernetes-admin");
     }
+
+    // A sidecar whose token is good no more has its certificate to show.
+    let useless = std::fs::read(red.dir.join("bookinfo-ratings.token")).unwrap();
+    std::fs::write(green.dir.join("client.token"), useless).unwrap();
+    move_to(green, "green3.local").await;
+    fails(&federation).await;
+    tell(red, "green-mesh", "green3.local").await;
+    federation.works().await;
 }
