@@ -9,7 +9,7 @@ use super::*;
 /// A client as the protocol describes it, that accepts everything.
 #[derive(Default)]
 pub(super) struct Client {
-    pub(super) has: BTreeMap<TypeUrl, BTreeMap<Arc<str>, Version>>,
+    pub(super) has: Held,
     unanswered: Vec<Response>,
 }
 
@@ -64,22 +64,25 @@ impl Client {
         }
     }
 
-    /// Every listener's cluster is there, and so are the cluster's endpoints, and the virtual hosts of the
-    /// listener's table if they come one by one.
     fn is_whole(&self, separate: bool) -> bool {
-        let has = |kind, name: &Arc<str>| {
-            self.has
-                .get(&kind)
-                .is_some_and(|has| has.contains_key(name))
-        };
-        let listeners = self.has.get(&TypeUrl::Listener);
-        listeners.into_iter().flat_map(BTreeMap::keys).all(|name| {
-            let host = host_name(name, "host");
-            has(TypeUrl::Cluster, name)
-                && has(TypeUrl::Endpoints, name)
-                && (!separate || has(TypeUrl::VirtualHosts, &host))
-        })
+        is_whole(&self.has, separate)
     }
+}
+
+/// What a client has, by kind and name.
+type Held = BTreeMap<TypeUrl, BTreeMap<Arc<str>, Version>>;
+
+/// Every listener's cluster is there, and so are the cluster's endpoints, and the virtual hosts of the
+/// listener's table if they come one by one.
+fn is_whole(held: &Held, separate: bool) -> bool {
+    let has = |kind, name: &Arc<str>| held.get(&kind).is_some_and(|has| has.contains_key(name));
+    let listeners = held.get(&TypeUrl::Listener);
+    listeners.into_iter().flat_map(BTreeMap::keys).all(|name| {
+        let host = host_name(name, "host");
+        has(TypeUrl::Cluster, name)
+            && has(TypeUrl::Endpoints, name)
+            && (!separate || has(TypeUrl::VirtualHosts, &host))
+    })
 }
 
 pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -175,7 +178,7 @@ proptest! {
 /// come and go.
 #[derive(Default)]
 struct Moody {
-    has: BTreeMap<TypeUrl, BTreeMap<Arc<str>, Version>>,
+    has: Held,
     /// Clusters that wait for endpoints since they were taken.
     warming: BTreeSet<Arc<str>>,
     wanted: BTreeSet<Arc<str>>,
@@ -330,21 +333,7 @@ impl Moody {
     }
 
     fn is_whole(&self) -> bool {
-        if self.ever_refused {
-            return true;
-        }
-        let has = |kind, name: &Arc<str>| {
-            self.has
-                .get(&kind)
-                .is_some_and(|has| has.contains_key(name))
-        };
-        let listeners = self.has.get(&TypeUrl::Listener);
-        listeners.into_iter().flat_map(BTreeMap::keys).all(|name| {
-            let host = host_name(name, "host");
-            has(TypeUrl::Cluster, name)
-                && has(TypeUrl::Endpoints, name)
-                && (!self.separate || has(TypeUrl::VirtualHosts, &host))
-        })
+        self.ever_refused || is_whole(&self.has, self.separate)
     }
 
     /// Nothing, or what it has otherwise than the configuration.
