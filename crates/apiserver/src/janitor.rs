@@ -284,9 +284,10 @@ impl Api {
 
     fn has_owner_beside(&self, kind: KindId, key: &Key, owner: Uid) -> bool {
         let cache = self.store.read();
-        let owners = cache.get(kind, key).map(|object| object.owners.clone());
-        let mut others = owners.iter().flat_map(|owners| owners.iter());
-        others.any(|uid| *uid != owner && cache.lives(*uid))
+        let lives = |uid: &Uid| *uid != owner && cache.lives(*uid);
+        cache
+            .get(kind, key)
+            .is_some_and(|object| object.owners.iter().any(lives))
     }
 
     /// Deletes an object, or begins to if it has finalizers.

@@ -201,9 +201,7 @@ impl OwnIdentity {
 
     /// What vouches for our own mesh.
     pub fn trust(&self, domain: &TrustDomain) -> Result<Arc<TrustStore>, OwnIdentityError> {
-        let authority = self.authority.load();
-        let store = TrustStore::single(domain.clone(), authority.root_pem())?;
-        Ok(Arc::new(store))
+        self.trust_with(domain, &[])
     }
 
     /// The same, and for trust domains that the mesh had before: for these only by the authority itself, since
