@@ -106,7 +106,8 @@ async fn the_status_of_an_object_that_is_gone_is_not_tried_again() {
         let (client, writes) = api(refusal, |_| true);
         let (news, outcomes) = watch::channel(outcome(Timestamp::UNIX_EPOCH));
         let keeping = tokio::spawn(keep_statuses(client, outcomes));
-        tokio::time::sleep(Duration::from_secs(10)).await;
+        // Between two tries, of which one follows another after `STATUS_INTERVAL` and `RETRY`.
+        tokio::time::sleep((STATUS_INTERVAL + RETRY) * 15 / 2).await;
         drop(news);
         keeping.await.unwrap();
         let writes = writes.lock().unwrap();
