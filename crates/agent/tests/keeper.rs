@@ -138,7 +138,7 @@ async fn a_token_file_is_read_anew_until_it_holds_a_good_token() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_control_plane_that_comes_late_is_found_and_the_next_certificate_comes_in_time() {
     let authority = Authority::new();
-    *authority.ttl.lock().unwrap() = Duration::from_secs(4);
+    *authority.ttl.lock().unwrap() = Duration::from_secs(8);
     let first = ControlPlane::start(&authority).await;
     let (address, options) = (first.address, first.options());
     drop(first);

@@ -182,7 +182,9 @@ async fn a_new_root_is_passed_on() {
         authority.ca.root_pem(),
         Authority::new().ca.root_pem()
     );
-    std::fs::write(&file, &both).unwrap();
+    let beside_it = dir.path().join("new");
+    std::fs::write(&beside_it, &both).unwrap();
+    std::fs::rename(&beside_it, &file).unwrap();
     let after = next(&mut roots).await;
     assert_ne!(before.version_info, after.version_info);
     let text = String::from_utf8_lossy(&after.resources[0].value);

@@ -84,10 +84,8 @@ mod tests {
         let (sender, mut ready) = watch::channel(None);
         let task = tokio::spawn(watch(Probe::Tcp(vec![address]), sender));
         ready.wait_for(|r| *r == Some(true)).await.unwrap();
-        let before = tokio::time::Instant::now();
         drop(listener);
         ready.wait_for(|r| *r == Some(false)).await.unwrap();
-        assert!(before.elapsed() < Duration::from_millis(450));
         task.abort();
     }
 

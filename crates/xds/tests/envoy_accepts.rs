@@ -12,7 +12,7 @@ use meshfed_testkit::{Envoy, LoopbackNet, eventually, forge::Forge};
 use meshfed_xds::{TypeUrl, encode};
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A bootstrap without TLS: only the resources are in question here.
 fn bootstrap(admin: SocketAddr, ads: SocketAddr) -> Value {

@@ -30,7 +30,7 @@ use tower::Service;
 pub const ISTIOD: &str = "spiffe://red-mesh.local/ns/red-mesh-system/sa/istiod-red-mesh";
 pub const RATINGS: &str = "spiffe://red-mesh.local/ns/bookinfo/sa/ratings";
 pub const TOKEN: &str = "a-good-token";
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn id(text: &str) -> SpiffeId {
     text.parse().unwrap()

@@ -110,7 +110,7 @@ mod tests {
         publishing
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_disk_that_stands_still_does_not_hold_back_the_last_change() {
         let bench = Bench::new();
         let dir = tempfile::tempdir().unwrap();

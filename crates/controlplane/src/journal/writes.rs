@@ -276,7 +276,9 @@ mod tests {
         assert!(writes.are_in(&none));
         let old = Instant::now().checked_sub(Duration::from_secs(3)).unwrap();
         writes.tell_at(write("Service", "never-seen", 6), old);
-        writes.tell(write("Service", "a", 7));
+        // However long this test stands still, these are new.
+        let new = Instant::now() + Duration::from_secs(60);
+        writes.tell_at(write("Service", "a", 7), new);
         assert!(!writes.are_in(&none));
         assert!(!writes.are_in(&with("a", 6)));
         assert!(writes.are_in(&with("a", 7)));
@@ -284,7 +286,7 @@ mod tests {
             verb: "delete".to_owned(),
             ..write("Service", "a", 8)
         };
-        writes.tell(delete);
+        writes.tell_at(delete, new);
         assert!(!writes.are_in(&with("a", 7)));
         assert!(writes.are_in(&none));
         assert!(writes.are_in(&with("another", 9)));

@@ -16,7 +16,7 @@ use crate::removal::api;
 
 /// What TCP tells is noticed within this on a busy machine too. Without word, the next list would be asked
 /// for after 60 s, and a dead path be probed after 20 s.
-const TOLD: Duration = Duration::from_secs(10);
+const TOLD: Duration = Duration::from_secs(18);
 /// The same for a peer that comes back: what is left of the pause between two attempts is part of it.
 const BACK: Duration = Duration::from_secs(30);
 

@@ -15,8 +15,9 @@ use crate::notice::{Came, Traffic, ratings_is_ready};
 use crate::program::PATIENCE;
 use crate::removal::api;
 
-/// Well below the 60 s after which a mesh would ask for the whole list; it takes some 50 ms.
-const TOLD: Duration = Duration::from_secs(10);
+/// Below the 60 s after which a mesh would ask for the whole list, also where a call waits for 10 s; it takes
+/// some 50 ms.
+const TOLD: Duration = Duration::from_secs(40);
 pub const LOCAL: &str = "ratings.bookinfo.svc.cluster.local:9080";
 
 /// Connections that red-mesh's ingress gateway was given for services.

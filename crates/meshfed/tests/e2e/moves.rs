@@ -16,8 +16,9 @@ use crate::forwarder::Forwarder;
 use crate::program::PATIENCE;
 use crate::removal::{api, fails};
 
-/// What is cut is cut within this on a busy machine, and its time to drain would be an hour.
-const AT_ONCE: Duration = Duration::from_secs(10);
+/// What is cut is cut within this on a busy machine, where a call may wait for 10 s, and its time to drain
+/// would be an hour.
+const AT_ONCE: Duration = Duration::from_secs(60);
 
 async fn change(mesh: &Mesh, peer: &str, spec: Value) {
     let peers: Api<ServiceMeshPeer> = api(mesh);

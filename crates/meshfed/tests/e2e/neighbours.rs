@@ -16,8 +16,9 @@ use crate::federation::{Federation, IMPORTED, Mesh, Tunnel};
 use crate::program::PATIENCE;
 use crate::removal::{api, becomes, create, delete};
 
-/// What is cut is cut within this on a busy machine, and its time to drain would be an hour.
-const AT_ONCE: Duration = Duration::from_secs(10);
+/// What is cut is cut within this on a busy machine, where a call may wait for 10 s, and its time to drain
+/// would be an hour.
+const AT_ONCE: Duration = Duration::from_secs(60);
 const GREENS_GATEWAYS: [&str; 2] = ["ingress-green-mesh", "egress-green-mesh"];
 
 /// The good peer calls without a pause, by a tunnel that was there from the beginning and by new

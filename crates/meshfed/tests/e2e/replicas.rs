@@ -371,6 +371,7 @@ async fn two_control_planes_over_one_api_do_not_fight_and_one_goes_on_without_th
 
     // A change is written once, and then nothing more.
     let imports: Api<ImportedServiceSet> = api(green);
+    rests(green).await;
     let since = imports.list(&ListParams::default()).await.unwrap();
     let since = since.metadata.resource_version.unwrap();
     let sets: Api<ExportedServiceSet> = api(red);

@@ -16,8 +16,8 @@ use crate::notice::ratings_is_ready;
 use crate::program::PATIENCE;
 use crate::removal::{api, create};
 
-/// Well below the 60 s after which a mesh would ask for the whole list.
-const TOLD: Duration = Duration::from_secs(10);
+/// Below the 60 s after which a mesh would ask for the whole list, with the calls that find it out.
+const TOLD: Duration = Duration::from_secs(40);
 
 /// A rule by which a service that the peer exports as this is part of ratings in bookinfo.
 fn rule(name: &str) -> Value {

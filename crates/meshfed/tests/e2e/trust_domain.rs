@@ -13,8 +13,9 @@ use crate::federation::{Federation, Mesh};
 use crate::program::{PATIENCE, meshfed, run, text};
 use crate::removal::{api, fails};
 
-/// From the change in the peer to a call, on a busy machine; alone it is a second or two.
-const SOON: Duration = Duration::from_secs(15);
+/// From the change in the peer to a call, on a busy machine, where a call may wait for 10 s; alone it is a
+/// second or two.
+const SOON: Duration = Duration::from_secs(45);
 
 async fn move_to(mesh: &Mesh, domain: &str) {
     let control_planes: Api<ServiceMeshControlPlane> = api(mesh);

@@ -89,7 +89,7 @@ async fn comes_to(gateway: &Gateway, address: &str) {
 async fn a_change_in_dns_counts_when_the_ttl_ends_and_not_before() {
     let server = NameServer::start().await;
     let there = Everywhere::start(&["127.0.0.1", "127.0.0.2"]).await;
-    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.1")], 5));
+    server.say("red.test.", Says::Addresses(vec![ip("127.0.0.1")], 10));
     let gateway = gateway(&server, by_name(&[("red.test", there.port)]));
     comes_to(&gateway, "127.0.0.1").await;
     let began = Instant::now();
@@ -98,8 +98,10 @@ async fn a_change_in_dns_counts_when_the_ttl_ends_and_not_before() {
     // It was asked for the first time a little before.
     let took = began.elapsed();
     assert!(took > Duration::from_millis(800), "{took:?}");
-    assert!(took < Duration::from_secs(20), "{took:?}");
-    assert_eq!(server.times_asked("red.test.", RecordType::A), 2);
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    // A question without an answer in time is asked again.
+    let asked = server.times_asked("red.test.", RecordType::A);
+    assert!((2..=4).contains(&asked), "{asked}");
     drop(there.tasks);
 }
 
@@ -123,7 +125,8 @@ async fn names_and_addresses_of_both_families_are_balanced_together() {
     }
     assert_eq!(seen.len(), 3, "{seen:?}");
     assert!(seen.values().all(|n| *n >= 5), "{seen:?}");
-    assert_eq!(server.times_asked("a.test.", RecordType::AAAA), 1);
+    let asked = server.times_asked("a.test.", RecordType::AAAA);
+    assert!((1..=3).contains(&asked), "{asked}");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 /// How long connections of what was taken away may go on: long enough that a busy machine gets to use them
 /// meanwhile.
-pub const DRAIN: Duration = Duration::from_secs(3);
+pub const DRAIN: Duration = Duration::from_secs(6);
 /// The same where nothing but the end is waited for.
 pub const SHORT_DRAIN: Duration = Duration::from_millis(300);
 pub const PATIENCE: Duration = Duration::from_secs(60);

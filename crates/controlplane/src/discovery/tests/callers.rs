@@ -83,7 +83,7 @@ async fn a_workload_and_who_has_no_certificate_get_not_one_byte_and_no_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_says_nothing_is_dropped() {
     let bounds = Bounds {
-        head: Duration::from_secs(2),
+        head: Duration::from_secs(5),
         ..Bounds::default()
     };
     let scene = Scene::bounded(bounds, ServerSettings::default()).await;
@@ -101,7 +101,7 @@ async fn a_gateway_that_says_nothing_is_dropped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_is_kept_and_not_used_again_is_no_broken_one() {
     let bounds = Bounds {
-        head: Duration::from_secs(2),
+        head: Duration::from_secs(5),
         ..Bounds::default()
     };
     let scene = Scene::bounded(bounds, ServerSettings::default()).await;

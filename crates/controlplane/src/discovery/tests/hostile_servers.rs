@@ -18,8 +18,8 @@ const LIMIT: usize = 50;
 /// them on a busy machine.
 fn impatient() -> ClientSettings {
     ClientSettings {
-        list_timeout: Duration::from_secs(15),
-        list_idle: Duration::from_secs(10),
+        list_timeout: Duration::from_secs(30),
+        list_idle: Duration::from_secs(20),
         ..ClientSettings::default()
     }
 }
