@@ -235,8 +235,7 @@ impl Session {
                 continue;
             }
             if !first {
-                // Asking again for what it should have means that it has lost it.
-                subscription.sent.remove(&name);
+                subscription.lost(&name);
             }
             let name: Arc<str> = name.into();
             subscription.absent.remove(&name);

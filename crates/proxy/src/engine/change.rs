@@ -55,6 +55,13 @@ pub enum RejectionCause {
     Trust(#[from] TrustError),
 }
 
+impl Rejection {
+    /// Whether it is the address of a listener that is not to be had, of which nobody tells us when it is.
+    pub(crate) fn lacks_address(&self) -> bool {
+        matches!(*self.cause, RejectionCause::Bind(_))
+    }
+}
+
 /// The changes from one configuration to another, in an order that never refers to what is not
 /// there yet: what is needed comes first, what needs it goes first.
 pub(super) fn difference(old: &ProxyConfig, new: &ProxyConfig) -> Vec<Change> {

@@ -30,6 +30,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(3);
 /// A stream that lived this long was not refused: the next retry is a quick one again.
 const HEALTHY: Duration = Duration::from_secs(10);
+/// After these a listener whose address was not to be had is asked for again.
+const FIRST_ADDRESS_RETRY: Duration = Duration::from_millis(200);
+const LAST_ADDRESS_RETRY: Duration = Duration::from_secs(5);
 /// How long the control plane may take to hear that the proxy goes.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -72,6 +75,13 @@ enum StreamError {
 impl From<tonic::Status> for StreamError {
     fn from(status: tonic::Status) -> Self {
         Self::Refused(Box::new(status))
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -139,8 +149,22 @@ impl Client {
         tracing::info!(node = self.node.id(), "connected to the control plane");
         // Without a probe the sender is gone, and there is nothing to wait for.
         let mut may_change = true;
+        let mut pause = FIRST_ADDRESS_RETRY;
+        let mut again = None;
         loop {
+            if !subscriber.lacks_addresses() {
+                (pause, again) = (FIRST_ADDRESS_RETRY, None);
+            } else if again.is_none() {
+                again = Some(Instant::now() + pause);
+                pause = (pause * 2).min(LAST_ADDRESS_RETRY);
+            }
             tokio::select! {
+                () = sleep_until(again) => {
+                    again = None;
+                    if let Some(request) = subscriber.ask_again() {
+                        requests.send(request)?;
+                    }
+                }
                 response = responses.message() => match response? {
                     Some(response) => {
                         for request in self.receive(response, subscriber, engine) {

@@ -1,6 +1,6 @@
 //! The protocol without its stream: responses come in, requests go out, changes are applied.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use meshfed_proxy_config::{Cluster, VirtualHost};
@@ -71,6 +71,8 @@ pub(super) struct Subscriber {
     answered_clusters: bool,
     answered_listeners: bool,
     ready: bool,
+    /// Listeners whose address could not be taken. Whoever has it may let it go without a word to us.
+    unbound: BTreeSet<Arc<str>>,
 }
 
 impl Subscriber {
@@ -134,6 +136,24 @@ impl Subscriber {
         }
     }
 
+    /// Asks anew for listeners whose address was not to be had, if there are any. By this the control plane
+    /// hears that one is had, as of everything that it has sent.
+    pub(super) fn ask_again(&self) -> Option<DeltaDiscoveryRequest> {
+        if self.unbound.is_empty() {
+            return None;
+        }
+        Some(DeltaDiscoveryRequest {
+            type_url: TypeUrl::Listener.as_str().to_owned(),
+            resource_names_subscribe: self.unbound.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        })
+    }
+
+    /// Whether an address is waited for.
+    pub(super) fn lacks_addresses(&self) -> bool {
+        !self.unbound.is_empty()
+    }
+
     /// Takes a response: each resource is put in force, kept until it is complete, or refused by
     /// name. Gives the subscriptions that follow and then the acknowledgement.
     pub(super) fn receive(
@@ -143,15 +163,23 @@ impl Subscriber {
     ) -> Vec<DeltaDiscoveryRequest> {
         let mut refused = Vec::new();
         let mut wants = Wants::default();
+        let mut named_no_more = Vec::new();
         let kind = TypeUrl::parse(&response.type_url);
         match kind {
             Some(kind) => {
                 // Removals first: a listener may go and another one take its address.
                 for name in response.removed_resources {
-                    self.remove((kind, name.into()), engine, &mut wants);
+                    let name = (kind, name.into());
+                    named_no_more.extend(self.set_address(&name, true));
+                    self.remove(name, engine, &mut wants);
                 }
                 for resource in response.resources {
-                    if let Err(why) = self.take(kind, resource, engine, &mut wants) {
+                    let name: Name = (kind, resource.name.as_str().into());
+                    let taken = self.take(kind, resource, engine, &mut wants);
+                    let lacks =
+                        matches!(&taken, Err(Refused::Rejected(why)) if why.lacks_address());
+                    named_no_more.extend(self.set_address(&name, !lacks));
+                    if let Err(why) = taken {
                         refused.push(why.to_string());
                     }
                 }
@@ -162,6 +190,13 @@ impl Subscriber {
         }
         let mut requests = Vec::new();
         self.subscribe(wants, &mut requests, engine);
+        if !named_no_more.is_empty() {
+            requests.push(DeltaDiscoveryRequest {
+                type_url: TypeUrl::Listener.as_str().to_owned(),
+                resource_names_unsubscribe: named_no_more,
+                ..Default::default()
+            });
+        }
         // Last, as what it refers to is asked for by then: the control plane goes on with what leads to it.
         requests.push(DeltaDiscoveryRequest {
             type_url: response.type_url,
@@ -283,6 +318,19 @@ impl Subscriber {
         })
     }
 
+    /// Notes whether a listener has its address. Gives the name of one that did not have it before, so is to be
+    /// asked for by its name no more.
+    fn set_address(&mut self, (kind, name): &Name, has: bool) -> Option<String> {
+        if *kind != TypeUrl::Listener {
+            return None;
+        }
+        if !has {
+            self.unbound.insert(name.clone());
+            return None;
+        }
+        self.unbound.take(name).map(|name| name.to_string())
+    }
+
     fn learn(&mut self, (kind, name): &Name, version: String) {
         let versions = self.versions.entry(*kind).or_default();
         versions.insert(name.clone(), version.into());
@@ -322,6 +370,7 @@ impl Subscriber {
             if let Err(rejection) = self.try_complete(&owner, engine, wants) {
                 // The response that brought it was accepted long ago; the next stream brings it again.
                 self.unlearn(&owner);
+                self.set_address(&owner, !rejection.lacks_address());
                 tracing::error!(kind = owner.0.label(), %rejection, "cannot be applied");
             }
         }

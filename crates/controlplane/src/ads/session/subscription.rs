@@ -131,11 +131,7 @@ impl Subscription {
     ) {
         let differing = names_of_difference(kind, before, now);
         if !differing.is_empty() {
-            for name in std::mem::take(&mut self.suspects) {
-                if self.doubt(&name) {
-                    self.open.insert(name);
-                }
-            }
+            self.repeat_suspects();
         }
         for name in differing {
             // What comes next may be what was refused before, mended.
@@ -159,6 +155,22 @@ impl Subscription {
             }
             if self.sent.get(&name).is_some() {
                 self.gone.insert(name);
+            }
+        }
+    }
+
+    /// The client asks again for what it was sent: it has it no more, or has refused it and may accept it now.
+    pub(super) fn lost(&mut self, name: &str) {
+        if self.suspects.contains(name) {
+            self.repeat_suspects();
+        }
+        self.sent.remove(name);
+    }
+
+    fn repeat_suspects(&mut self) {
+        for name in std::mem::take(&mut self.suspects) {
+            if self.doubt(&name) {
+                self.open.insert(name);
             }
         }
     }

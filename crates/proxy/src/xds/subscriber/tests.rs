@@ -18,6 +18,8 @@ struct Fake {
     used: Option<&'static str>,
     /// A listener that cannot be applied although it is good.
     fails: Option<&'static str>,
+    /// A listener whose address somebody else has.
+    unbound: Option<&'static str>,
 }
 
 impl Apply for Fake {
@@ -27,6 +29,14 @@ impl Apply for Fake {
             Change::Cluster(c) => &*c.name,
             _ => return Ok(()),
         };
+        if self.unbound == Some(name) {
+            return Err(Rejection {
+                name: name.to_owned(),
+                cause: Box::new(RejectionCause::Bind(crate::listener::BindError::InUse(
+                    ([127, 0, 0, 1], 15443).into(),
+                ))),
+            });
+        }
         if self.bad == Some(name) {
             return Err(Rejection {
                 name: name.to_owned(),
@@ -347,6 +357,38 @@ fn a_bad_resource_is_refused_by_name_and_the_others_apply() {
     assert!(lines[2].contains("misnamed"), "{lines:#?}");
     let applied = scene.receive(TypeUrl::Endpoints, vec![endpoints("e")], &[]);
     assert_eq!(applied, ["+endpoints e", "+cluster good"]);
+}
+
+#[test]
+fn a_listener_whose_address_is_not_to_be_had_is_asked_for_by_its_name_until_it_is_or_goes() {
+    let again = |scene: &Scene| {
+        let request = scene.subscriber.ask_again();
+        request.map(|r| (r.type_url, r.resource_names_subscribe))
+    };
+    let l = || listener("l", "t");
+    for bound in [true, false] {
+        let mut scene = Scene::new();
+        scene.fake.unbound = Some("l");
+        scene.receive(TypeUrl::Listener, vec![l(), listener("m", "t")], &[]);
+        assert!(scene.refusal().contains("127.0.0.1:15443"));
+        let asked = (TypeUrl::Listener.as_str().to_owned(), vec!["l".to_owned()]);
+        assert_eq!(again(&scene), Some(asked.clone()));
+        scene.receive(TypeUrl::Listener, vec![l()], &[]);
+        assert_eq!(again(&scene), Some(asked));
+        assert!(!scene.wants().contains("-listener l"));
+        if bound {
+            scene.fake.unbound = None;
+            scene.receive(TypeUrl::Listener, vec![l()], &[]);
+            assert_eq!(scene.refusal(), "");
+        } else {
+            scene.receive(TypeUrl::Listener, vec![], &["l"]);
+        }
+        assert!(scene.wants().contains("-listener l"), "{:?}", scene.wants());
+        assert_eq!(again(&scene), None);
+        let known = scene.subscriber.begin(Node::default()).swap_remove(1);
+        let known = known.initial_resource_versions;
+        assert_eq!(known.contains_key("l"), bound);
+    }
 }
 
 #[test]

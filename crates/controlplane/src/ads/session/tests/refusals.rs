@@ -49,6 +49,34 @@ fn what_was_refused_is_said_again_with_the_next_change_until_it_is_accepted_or_g
 }
 
 #[test]
+fn what_was_refused_is_said_again_to_who_asks_for_it_and_counts_no_more_once_accepted() {
+    let mut session = mk_session(Mode::Delta, &[("a", 1), ("b", 1)]);
+    subscribe(&mut session, TypeUrl::Listener, &[]);
+    let first = session.say().unwrap();
+    answer(&mut session, &first, Some("the address of a is in use"));
+    assert!(session.say().is_none());
+    for error in [Some("it still is"), None] {
+        subscribe(&mut session, TypeUrl::Listener, &["a"]);
+        let again = session.say().unwrap();
+        assert_eq!(names_of(&again), ["a", "b"]);
+        answer(&mut session, &again, error);
+        assert!(session.say().is_none());
+        assert_eq!(session.kinds[&TypeUrl::Listener].refuses(), error.is_some());
+    }
+    // It is among all of them again.
+    let request = DeltaSubscription {
+        unsubscribe: vec!["a".to_string()],
+        ..DeltaSubscription::default()
+    };
+    session
+        .delta(TypeUrl::Listener, request, Reply::default())
+        .unwrap();
+    assert!(session.say().is_none());
+    session.set_config(mk_config(&[("b", 1)]));
+    assert_eq!(removed_of(&session.say().unwrap()), ["a"]);
+}
+
+#[test]
 fn what_was_refused_of_a_large_configuration_counts_until_its_end_or_a_change() {
     let mut session = mk_session(Mode::Delta, &[("a", 1), ("b", 1)]);
     session.response_bytes = 1;
