@@ -20,7 +20,7 @@ use meshfed_federation::world::{
     APP_ANNOTATION, OUTBOUND_ANNOTATION, ObjectKey, TLS_MODE_ISTIO, TLS_MODE_LABEL,
 };
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use self::holds::{Deed, HOLDER_ANNOTATION, Holder, Holds};
@@ -35,6 +35,9 @@ const MANAGER: &str = "meshfed-registration";
 const CONTAINER: &str = "workload";
 /// After a failed write the difference is looked at again after this.
 const RETRY: Duration = Duration::from_millis(500);
+/// We look at the clock this often; when it has gone on by so much more, we have stood still.
+const TICK: Duration = Duration::from_secs(1);
+const STANDSTILL: Duration = Duration::from_secs(5);
 /// Metadata of our sidecars beyond Istio's: where they listen for the workload, and where the
 /// workload listens (`ip:port`).
 pub const OUTBOUND_KEY: &str = "MESHFED_OUTBOUND";
@@ -42,26 +45,35 @@ pub const APP_KEY: &str = "MESHFED_APP";
 
 /// Keeps the Pods until the nodes' sender goes.
 pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcomes: Outcomes) {
-    let mut holds = Holds::new(Instant::now());
+    let mut last = Instant::now();
+    let mut holds = Holds::new(last);
+    let mut again = None;
+    let mut news = true;
     loop {
-        let connected = nodes.borrow_and_update().clone();
-        let newest = outcomes.borrow_and_update().clone();
-        let again = match newest {
-            Some(outcome) => register(&client, &mut holds, &connected, &outcome).await,
-            None => None,
-        };
-        tokio::select! {
-            changed = nodes.changed() => if changed.is_err() { return },
-            changed = outcomes.changed() => if changed.is_err() { return },
-            () = sleep_until(again) => {}
+        let now = Instant::now();
+        if now >= last + TICK + STANDSTILL {
+            let stood_still = now - last;
+            warn!(
+                ?stood_still,
+                "nothing was done here for a while; workloads have time to come back"
+            );
+            holds.stood_still(now);
         }
-    }
-}
-
-async fn sleep_until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
+        last = now;
+        if news || again.is_some_and(|again| again <= now) {
+            let connected = nodes.borrow_and_update().clone();
+            let newest = outcomes.borrow_and_update().clone();
+            again = match newest {
+                Some(outcome) => register(&client, &mut holds, &connected, &outcome).await,
+                None => None,
+            };
+        }
+        let tick = now + TICK;
+        news = tokio::select! {
+            changed = nodes.changed() => if changed.is_err() { return } else { true },
+            changed = outcomes.changed() => if changed.is_err() { return } else { true },
+            () = sleep_until(again.map_or(tick, |again| again.min(tick))) => false,
+        };
     }
 }
 

@@ -59,6 +59,8 @@ pub(super) enum Deed {
 #[derive(Debug)]
 pub(super) struct Holds {
     started: Instant,
+    /// When we were last found to have stood still.
+    stood_still: Option<Instant>,
     /// Pods that were ours, and the connection by which they were.
     ours: BTreeMap<ObjectKey, ConnectionId>,
     /// Pods of others and of nobody, and since when.
@@ -69,8 +71,19 @@ impl Holds {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             started: now,
+            stood_still: None,
             ours: BTreeMap::new(),
             others: BTreeMap::new(),
+        }
+    }
+
+    /// This instance did nothing for a while, as a process that is stopped, or a machine that sleeps. Its
+    /// sidecars have lost it meanwhile and come back, so all have the time that they have after a restart.
+    pub(super) fn stood_still(&mut self, now: Instant) {
+        self.started = now;
+        self.stood_still = Some(now);
+        for (_, since) in self.others.values_mut() {
+            *since = now;
         }
     }
 
@@ -109,7 +122,8 @@ impl Holds {
         let since = if holder == Holder::Us {
             self.others.remove(key);
             // It was here, and has left.
-            if self.ours.contains_key(key) {
+            let left = self.ours.contains_key(key);
+            if left && self.stood_still.is_none_or(|at| now >= at + GRACE) {
                 return Deed::Delete;
             }
             self.started

@@ -42,6 +42,34 @@ fn a_workload_that_leaves_is_gone_at_once_and_one_that_has_not_come_back_yet_has
 }
 
 #[test]
+fn after_we_have_stood_still_a_workload_has_its_time_to_come_back() {
+    let start = Instant::now();
+    let mut holds = Holds::new(start);
+    let connection = Nodes::new().next_id();
+    assert!(holds.may_write(&key(), connection, &Holder::Us));
+    holds.judge(
+        &ObjectKey::new("bookinfo", "nobodys"),
+        Holder::Nobody,
+        start,
+        never,
+    );
+    let resumed = start + 3 * GRACE;
+    holds.stood_still(resumed);
+    for (name, holder) in [("ratings-1", Holder::Us), ("nobodys", Holder::Nobody)] {
+        let key = ObjectKey::new("bookinfo", name);
+        let judged = holds.judge(&key, holder.clone(), resumed + SECOND, never);
+        assert_eq!(judged, Deed::Wait(resumed + GRACE));
+        let judged = holds.judge(&key, holder, resumed + GRACE, never);
+        assert_eq!(judged, Deed::Delete);
+    }
+    // It came back, and leaves later.
+    let next = Nodes::new().next_id();
+    assert!(holds.may_write(&key(), next, &Holder::Us));
+    let judged = holds.judge(&key(), Holder::Us, resumed + GRACE + SECOND, never);
+    assert_eq!(judged, Deed::Delete);
+}
+
+#[test]
 fn a_pod_of_nobody_has_its_time_from_when_it_was_let_go() {
     let start = Instant::now();
     let mut holds = Holds::new(start);
