@@ -8,6 +8,15 @@ use serde_json::{Map, Value};
 /// How many duplicate fields are named; a hostile body must not make a long list.
 const MOST_DUPLICATES: usize = 16;
 
+/// Values in one YAML text, aliases expanded. A text of 64 MiB of usual manifests has some eight million;
+/// each takes about 100 bytes of memory.
+const MOST_YAML_VALUES: usize = 10_000_000;
+/// Bytes of all scalars of one YAML text, aliases expanded.
+const MOST_YAML_BYTES: usize = 64 * 1024 * 1024;
+
+/// Values that have an anchor, and values that aliases stand for.
+const MOST_ALIASED_VALUES: usize = 100_000;
+
 /// Why a body is not a document.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
@@ -15,7 +24,50 @@ pub enum ParseError {
     Json(#[from] serde_json::Error),
     #[error("{0}")]
     Yaml(String),
+    /// It is YAML, and is not taken nevertheless.
+    #[error("{0}")]
+    Refused(String),
 }
+
+impl From<serde_saphyr::Error> for ParseError {
+    fn from(error: serde_saphyr::Error) -> Self {
+        use serde_saphyr::{Error, budget::BudgetBreach};
+        let mut cause = error.without_snippet();
+        while let Error::AliasError { error, .. } = cause {
+            cause = error.without_snippet();
+        }
+        let refused = match cause {
+            Error::DuplicateMappingKey { key: Some(key), .. } => {
+                format!("the field {key:?} is there twice")
+            }
+            Error::DuplicateMappingKey { key: None, .. } => "a field is there twice".to_owned(),
+            Error::Budget { breach, .. } => match breach {
+                BudgetBreach::Depth { .. } => "it is nested too deeply".to_owned(),
+                BudgetBreach::Nodes { .. }
+                | BudgetBreach::Events { .. }
+                | BudgetBreach::Documents { .. } => {
+                    format!("it has more than {MOST_YAML_VALUES} values, aliases expanded")
+                }
+                BudgetBreach::ScalarBytes { .. } => {
+                    let most = MOST_YAML_BYTES / 1024 / 1024;
+                    format!("it is larger than {most} MiB, aliases expanded")
+                }
+                _ => TOO_MANY_ALIASES.to_owned(),
+            },
+            Error::AliasReplayCounterOverflow { .. }
+            | Error::AliasReplayLimitExceeded { .. }
+            | Error::AliasExpansionLimitExceeded { .. }
+            | Error::AliasReplayStackDepthExceeded { .. } => TOO_MANY_ALIASES.to_owned(),
+            _ => return Self::Yaml(error.to_string()),
+        };
+        Self::Refused(match error.location() {
+            Some(at) => format!("{refused}: line {}, column {}", at.line(), at.column()),
+            None => refused,
+        })
+    }
+}
+
+const TOO_MANY_ALIASES: &str = "it has too many anchors and aliases, or they stand for too much";
 
 /// A parsed body, and the paths of fields that appeared twice (the last one wins).
 #[derive(Debug)]
@@ -36,16 +88,30 @@ pub fn parse_json(bytes: &[u8]) -> Result<Document, ParseError> {
     })
 }
 
-/// Aliases and nesting are bounded by the reader's own budget; duplicate keys are refused by it.
-pub fn parse_yaml(bytes: &[u8]) -> Result<Document, ParseError> {
-    let options = serde_saphyr::options! {
+/// How YAML is read. A text of 64 MiB of manifests passes; what aliases and merge keys make of it, and
+/// nesting, have narrow limits. Duplicate keys are refused.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
         // Or a name like `y` would be a flag.
         strict_booleans: true,
         // An error is one line.
         with_snippet: false,
-    };
-    let value = serde_saphyr::from_slice_with_options::<Value>(bytes, options)
-        .map_err(|error| ParseError::Yaml(error.to_string()))?;
+        budget: serde_saphyr::budget! {
+            max_nodes: MOST_YAML_VALUES,
+            // A list or an object has a beginning and an end, and so has a document.
+            max_events: 4 * MOST_YAML_VALUES,
+            max_documents: MOST_YAML_VALUES,
+            max_total_scalar_bytes: MOST_YAML_BYTES,
+            max_recorded_anchor_events: MOST_ALIASED_VALUES,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: MOST_ALIASED_VALUES,
+        },
+    }
+}
+
+pub fn parse_yaml(bytes: &[u8]) -> Result<Document, ParseError> {
+    let value = serde_saphyr::from_slice_with_options::<Value>(bytes, yaml_options())?;
     Ok(Document {
         value,
         duplicates: Vec::new(),
@@ -59,12 +125,10 @@ pub fn parse_documents(text: &str) -> Result<Vec<Value>, ParseError> {
     {
         return Ok(vec![value]);
     }
-    let options = serde_saphyr::options! {
-        strict_booleans: true,
-        with_snippet: false,
-    };
-    serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| ParseError::Yaml(error.to_string()))
+    Ok(serde_saphyr::from_multiple_with_options(
+        text,
+        yaml_options(),
+    )?)
 }
 
 /// The value at a path of field names.
@@ -226,6 +290,38 @@ mod tests {
         assert!(parse_json("[".repeat(100_000).as_bytes()).is_err());
         assert!(parse_json(b"{} x").is_err());
         assert!(parse_json(b"").is_err());
+    }
+
+    #[test]
+    fn what_aliases_make_of_a_short_text_is_limited() {
+        // Lists of lists: a thousand million leaves from 300 bytes.
+        let mut lists = "a0: &a0 [x]\n".to_owned();
+        for level in 1..10 {
+            let inner = vec![format!("*a{}", level - 1); 10].join(", ");
+            lists.push_str(&format!("a{level}: &a{level} [{inner}]\n"));
+        }
+        // One long text, said again and again.
+        let long = "x".repeat(4 * 1024 * 1024);
+        let again = vec!["*a"; 99].join(", ");
+        for text in [lists, format!("a: &a {long}\nb: [{again}]\n")] {
+            let refused = parse_documents(&text).unwrap_err();
+            assert!(matches!(refused, ParseError::Refused(_)), "{refused}");
+            let shown = refused.to_string();
+            assert!(
+                shown.contains("alias") && shown.contains("line "),
+                "{shown}"
+            );
+            assert!(parse_yaml(text.as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_duplicate_yaml_field_is_refused_with_its_place() {
+        let refused = parse_yaml(b"kind: X\nspec:\n  a: 1\n  a: 2\n").unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the field \"a\" is there twice: line 4, column 3"
+        );
     }
 
     #[test]

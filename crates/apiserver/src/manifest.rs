@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::{
     api::Target,
     error::{ApiError, OpenError},
-    json,
+    json::{self, ParseError},
     patch::{self, Merging},
     registry::Registry,
     verbs::{self, Body, Part, Validation, admit, forget_system_fields},
@@ -14,18 +14,15 @@ use crate::{
 
 /// Where kubectl keeps what it applied the last time.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// Documents that are read from one text, at most.
-const MOST_DOCUMENTS: usize = 10_000;
 
 /// Why a manifest would be refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     #[error("it is no YAML or JSON: {0}")]
     Form(String),
-    #[error("it has more than {MOST_DOCUMENTS} documents")]
-    TooMany,
-    #[error("document {0} is no object with apiVersion, kind and metadata.name")]
-    NoObject(usize),
+    /// With where it is.
+    #[error("{0} is no object with apiVersion, kind and metadata.name")]
+    NoObject(String),
     /// A group that the server serves, and a kind or version in it that it does not.
     #[error("no kind {kind:?} is known in {api_version:?}")]
     Kind { api_version: String, kind: String },
@@ -70,27 +67,32 @@ impl Manifests {
     }
 
     /// Reads YAML or JSON with any number of documents; those of kind `List` are taken apart. Objects
-    /// without a namespace that need one get `namespace`.
+    /// without a namespace that need one get `namespace`, and items of a list of one kind that kind.
     pub fn read(&self, text: &str, namespace: &str) -> Result<Vec<Manifest>, ManifestError> {
-        let documents =
-            json::parse_documents(text).map_err(|error| ManifestError::Form(error.to_string()))?;
+        let documents = json::parse_documents(text).map_err(|error| match error {
+            ParseError::Refused(why) => ManifestError::Refused(why),
+            ParseError::Json(_) | ParseError::Yaml(_) => ManifestError::Form(error.to_string()),
+        })?;
         let mut all = Vec::new();
-        for (index, document) in documents.into_iter().enumerate() {
+        for (index, mut document) in documents.into_iter().enumerate() {
             let number = index + 1;
             if document.is_null() {
                 continue;
             }
-            let is_list = json::text(&document, &["kind"]).ends_with("List");
-            match document.get("items").and_then(Value::as_array) {
-                Some(items) if is_list => {
-                    for item in items {
-                        all.push(self.one(item.clone(), namespace, number)?);
-                    }
-                }
-                _ => all.push(self.one(document, namespace, number)?),
-            }
-            if all.len() > MOST_DOCUMENTS {
-                return Err(ManifestError::TooMany);
+            let kind = json::text(&document, &["kind"]).to_owned();
+            let items = match (kind.strip_suffix("List"), document.get_mut("items")) {
+                (Some(kind), Some(Value::Array(items))) => Some((kind, std::mem::take(items))),
+                _ => None,
+            };
+            let Some((kind, items)) = items else {
+                all.push(self.one(document, namespace, || format!("document {number}"))?);
+                continue;
+            };
+            let api_version = json::text(&document, &["apiVersion"]);
+            for (index, mut item) in items.into_iter().enumerate() {
+                of_list(&mut item, api_version, kind);
+                let place = || format!("item {} of document {number}", index + 1);
+                all.push(self.one(item, namespace, place)?);
             }
         }
         Ok(all)
@@ -100,13 +102,13 @@ impl Manifests {
         &self,
         object: Value,
         namespace: &str,
-        number: usize,
+        place: impl Fn() -> String,
     ) -> Result<Manifest, ManifestError> {
         let text = |path: &[&str]| json::text(&object, path).to_owned();
         let (api_version, kind) = (text(&["apiVersion"]), text(&["kind"]));
         let name = text(&["metadata", "name"]);
         if api_version.is_empty() || kind.is_empty() || name.is_empty() {
-            return Err(ManifestError::NoObject(number));
+            return Err(ManifestError::NoObject(place()));
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
         let of_kind = |ty: &&std::sync::Arc<crate::registry::ResourceType>| {
@@ -167,6 +169,18 @@ impl Manifests {
         };
         let applied = applied.map_err(|error| ManifestError::Refused(error.to_string()))?;
         Ok(target.version().to_storage(applied))
+    }
+}
+
+/// The server names kind and version once for all items of a list of one kind. As kubectl, both are taken
+/// from the list where either is missing.
+fn of_list(item: &mut Value, api_version: &str, kind: &str) {
+    let complete = ["apiVersion", "kind"]
+        .iter()
+        .all(|field| !json::text(item, &[field]).is_empty());
+    if let (false, false, Some(item)) = (complete, kind.is_empty(), item.as_object_mut()) {
+        item.insert("apiVersion".to_owned(), api_version.into());
+        item.insert("kind".to_owned(), kind.into());
     }
 }
 
@@ -303,6 +317,41 @@ items:
     }
 
     #[test]
+    fn items_of_a_list_of_one_kind_are_of_that_kind() {
+        let text = "
+apiVersion: v1
+kind: ConfigMapList
+metadata: {resourceVersion: '1'}
+items:
+- {metadata: {name: a, namespace: b}, data: {kind: x}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: c}}
+";
+        let all = manifests().read(text, "home").unwrap();
+        let shown: Vec<_> = all
+            .iter()
+            .map(|m| format!("{} {}", m.key.kind, m.key.name))
+            .collect();
+        assert_eq!(shown, ["ConfigMap a", "Namespace c"]);
+        let new = manifests().apply(&all[0], None).unwrap();
+        assert_eq!(new["data"], json!({"kind": "x"}));
+        // A list of anything says nothing about its items.
+        let text = "{apiVersion: v1, kind: List, items: [{metadata: {name: a}}]}";
+        let refused = manifests().read(text, "home").unwrap_err();
+        assert!(refused.to_string().starts_with("item 1 of document 1"));
+    }
+
+    #[test]
+    fn files_of_a_large_mesh_are_read() {
+        // More documents, and more values, than readers of YAML take when nobody asks for more.
+        let many = "a, ".repeat(250);
+        let one = format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: a}}, data: [{many}]}}\n---\n"
+        );
+        let all = manifests().read(&one.repeat(1_100), "home").unwrap();
+        assert_eq!(all.len(), 1_100);
+    }
+
+    #[test]
     fn what_is_no_manifest_is_refused_and_says_where() {
         let refusal = |text: &str| manifests().read(text, "home").unwrap_err();
         let form = refusal("a: secret\nb: [c");
@@ -312,7 +361,15 @@ items:
             !shown.contains('\n') && !shown.contains("secret"),
             "{shown}"
         );
-        assert_eq!(refusal("a: b\n"), ManifestError::NoObject(1));
+        assert_eq!(
+            refusal("a: b\n"),
+            ManifestError::NoObject("document 1".to_owned())
+        );
+        let twice = "{apiVersion: v1, kind: ConfigMap, metadata: {name: a, name: b}}";
+        assert_eq!(
+            refusal(twice).to_string(),
+            "the field \"name\" is there twice: line 1, column 55"
+        );
         let wrong = "{apiVersion: v1, kind: Sevice, metadata: {name: a}}";
         assert_eq!(
             refusal(wrong).to_string(),
