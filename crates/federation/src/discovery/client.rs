@@ -418,7 +418,7 @@ impl Client {
 
     /// `services` was answered with 200. `extended`: the answer announces the extension.
     pub fn list_opened(&mut self, id: RequestId, extended: bool, now: Moment) -> Vec<Action> {
-        if self.sync.opened(id) {
+        if self.sync.opened(id, now) {
             self.way_is_good();
             self.set_extended(extended);
         }

@@ -15,6 +15,9 @@ const PERSISTENCE: Duration = Duration::from_secs(120);
 const LASTING: Duration = Duration::from_secs(10);
 /// Lists that the peer makes us ask for take at most one part in this of the time, and one more.
 const SHARE: u32 = 4;
+/// Of the time in which nothing of an answer has come, this counts at most: it is no work for us, and a peer
+/// that stood still is to be heard again soon.
+const WAIT_THAT_COUNTS: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(super) struct Sync {
@@ -47,8 +50,8 @@ struct Running {
     deadline: Duration,
     /// When it is given up unless something comes.
     idle_deadline: Duration,
-    /// It was answered with 200.
-    answered: bool,
+    /// When it was answered with 200.
+    answered: Option<Duration>,
     body: Vec<u8>,
 }
 
@@ -66,7 +69,7 @@ impl From<Running> for Ended {
         Self {
             id: running.id,
             begun: running.begun,
-            answered: running.answered,
+            answered: running.answered.is_some(),
         }
     }
 }
@@ -141,9 +144,9 @@ impl Sync {
     }
 
     /// The request was answered with 200. False if it is not the running one.
-    pub fn opened(&mut self, id: RequestId) -> bool {
+    pub fn opened(&mut self, id: RequestId, now: Moment) -> bool {
         let running = self.running.as_mut().filter(|r| r.id == id);
-        running.map(|r| r.answered = true).is_some()
+        running.map(|r| r.answered = Some(now.elapsed)).is_some()
     }
 
     pub fn begin(&mut self, id: RequestId, now: Moment, settings: &ClientSettings) {
@@ -156,7 +159,7 @@ impl Sync {
             begun: now.elapsed,
             deadline: now.elapsed + settings.list_timeout,
             idle_deadline: now.elapsed + settings.list_idle,
-            answered: false,
+            answered: None,
             body: Vec::new(),
         });
     }
@@ -216,11 +219,10 @@ impl Sync {
 
     fn end(&mut self, running: &Running, now: Moment) {
         self.last_end = now.elapsed;
-        self.last_took = if running.answered {
-            now.elapsed.saturating_sub(running.begun)
-        } else {
-            Duration::ZERO
-        };
+        self.last_took = running.answered.map_or(Duration::ZERO, |answered| {
+            let waited = answered.saturating_sub(running.begun);
+            waited.min(WAIT_THAT_COUNTS) + now.elapsed.saturating_sub(answered)
+        });
     }
 
     /// Forgets what is on its way. Returns the request to cancel.
@@ -247,7 +249,7 @@ impl Sync {
             return false;
         }
         running.idle_deadline = now.elapsed + settings.list_idle;
-        running.answered = true;
+        running.answered.get_or_insert(now.elapsed);
         running.body.extend_from_slice(chunk);
         true
     }

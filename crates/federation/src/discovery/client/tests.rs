@@ -111,10 +111,21 @@ impl Driver {
         self.note(actions)
     }
 
-    fn listed(&mut self, document: &[u8]) -> Vec<&'static str> {
+    /// The head of the answer comes.
+    fn list_opened(&mut self) {
         let id = self.list.unwrap();
         let actions = self.client.list_opened(id, self.extended, self.now());
         assert_eq!(self.note(actions), [""; 0]);
+    }
+
+    fn listed(&mut self, document: &[u8]) -> Vec<&'static str> {
+        self.list_opened();
+        self.list_comes(document)
+    }
+
+    /// All of the answer but its head comes.
+    fn list_comes(&mut self, document: &[u8]) -> Vec<&'static str> {
+        let id = self.list.unwrap();
         for chunk in document.chunks(100) {
             let actions = self.client.list_data(id, chunk, self.now());
             assert_eq!(self.note(actions), [""; 0]);

@@ -221,11 +221,9 @@ fn lists_that_events_ask_for_take_a_small_part_of_the_time() {
     driver.after(1000);
     driver.listed(&list(&["x"]).encode());
     driver.after(60_000);
-    let id = driver.list.unwrap();
+    driver.list_opened();
     driver.after(5000);
-    let document = list(&["x"]).encode();
-    driver.client.list_data(id, &document, driver.now());
-    driver.client.list_done(id, None, driver.now());
+    driver.list_comes(&list(&["x"]).encode());
     driver.event(&event(EventAction::Add, "w", &["y"]));
     assert_eq!(driver.until_asked(), (20_001, vec![LIST]));
 }

@@ -152,6 +152,7 @@ fn a_watch_that_ends_again_and_again_gets_no_more_lists_than_its_share() {
     let start = driver.millis;
     for turn in 0..200 {
         // Each list is another one and takes two seconds; the watch ends after each second.
+        driver.list_opened();
         for second in 0..2 {
             driver.after(1000);
             let asked = driver.watch_ends(None);
@@ -159,7 +160,7 @@ fn a_watch_that_ends_again_and_again_gets_no_more_lists_than_its_share() {
             driver.opened();
         }
         listing += 2000;
-        driver.listed(&list(&[["x", "y"][turn % 2]]).encode());
+        driver.list_comes(&list(&[["x", "y"][turn % 2]]).encode());
         let mut asked = Vec::new();
         while !asked.contains(&LIST) {
             assert!(driver.client.wake_at() < Duration::MAX);
@@ -172,6 +173,19 @@ fn a_watch_that_ends_again_and_again_gets_no_more_lists_than_its_share() {
     }
     let share = listing as f64 / (driver.millis - start) as f64;
     assert!((0.15..=0.21).contains(&share), "{share}");
+}
+
+#[test]
+fn a_peer_that_stood_still_is_asked_again_soon_for_what_has_changed_since() {
+    let mut driver = Driver::connected_with(&["x"]);
+    driver.after(60_000);
+    // The list that is on its way is answered when the peer goes on; its watch ends by then.
+    driver.after(14_000);
+    driver.listed(&list(&["x"]).encode());
+    assert_eq!(driver.watch_ends(None), [OPEN]);
+    driver.opened();
+    let waited = driver.until_list();
+    assert!(waited <= 2000, "{waited}");
 }
 
 #[test]
