@@ -95,8 +95,9 @@ impl CaClient {
     }
 
     /// A new key with a new certificate. `current` is shown to the control plane, and is proof
-    /// enough by itself where there is no good token. One of the trust domain before is shown only then: a
-    /// control plane that does not remember that domain would refuse the connection.
+    /// enough by itself where there is no good token. One of the trust domain before, or that the mesh's root
+    /// does not vouch for any more, is shown only then: a control plane that does not remember that domain, or
+    /// has another root, would refuse the connection.
     pub async fn certificate(
         &self,
         current: &Arc<IdentityCell>,
@@ -104,8 +105,14 @@ impl CaClient {
         let key = KeyPair::generate().map_err(CertificateError::Key)?;
         let id = self.id().map_err(CertificateError::Identity)?;
         let csr = new_csr(&key, &id).map_err(CertificateError::Csr)?;
-        let held = current.identity().and_then(|held| held.id.clone());
-        let is_former = held.as_ref().is_some_and(|held| *held != id);
+        let held = current.identity();
+        let is_former = match &held {
+            Some(held) if held.id.as_ref() == Some(&id) => {
+                !self.control_plane.accepts(held).await?
+            }
+            Some(_) => true,
+            None => false,
+        };
         let by_token = match self.token.token().await {
             Ok(token) => {
                 let shown = match is_former {

@@ -4,12 +4,12 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
 use meshfed_pki::{
-    ClientTls, HandshakeRefusal, IdentityCell, ServerIds, SpiffeId, TlsConfigError, TrustDomain,
-    TrustError, TrustStore, client_config,
+    ClientTls, HandshakeRefusal, Identity, IdentityCell, ServerIds, SpiffeId, TlsConfigError,
+    TrustDomain, TrustError, TrustStore, client_config,
 };
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -58,6 +58,8 @@ pub struct ControlPlaneOptions {
 pub struct ControlPlane {
     options: Arc<ControlPlaneOptions>,
     server: Arc<watch::Sender<SpiffeId>>,
+    /// As it was read last.
+    root: Arc<watch::Sender<Arc<str>>>,
     name: ServerName<'static>,
     uri: Uri,
 }
@@ -112,6 +114,7 @@ impl ControlPlane {
             .map_err(|_| bad())?;
         Ok(Self {
             server: Arc::new(watch::Sender::new(options.server.clone())),
+            root: Arc::default(),
             options: Arc::new(options),
             name,
             uri,
@@ -130,6 +133,23 @@ impl ControlPlane {
     /// The same, as it changes.
     pub fn server_changes(&self) -> watch::Receiver<SpiffeId> {
         self.server.subscribe()
+    }
+
+    /// Tells when another root is found where the mesh's own comes from, which is looked at for each
+    /// connection.
+    pub(crate) fn root_changes(&self) -> watch::Receiver<Arc<str>> {
+        self.root.subscribe()
+    }
+
+    /// Whether the control plane would accept this certificate, as far as the mesh's own root tells.
+    pub(crate) async fn accepts(&self, identity: &Identity) -> Result<bool, ConnectError> {
+        let Some(id) = &identity.id else {
+            return Ok(false);
+        };
+        let root = self.read_root().await?;
+        let trust = TrustStore::single(id.trust_domain().clone(), &root);
+        let trust = Arc::new(trust.map_err(ConnectError::Root)?);
+        Ok(identity.is_accepted_by(trust, SystemTime::now()))
     }
 
     /// Asks the control plane which trust domain it is in, and follows it there. True if that is
@@ -229,16 +249,24 @@ impl ControlPlane {
     }
 
     async fn read_root(&self) -> Result<Arc<str>, ConnectError> {
-        match &self.options.root {
-            RootSource::Pem(pem) => Ok(pem.clone()),
+        let root: Arc<str> = match &self.options.root {
+            RootSource::Pem(pem) => pem.clone(),
             RootSource::File(path) => match tokio::fs::read_to_string(path).await {
-                Ok(pem) => Ok(pem.into()),
-                Err(source) => Err(ConnectError::ReadRoot {
-                    path: path.clone(),
-                    source,
-                }),
+                Ok(pem) => pem.into(),
+                Err(source) => {
+                    return Err(ConnectError::ReadRoot {
+                        path: path.clone(),
+                        source,
+                    });
+                }
             },
-        }
+        };
+        self.root.send_if_modified(|last| {
+            let differs = *last != root;
+            *last = root.clone();
+            differs
+        });
+        Ok(root)
     }
 }
 

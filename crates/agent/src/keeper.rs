@@ -60,8 +60,8 @@ impl IdentityMetrics {
 }
 
 /// Keeps an [`IdentityCell`] filled: gets the first certificate, and each next one well before the
-/// one before ends, or at once when the mesh is in another trust domain. A control plane that is away
-/// changes nothing while a certificate is good.
+/// one before ends, or at once when the mesh is in another trust domain, or has another root that does not
+/// vouch for it. A control plane that is away changes nothing while a certificate is good.
 #[derive(Debug)]
 pub struct IdentityKeeper {
     client: CaClient,
@@ -99,31 +99,51 @@ impl IdentityKeeper {
     }
 
     async fn keep(&self) {
-        let mut moves = self.client.control_plane().server_changes();
+        let control_plane = self.client.control_plane();
+        let mut changes = Changes {
+            moves: control_plane.server_changes(),
+            roots: control_plane.root_changes(),
+        };
         let mut failures = 0;
+        let mut root = changes.roots.borrow().clone();
+        // By the root that is there now. Looked at once for each root: if the next certificate is no better, the
+        // one after it is not either.
+        let mut is_disowned = false;
         loop {
-            moves.mark_unchanged();
+            changes.moves.mark_unchanged();
             let now = SystemTime::now();
             let current = self.cell.identity();
+            let newest = changes.roots.borrow_and_update().clone();
+            if newest != root
+                && let Some(held) = &current
+            {
+                root = newest;
+                match control_plane.accepts(held).await {
+                    Ok(accepts) => is_disowned = !accepts,
+                    Err(error) => warn!("{}", with_causes(&error)),
+                }
+            }
             let is_ours = |held: &Arc<Identity>| {
-                held.id.as_ref().map(SpiffeId::trust_domain) == Some(moves.borrow().trust_domain())
+                let domain = held.id.as_ref().map(SpiffeId::trust_domain);
+                domain == Some(changes.moves.borrow().trust_domain())
             };
-            let of_domain = current.filter(is_ours);
-            let due = of_domain.as_ref().map_or(now, |i| i.renew_at(now));
+            let good = current.filter(is_ours).filter(|_| !is_disowned);
+            let due = good.as_ref().map_or(now, |i| i.renew_at(now));
             let left = due.duration_since(now).unwrap_or_default();
             if !left.is_zero() {
-                moved_or(&mut moves, left.min(LONGEST_SLEEP)).await;
+                changes.or(left.min(LONGEST_SLEEP)).await;
                 continue;
             }
             match self.client.certificate(&self.cell).await {
                 Ok(identity) => {
                     failures = 0;
+                    is_disowned = false;
                     self.take(identity);
-                    moved_or(&mut moves, REST).await;
+                    changes.or(REST).await;
                 }
                 Err(e) => {
                     self.metrics.failures.inc();
-                    let good = of_domain.is_some_and(|i| i.not_after > now);
+                    let good = good.is_some_and(|i| i.not_after > now);
                     let pause = pause(failures, good);
                     failures += 1;
                     let id = self.client.id().ok().map(|id| id.to_string());
@@ -134,7 +154,7 @@ impl IdentityKeeper {
                         with_causes(&e),
                         advice(&e),
                     );
-                    moved_or(&mut moves, pause).await;
+                    changes.or(pause).await;
                 }
             }
         }
@@ -152,12 +172,20 @@ impl IdentityKeeper {
     }
 }
 
-/// Waits that long, or until the mesh is in another trust domain.
-async fn moved_or(moves: &mut watch::Receiver<SpiffeId>, wait: Duration) {
-    tokio::select! {
-        // The sender lives as long as the keeper.
-        _ = moves.changed() => {}
-        () = sleep(wait) => {}
+/// What may make a certificate useless before its time. The senders live as long as the keeper.
+struct Changes {
+    moves: watch::Receiver<SpiffeId>,
+    roots: watch::Receiver<Arc<str>>,
+}
+
+impl Changes {
+    /// Waits that long, or until the mesh is in another trust domain or has another root.
+    async fn or(&mut self, wait: Duration) {
+        tokio::select! {
+            _ = self.moves.changed() => {}
+            _ = self.roots.changed() => {}
+            () = sleep(wait) => {}
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::{Authority, ControlPlane, ISTIOD, PATIENCE, RATINGS, TOKEN, id};
 use meshfed_agent::{
@@ -14,7 +14,7 @@ use meshfed_agent::{
 };
 use meshfed_pki::IdentityCell;
 use meshfed_runtime::Drain;
-use meshfed_testkit::{eventually, temp_dir};
+use meshfed_testkit::{LoopbackNet, eventually, temp_dir};
 
 fn token(text: &str) -> TokenSource {
     let text = text.to_string();
@@ -285,4 +285,45 @@ fn a_control_plane_without_a_usable_name_is_refused_at_once() {
         });
         assert!(matches!(refused, Err(ConnectError::BadHost(_))), "{host:?}");
     }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn when_the_mesh_has_another_root_a_certificate_of_it_is_got_by_the_token_alone() {
+    let net = LoopbackNet::lock();
+    let address = std::net::SocketAddr::new(net.address(1), 15012);
+    let (old, new) = (Authority::at(address.ip()), Authority::at(address.ip()));
+    let dir = temp_dir();
+    let file = dir.path().join("root-cert.pem");
+    std::fs::write(&file, old.ca.root_pem()).unwrap();
+    let first = ControlPlane::start_with(&old, address, ISTIOD, |r| r).await;
+    let mut options = first.options();
+    options.root = RootSource::File(file.clone());
+    let control_plane = meshfed_agent::ControlPlane::new(options).unwrap();
+    let client = CaClient::new(control_plane.clone(), token(TOKEN), id(RATINGS));
+    let keeper = IdentityKeeper::new(client, IdentityMetrics::default());
+    let cell = keeper.cell();
+    let (_drain, watch) = Drain::new();
+    tokio::spawn(keeper.run(watch));
+    let is_of = async |authority: &Authority| {
+        let trust = Arc::new(authority.trust(id(RATINGS).trust_domain()));
+        eventually(PATIENCE, async || match cell.identity() {
+            Some(held) if held.is_accepted_by(trust.clone(), SystemTime::now()) => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    };
+    is_of(&old).await;
+
+    // As its control plane starts anew with another root, and a stream is opened again.
+    drop(first);
+    let second = eventually(PATIENCE, async || {
+        tokio::net::TcpListener::bind(address).await.map(drop)?;
+        Ok::<_, std::io::Error>(ControlPlane::start_with(&new, address, ISTIOD, |r| r).await)
+    })
+    .await;
+    std::fs::write(&file, new.ca.root_pem()).unwrap();
+    control_plane.connect(cell.clone()).await.unwrap();
+    is_of(&new).await;
+    assert_eq!(*new.proofs.lock().unwrap(), ["token"]);
+    drop(second);
 }

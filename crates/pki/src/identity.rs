@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
 use crate::key::{KeyError, KeyPair};
+use crate::trust::TrustStore;
+use crate::verify::{Allowed, PeerRole, SpiffeVerifier};
 use crate::x509::{self, PeerIdError};
 use crate::{SpiffeId, provider};
 
@@ -146,6 +148,19 @@ impl Identity {
         let jitter = life / 10 * spread / u32::from(u16::MAX);
         let at = self.not_before + life / 10 * 8 - jitter;
         at.max(now)
+    }
+
+    /// Whether who has this trust accepts it as a client's at this time. One without a SPIFFE id is accepted by
+    /// nobody.
+    pub fn is_accepted_by(&self, trust: Arc<TrustStore>, now: SystemTime) -> bool {
+        let Some((leaf, intermediates)) = self.chain.split_first() else {
+            return false;
+        };
+        let now = now.duration_since(SystemTime::UNIX_EPOCH);
+        let now = UnixTime::since_unix_epoch(now.unwrap_or_default());
+        let verifier = SpiffeVerifier::new(trust, Allowed::Bundle);
+        let verified = verifier.verify(leaf, intermediates, PeerRole::Client, now);
+        verified.is_ok()
     }
 
     pub fn certified_key(&self) -> Arc<CertifiedKey> {

@@ -49,12 +49,17 @@ pub struct Authority {
 
 impl Authority {
     pub fn new() -> Arc<Self> {
+        Self::at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Whose servers are at this address.
+    pub fn at(address: IpAddr) -> Arc<Self> {
         let ca = CertificateAuthority::self_signed("red-mesh", SystemTime::now()).unwrap();
         Arc::new(Self {
             ca,
             tokens: Mutex::new(HashMap::from([(TOKEN.to_string(), id(RATINGS))])),
             ttl: Mutex::new(Duration::from_secs(3600)),
-            addresses: vec![Ipv4Addr::LOCALHOST.into()],
+            addresses: vec![address],
             proofs: Mutex::default(),
         })
     }

@@ -6,6 +6,7 @@
     reason = "what does not hold in a test is its failure"
 )]
 
+mod authority;
 mod bad_input;
 mod blue;
 mod cli;
