@@ -15,7 +15,7 @@ pub use self::{
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The directory cannot be made or a file in it cannot be read or written.
-    #[error("cannot use {path} as the API server's data: {source}")]
+    #[error("cannot use {path} as the API server's data")]
     Io {
         path: PathBuf,
         #[source]
@@ -35,7 +35,12 @@ pub enum OpenError {
         found: u64,
         supported: u64,
     },
-    /// The database is damaged or the disk failed.
+    /// The database was changed from outside, or the disk lost a part of it.
+    #[error(
+        "the database {path} is damaged; put a backup of it back, or move the data directory away to begin anew as another mesh"
+    )]
+    Damaged { path: PathBuf },
+    /// The disk failed.
     #[error("cannot read the database {path}: {message}")]
     Database { path: PathBuf, message: String },
     /// A stored object is not readable; the database was changed from outside.
@@ -54,6 +59,6 @@ pub enum OpenError {
     )]
     SigningKey { path: PathBuf, message: String },
     /// The system refused a thread.
-    #[error("cannot start the API server's background threads: {0}")]
+    #[error("cannot start the API server's background threads")]
     Thread(#[source] std::io::Error),
 }

@@ -62,6 +62,7 @@ pub fn run(up: Up, logging: &Logging) -> anyhow::Result<ExitCode> {
 async fn serve(up: Up, log: meshfed_runtime::LogHandle) -> anyhow::Result<ExitCode> {
     let mut stop = meshfed_runtime::shutdown_signal()?;
     let dir = DataDir::open(&up.data_dir)?;
+    dir.check_resources()?;
     let bound = Bound::bind(&up, &dir).await?;
     let subnet = bound.subnet;
     let metrics = Metrics::new();

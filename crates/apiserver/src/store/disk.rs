@@ -1,8 +1,11 @@
 //! The database file: one table of objects, one of facts about the file.
 
 use std::{
+    cell::Cell,
     fs::{File, TryLockError},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::Once,
 };
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -38,24 +41,37 @@ pub struct Contents {
 }
 
 impl Disk {
-    /// Opens or makes `api.redb` in `dir`, which must exist.
+    /// Opens or makes `api.redb` in `dir`, which must exist. All of it is read.
     pub fn open(dir: &Path) -> Result<(Self, Contents), OpenError> {
         let lock = lock(dir)?;
         let path = dir.join("api.redb");
+        let opened = unless_it_panics(|| Self::open_locked(dir, &path, lock));
+        opened.unwrap_or(Err(OpenError::Damaged { path }))
+    }
+
+    fn open_locked(dir: &Path, path: &Path, lock: File) -> Result<(Self, Contents), OpenError> {
         let failed = |error: redb::Error| match error {
             redb::Error::DatabaseAlreadyOpen => OpenError::Locked {
                 path: dir.to_owned(),
             },
+            redb::Error::Corrupted(_) => OpenError::Damaged {
+                path: path.to_owned(),
+            },
+            redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                OpenError::Damaged {
+                    path: path.to_owned(),
+                }
+            }
             other => OpenError::Database {
-                path: path.clone(),
+                path: path.to_owned(),
                 message: other.to_string(),
             },
         };
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create(&path)
+            .create(path)
             .map_err(|error| failed(error.into()))?;
-        restrict(&path)?;
+        restrict(path)?;
         let disk = Self {
             database,
             _lock: lock,
@@ -63,12 +79,15 @@ impl Disk {
         let found = disk.prepare().map_err(failed)?;
         if found > FORMAT {
             return Err(OpenError::NewerFormat {
-                path,
+                path: path.to_owned(),
                 found,
                 supported: FORMAT,
             });
         }
         let contents = disk.read().map_err(failed)?;
+        // Of a new file the name must be on disk too, before others are that tell of a mesh.
+        let synced = File::open(dir).and_then(|dir| dir.sync_all());
+        synced.map_err(io(dir))?;
         Ok((disk, contents))
     }
 
@@ -135,6 +154,28 @@ impl Disk {
             objects,
         })
     }
+}
+
+/// Runs what a damaged file makes panic, deep in the library that reads it. `None` if it did, with nothing
+/// printed: where it was in the library helps nobody.
+fn unless_it_panics<T>(work: impl FnOnce() -> T) -> Option<T> {
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                others(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    // What the work has in its hands is dropped, and nothing else is seen again.
+    let done = catch_unwind(AssertUnwindSafe(work)).ok();
+    QUIET.set(false);
+    done
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -208,12 +249,46 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_database_is_refused() {
+    fn a_file_that_is_no_database_or_a_damaged_one_is_refused_in_one_line() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("api.redb"), "not a database").unwrap();
-        assert!(matches!(
-            Disk::open(dir.path()),
-            Err(OpenError::Database { .. })
-        ));
+        let path = dir.path().join("api.redb");
+        std::fs::write(&path, "not a database").unwrap();
+        let refused = Disk::open(dir.path()).err().unwrap();
+        assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+        std::fs::remove_file(&path).unwrap();
+
+        let (disk, _) = Disk::open(dir.path()).unwrap();
+        let many: Vec<DiskChange> = (0..300)
+            .map(|n| DiskChange {
+                key: format!("key {n}"),
+                value: Some((n, bytes::Bytes::from(vec![b'x'; 200]))),
+            })
+            .collect();
+        disk.commit(300, &many).unwrap();
+        drop(disk);
+        let whole = std::fs::read(&path).unwrap();
+        let mut refusals = 0;
+        for (at, page) in whole.chunks(4096).enumerate() {
+            if page.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            for garbage in [0, 0x5a] {
+                let mut damaged = whole.clone();
+                damaged[at * 4096..][..page.len()].fill(garbage);
+                std::fs::write(&path, &damaged).unwrap();
+                match Disk::open(dir.path()) {
+                    // Nothing that is still needed was in it.
+                    Ok((_, contents)) => assert_eq!(contents.objects.len(), 300),
+                    Err(refused) => {
+                        assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+                        refusals += 1;
+                    }
+                }
+            }
+        }
+        assert!(refusals > 0);
+        // It can be opened again by the same process, so nothing is left behind.
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(Disk::open(dir.path()).unwrap().1.objects.len(), 300);
     }
 }

@@ -31,7 +31,7 @@ impl PeerCache {
         Ok(Self(dir))
     }
 
-    /// All lists that can be read; others are told of and left.
+    /// All lists that can be read and are as they were written; others are told of and left.
     pub fn load(&self) -> BTreeMap<PeerName, RemoteState> {
         let entries = match std::fs::read_dir(&self.0) {
             Ok(entries) => entries,
@@ -125,7 +125,13 @@ fn read(path: &Path) -> Result<RemoteServices, String> {
     };
     let document = std::fs::read(path).map_err(|e| e.to_string())?;
     let received = decode_list(&document, &limits).map_err(|e| e.to_string())?;
-    RemoteServices::check(received, &limits).map_err(|e| e.to_string())
+    let checksum = received.list.checksum;
+    let services = RemoteServices::check(received, &limits).map_err(|e| e.to_string())?;
+    // A peer's list is taken with any; this one is our own.
+    if !services.agrees_with(checksum) {
+        return Err("its checksum does not agree: it was changed by somebody else".to_owned());
+    }
+    Ok(services)
 }
 
 #[cfg(test)]
@@ -142,7 +148,13 @@ mod tests {
         let services = RemoteServices::check(decode_list(LIST, &limits).unwrap(), &limits).unwrap();
         let red: PeerName = "red-mesh".parse().unwrap();
         cache.store(&red, &services).unwrap();
-        std::fs::write(cache.path(&"blue-mesh".parse().unwrap()), "{").unwrap();
+        let blue = cache.path(&"blue-mesh".parse().unwrap());
+        let document = std::fs::read_to_string(cache.path(&red)).unwrap();
+        for damaged in ["{", &document.replace(r#""a""#, r#""x""#)] {
+            assert_ne!(damaged, document);
+            std::fs::write(&blue, damaged).unwrap();
+            assert_eq!(cache.load().len(), 1);
+        }
         let loaded = cache.load();
         assert_eq!(loaded.len(), 1);
         assert_eq!(*loaded[&red].services, services);

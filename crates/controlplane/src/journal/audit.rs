@@ -23,7 +23,7 @@ const KEPT: usize = 9;
 
 /// Why the audit log cannot be kept.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot keep the audit log {path}: {source}")]
+#[error("cannot keep the audit log {path}")]
 pub struct AuditError {
     path: PathBuf,
     source: io::Error,

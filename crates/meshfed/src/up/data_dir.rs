@@ -20,6 +20,16 @@ use meshfed_controlplane::subnet::Subnet;
 #[derive(Debug, Clone)]
 pub struct DataDir(PathBuf);
 
+/// What is written after the resources are on disk for the first time, and what says who the mesh is or what
+/// it knew.
+const TRACES: [&str; 5] = [
+    "sa-signer.pem",
+    "root-cert.pem",
+    "instance",
+    "peers",
+    "audit",
+];
+
 impl DataDir {
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         meshfed_runtime::create_private_dir(path)
@@ -35,6 +45,34 @@ impl DataDir {
 
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Refuses a directory of a mesh whose resources are gone: another mesh would begin in it without a word.
+    pub fn check_resources(&self) -> anyhow::Result<()> {
+        // In this order: another process may be at its first start in here.
+        let traces: Vec<&str> = TRACES
+            .into_iter()
+            .filter(|name| self.0.join(name).exists())
+            .collect();
+        let resources = self.0.join("api.redb");
+        let state = match std::fs::metadata(&resources) {
+            Ok(file) if file.len() > 0 => return Ok(()),
+            Ok(_) => "is empty",
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "is missing",
+            // The API server says why.
+            Err(_) => return Ok(()),
+        };
+        if traces.is_empty() {
+            return Ok(());
+        }
+        anyhow::bail!(
+            "{} {state}, but a mesh was here before ({}): its resources and its root certificate were in \
+             that file; put a backup of it back, or move {} away to begin anew as another mesh, which \
+             no peer knows",
+            resources.display(),
+            traces.join(", "),
+            self.0.display()
+        )
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
@@ -117,4 +155,32 @@ fn new_suffix() -> String {
             .collect()
     };
     format!("{}-{}", take(8), take(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mesh_whose_resources_are_gone_does_not_begin_anew_by_itself() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        let resources = dir.path().join("api.redb");
+        dir.check_resources().unwrap();
+        // A first start that came to its end while it made the file, or just after.
+        std::fs::write(&resources, "").unwrap();
+        std::fs::write(dir.path().join("api.lock"), "").unwrap();
+        dir.check_resources().unwrap();
+        dir.instance().unwrap();
+        let refused = dir.check_resources().unwrap_err().to_string();
+        assert!(
+            refused.contains("api.redb is empty") && refused.contains("(instance)"),
+            "{refused}"
+        );
+        std::fs::remove_file(&resources).unwrap();
+        let refused = dir.check_resources().unwrap_err().to_string();
+        assert!(refused.contains("api.redb is missing"), "{refused}");
+        std::fs::write(&resources, "something").unwrap();
+        dir.check_resources().unwrap();
+    }
 }

@@ -68,6 +68,23 @@ fn a_data_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
+fn a_mesh_whose_resources_are_gone_or_damaged_does_not_start() {
+    let net = LoopbackNet::lock();
+    let dir = temp_dir();
+    std::fs::write(dir.path().join("sa-signer.pem"), "a key").unwrap();
+    for (resources, said) in [("", "api.redb is empty"), ("x", "api.redb is damaged")] {
+        std::fs::write(dir.path().join("api.redb"), resources).unwrap();
+        let mut up = meshfed();
+        up.args(["up", "--subnet", &net.cidr(), "--data-dir"])
+            .arg(dir.path());
+        let output = run(&mut up);
+        let line = complaint(&output);
+        assert!(line.contains(said) && line.contains("backup"), "{line}");
+        assert!(!text(&output).contains("panicked"), "{}", text(&output));
+    }
+}
+
+#[test]
 fn a_subnet_that_is_none_of_loopback_is_refused() {
     let output = run(meshfed().args(["up", "--subnet", "10.0.0.0/24"]));
     assert!(!output.status.success());
