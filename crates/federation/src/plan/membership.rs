@@ -23,6 +23,11 @@ pub enum MemberProblem {
     OtherControlPlane(ObjectKey),
     #[error("the namespace of the control plane cannot be a member")]
     SystemNamespace,
+    /// With the namespace that lacks it.
+    #[error(
+        "there is no ServiceMeshControlPlane in {0}; create one, and the namespaces are members"
+    )]
+    NoControlPlane(String),
 }
 
 /// The members of the mesh, and what each resource has to say.
@@ -30,6 +35,8 @@ pub enum MemberProblem {
 pub(super) struct Membership {
     /// Those that exist and are not going.
     pub namespaces: BTreeSet<String>,
+    /// Why the namespaces that are there are no members nevertheless.
+    pub obstacle: Option<MemberProblem>,
     /// All that are asked for, by roll or member.
     pub asked: BTreeSet<String>,
     pub rolls: BTreeMap<ObjectKey, Result<(), MemberProblem>>,
@@ -69,6 +76,8 @@ pub(super) fn membership(world: &World, control_plane: Option<&ObjectKey>) -> Me
         let named = ObjectKey::new(named.namespace.clone(), named.name.clone());
         let judged = if key.namespace == *system {
             Err(MemberProblem::SystemNamespace)
+        } else if control_plane.is_none() && named.namespace == *system {
+            Err(MemberProblem::NoControlPlane(system.clone()))
         } else if control_plane != Some(&named) {
             Err(MemberProblem::OtherControlPlane(named))
         } else {
@@ -82,6 +91,8 @@ pub(super) fn membership(world: &World, control_plane: Option<&ObjectKey>) -> Me
     if control_plane.is_some() {
         let there = all.asked.iter().filter(|name| existing.contains(name));
         all.namespaces = there.cloned().collect();
+    } else {
+        all.obstacle = Some(MemberProblem::NoControlPlane(system.clone()));
     }
     all
 }

@@ -248,6 +248,37 @@ fn members_that_do_not_exist_yet_are_pending() {
 }
 
 #[test]
+fn without_a_control_plane_members_wait_for_that_and_not_for_namespaces_that_are_there() {
+    let mut red = Lab::of_examples("red");
+    red.apply_json(json!({
+        "kind": "ServiceMeshMember",
+        "metadata": {"name": "default", "namespace": "red-mesh-bookinfo"},
+        "spec": {"controlPlaneRef": {"name": "red-mesh", "namespace": "red-mesh-system"}},
+    }));
+    let ready = |lab: &Lab| {
+        let statuses = lab.plan().statuses;
+        let roll = statuses.member_rolls.values().next().unwrap();
+        let member = statuses.members.values().next().unwrap();
+        assert_eq!(
+            roll.pending_members.len() + roll.configured_members.len(),
+            1
+        );
+        [&roll.conditions[0], &member.conditions[0]]
+            .map(|c| (c.reason.clone().unwrap(), c.message.clone().unwrap()))
+    };
+    assert_eq!(ready(&red).map(|(reason, _)| reason), ["Configured"; 2]);
+    let smcp = ObjectKey::new("red-mesh-system", "red-mesh");
+    red.delete(|r| &mut r.control_planes, &smcp);
+    for (reason, message) in ready(&red) {
+        assert_eq!(reason, "NoControlPlane");
+        assert!(
+            message.starts_with("there is no ServiceMeshControlPlane in red-mesh-system"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn only_the_oldest_control_plane_of_the_system_namespace_rules() {
     let mut red = Lab::of_examples("red");
     for (name, namespace) in [

@@ -65,6 +65,8 @@ fn roll_status(
             world.mesh.system_namespace
         );
         Verdict::fails(READY, "SystemNamespace", message)
+    } else if let Some(obstacle) = &membership.obstacle {
+        verdict_of(obstacle)
     } else if missing.is_empty() {
         Verdict::holds(READY, "Configured", "all namespaces are members")
     } else {
@@ -107,6 +109,7 @@ fn verdict_of(problem: &MemberProblem) -> Verdict {
         MemberProblem::RollName => "InvalidName",
         MemberProblem::OtherControlPlane(_) => "UnknownControlPlane",
         MemberProblem::SystemNamespace => "SystemNamespace",
+        MemberProblem::NoControlPlane(_) => "NoControlPlane",
     };
     Verdict::fails(READY, reason, problem.to_string())
 }
