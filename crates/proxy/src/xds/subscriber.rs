@@ -205,11 +205,12 @@ impl Subscriber {
             ..Default::default()
         });
         let answered = self.answered_clusters && self.answered_listeners;
-        self.ready = self.ready || (answered && self.warming.is_complete());
+        let listens = self.unbound.is_empty();
+        self.ready = self.ready || (answered && listens && self.warming.is_complete());
         requests
     }
 
-    /// Whether everything that was asked for has arrived once.
+    /// Whether everything that was asked for has arrived once, and was listened on where it should be.
     pub(super) fn is_ready(&self) -> bool {
         self.ready
     }
@@ -223,6 +224,8 @@ impl Subscriber {
         if !self.answered_listeners {
             waiting.push("listeners".to_owned());
         }
+        let unbound = self.unbound.iter().take(MAX_MISSING);
+        waiting.extend(unbound.map(|name| format!("the address of listener {name:?}")));
         let names = self.warming.missing();
         let named = names.iter().take(MAX_MISSING);
         waiting.extend(named.map(|(kind, name)| format!("{} {name:?}", kind.label())));

@@ -564,7 +564,6 @@ async fn a_listener_waits_for_its_trust_and_one_whose_port_is_taken_is_refused_u
         add_listener(c, blocked);
     });
     let proxy = plane.proxy(NodeKind::Gateway, "ingress", None);
-    proxy.ready().await;
     let refusals = plane
         .seen("a refusal", |s| {
             Some(s.refusals.clone()).filter(|r| !r.is_empty())
@@ -575,12 +574,17 @@ async fn a_listener_waits_for_its_trust_and_one_whose_port_is_taken_is_refused_u
         refusals[0].contains("blocked") && refusals[0].contains(&address.to_string()),
         "{refusals:?}"
     );
-    let bound = proxy.handle.bound();
-    assert_eq!(bound.keys().collect::<Vec<_>>(), ["in"]);
-    let to = bound["in"];
+    let to = eventually("the other listener", || async {
+        let bound = proxy.handle.bound();
+        assert!(bound.keys().all(|name| name == "in"));
+        bound.get("in").copied()
+    })
+    .await;
+    assert!(!proxy.handle.is_ready());
     assert_eq!(call(to, &plane.mesh, &green).await.unwrap(), b"b: x");
     // Whoever had the port is gone.
     drop(taken);
+    proxy.ready().await;
     eventually("the port", || async {
         let answer = call(address, &plane.mesh, &green).await;
         answer.is_ok_and(|answer| answer == b"b: x").then_some(())

@@ -371,6 +371,10 @@ fn a_listener_whose_address_is_not_to_be_had_is_asked_for_by_its_name_until_it_i
         scene.fake.unbound = Some("l");
         scene.receive(TypeUrl::Listener, vec![l(), listener("m", "t")], &[]);
         assert!(scene.refusal().contains("127.0.0.1:15443"));
+        scene.receive(TypeUrl::Trust, vec![trust("t")], &[]);
+        scene.receive(TypeUrl::Cluster, vec![], &[]);
+        assert_eq!(scene.subscriber.missing(), "the address of listener \"l\"");
+        assert!(!scene.subscriber.is_ready());
         let asked = (TypeUrl::Listener.as_str().to_owned(), vec!["l".to_owned()]);
         assert_eq!(again(&scene), Some(asked.clone()));
         scene.receive(TypeUrl::Listener, vec![l()], &[]);
@@ -384,6 +388,7 @@ fn a_listener_whose_address_is_not_to_be_had_is_asked_for_by_its_name_until_it_i
             scene.receive(TypeUrl::Listener, vec![], &["l"]);
         }
         assert!(scene.wants().contains("-listener l"), "{:?}", scene.wants());
+        assert!(scene.subscriber.is_ready());
         assert_eq!(again(&scene), None);
         let known = scene.subscriber.begin(Node::default()).swap_remove(1);
         let known = known.initial_resource_versions;
