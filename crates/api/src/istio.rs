@@ -158,10 +158,17 @@ fn definition(kind: &Kind) -> CustomResourceDefinition {
             })
         })
         .collect();
+    let warning = format!(
+        "meshfed keeps this {} and checks its form, and does not act on it yet",
+        kind.kind
+    );
     serde_json::from_value(json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{}.{}", kind.plural, kind.group)},
+        "metadata": {
+            "name": format!("{}.{}", kind.plural, kind.group),
+            "annotations": {"meshfed.io/warning": warning},
+        },
         "spec": {
             "group": kind.group,
             "names": {

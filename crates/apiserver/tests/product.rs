@@ -10,6 +10,17 @@ use serde_json::{Value, json};
 use tower_service::Service as _;
 
 async fn ask(server: &ApiServer, method: &str, path: &str, accept: &str, body: Value) -> Value {
+    say(server, method, path, accept, body).await.1
+}
+
+/// The warnings, and what was answered.
+async fn say(
+    server: &ApiServer,
+    method: &str,
+    path: &str,
+    accept: &str,
+    body: Value,
+) -> (Vec<String>, Value) {
     let body = if body.is_null() {
         Bytes::new()
     } else {
@@ -22,8 +33,10 @@ async fn ask(server: &ApiServer, method: &str, path: &str, accept: &str, body: V
         .body(Full::new(body))
         .unwrap();
     let response = server.service().call(request).await.unwrap();
+    let warnings = response.headers().get_all(header::WARNING).iter();
+    let warnings = warnings.map(|w| w.to_str().unwrap().to_owned()).collect();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    serde_json::from_slice(&bytes).unwrap()
+    (warnings, serde_json::from_slice(&bytes).unwrap())
 }
 
 #[tokio::test]
@@ -52,7 +65,13 @@ async fn one_storage_holds_all_versions_of_a_kind() {
         format!("/apis/networking.istio.io/{version}/namespaces/default/virtualservices")
     };
     let object = json!({"metadata": {"name": "v"}, "spec": {"hosts": ["a.b"]}});
-    let made = ask(&server, "POST", &path("v1alpha3"), "", object).await;
+    let (warnings, made) = say(&server, "POST", &path("v1alpha3"), "", object).await;
+    assert_eq!(
+        warnings,
+        [
+            r#"299 - "meshfed keeps this VirtualService and checks its form, and does not act on it yet""#
+        ]
+    );
     assert_eq!(made["apiVersion"], "networking.istio.io/v1alpha3", "{made}");
     for version in ["v1", "v1beta1", "v1alpha3"] {
         let seen = ask(

@@ -348,5 +348,6 @@ fn resource(row: &Row, schema: Arc<Schema>) -> ResourceType {
         generation: row.generation,
         read_only: row.plural == "customresourcedefinitions",
         status_on_create: !row.status || row.plural == "nodes",
+        warning: None,
     }
 }

@@ -44,6 +44,9 @@ pub enum CrdError {
     NoSchema(String),
 }
 
+/// On a definition: a warning for everybody who writes an object of that kind.
+const WARNING_ANNOTATION: &str = "meshfed.io/warning";
+
 /// Reads a definition. `object_meta` is the schema of metadata.
 pub fn read(
     crd: &CustomResourceDefinition,
@@ -85,6 +88,7 @@ pub fn read(
     let mut selectable: Vec<String> = selectable.collect();
     selectable.sort();
     selectable.dedup();
+    let annotations = crd.metadata.annotations.as_ref();
     let or = |given: &Option<String>, otherwise: String| given.clone().unwrap_or(otherwise);
     Ok(ResourceType {
         group: spec.group.clone(),
@@ -108,6 +112,7 @@ pub fn read(
         generation: true,
         read_only: false,
         status_on_create: false,
+        warning: annotations.and_then(|all| all.get(WARNING_ANNOTATION).cloned()),
     })
 }
 

@@ -69,6 +69,8 @@ pub struct ResourceType {
     pub read_only: bool,
     /// A new object may come with its status.
     pub status_on_create: bool,
+    /// Who writes such an object is told this.
+    pub warning: Option<String>,
 }
 
 /// A version of a kind.

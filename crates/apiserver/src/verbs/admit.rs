@@ -112,6 +112,7 @@ pub fn strip(
         )));
     }
     messages.extend(version.deprecation.clone());
+    messages.extend(target.ty.warning.clone());
     messages.truncate(MOST_WARNINGS);
     Ok(messages)
 }
