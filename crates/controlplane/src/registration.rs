@@ -346,3 +346,6 @@ fn report(key: &ObjectKey, error: &kube::Error) -> bool {
     }
     !matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 422))
 }
+
+#[cfg(test)]
+mod tests;
