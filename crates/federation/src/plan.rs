@@ -54,7 +54,7 @@ pub use self::peers::{GatewayGap, PeerProblem, is_remote_address};
 pub use self::planner::Planner;
 pub use self::roots::RootProblem;
 pub use self::settings::{PeerSettings, SettingProblem};
-pub(crate) use self::staleness::{IMPORTS_EXPIRED, is_expired};
+pub(crate) use self::staleness::{IMPORTS_EXPIRED, is_expired, is_watching};
 pub use self::status::{LazyStatuses, has_others, is_heard, resigned};
 pub use self::withdrawal::{FINALIZER, Finalizers, Removal, Step, Withdrawal};
 

@@ -18,7 +18,7 @@ pub(crate) use self::reports::reported;
 
 use crate::difference::Sharing;
 use crate::observations::Seen;
-use crate::plan::{GatewayKind, Plan};
+use crate::plan::{GatewayKind, PeerSettings, Plan, is_watching};
 use crate::world::{ObjectKey, PeerState, World};
 
 /// What an administrator asks for first.
@@ -161,6 +161,9 @@ fn peer(world: &World, plan: &Plan, key: &ObjectKey, imports: usize) -> Peer {
         .map(|state| PeerState::clone(state))
         .unwrap_or_default();
     let remote = &state.remote;
+    let object = world.resources.peers.get(key);
+    let annotations = object.and_then(|object| object.metadata.annotations.as_ref());
+    let (settings, _) = PeerSettings::parse(annotations);
     Peer {
         name: key.name.clone(),
         ready: ready.is_some_and(|c| c.status == "True"),
@@ -177,7 +180,7 @@ fn peer(world: &World, plan: &Plan, key: &ObjectKey, imports: usize) -> Peer {
             .iter()
             .map(|watcher| Watcher {
                 source: watcher.source.clone(),
-                connected: watcher.connected,
+                connected: is_watching(&settings, remote, watcher, world.now),
                 last_full_sync: watcher.last_full_sync,
             })
             .collect(),

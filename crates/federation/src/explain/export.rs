@@ -354,10 +354,7 @@ impl<'a> Export<'a> {
         if let Some(obstacle) = facts.gateway_trouble(ingress) {
             return Err(obstacle);
         }
-        let watched = facts
-            .state()
-            .is_some_and(|s| s.watchers.iter().any(|w| w.connected));
-        if !watched {
+        if !facts.is_watched() {
             let ready = facts.ready();
             let said = ready.filter(|c| c.reason.as_deref() == Some(ONE_WAY));
             let said = said.and_then(|c| c.message.clone());

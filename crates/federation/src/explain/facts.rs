@@ -6,7 +6,7 @@ use super::Obstacle;
 use crate::discovery::client::RemoteState;
 use crate::names::PeerName;
 use crate::plan::gateways::{GatewayAddress, addresses, desired};
-use crate::plan::{GatewayGap, GatewayKind, PeerSettings, Plan, is_expired};
+use crate::plan::{GatewayGap, GatewayKind, PeerSettings, Plan, is_expired, is_watching};
 use crate::world::{ObjectKey, PeerState, World};
 
 /// Reasons of a peer's Ready condition that are about one of its gateways.
@@ -75,9 +75,21 @@ impl<'a> Facts<'a> {
 
     /// Whether what the peer exported does not count any more, by its silence.
     pub fn is_expired(&self, remote: &RemoteState) -> bool {
+        is_expired(&self.settings(), remote, self.world)
+    }
+
+    /// Whether the peer watches our exports.
+    pub fn is_watched(&self) -> bool {
+        let (settings, now) = (self.settings(), self.world.now);
+        self.state().is_some_and(|state| {
+            let mut watchers = state.watchers.iter();
+            watchers.any(|w| is_watching(&settings, &state.remote, w, now))
+        })
+    }
+
+    fn settings(&self) -> PeerSettings {
         let annotations = self.object().and_then(|o| o.metadata.annotations.as_ref());
-        let (settings, _) = PeerSettings::parse(annotations);
-        is_expired(&settings, remote, self.world)
+        PeerSettings::parse(annotations).0
     }
 
     pub fn ready(&self) -> Option<&'a Condition> {

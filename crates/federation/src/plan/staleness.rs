@@ -1,6 +1,8 @@
 //! How long what a peer exported counts after it was last heard.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -8,7 +10,9 @@ use super::peers::{Peers, Trusted};
 use super::settings::PeerSettings;
 use crate::discovery::client::RemoteState;
 use crate::discovery::remote::RemoteServices;
-use crate::world::World;
+use crate::discovery::server::SourceStatus;
+use crate::moment::CLOCK_SKEW;
+use crate::world::{PeerState, World};
 
 /// Why a peer is not `Ready` whose imports have ended by its silence.
 pub(crate) const IMPORTS_EXPIRED: &str = "ImportsExpired";
@@ -57,13 +61,60 @@ fn lost_at(settings: &PeerSettings, remote: &RemoteState, started: Timestamp) ->
     Some(ended.map_or(at_last, |at| at.min(at_last)))
 }
 
-/// Until when an open watch counts as connected unless the peer is heard.
-pub(super) fn counts_until(settings: &PeerSettings, remote: &RemoteState) -> Option<Timestamp> {
-    two_periods_after(settings, remote.last_contact?)
+/// Whether our watch counts as connected: never without an event or an answer to `services` in the last
+/// two resync periods.
+pub(super) fn is_connected(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
+    heard(settings, remote).is_some_and(|time| time.contains(&now))
+}
+
+/// The time for which the last contact by an open watch counts: not before it, as then a wrong clock told
+/// it.
+fn heard(settings: &PeerSettings, remote: &RemoteState) -> Option<Range<Timestamp>> {
+    let last = remote.last_contact.filter(|_| remote.watch.connected)?;
+    Some(last.checked_sub(CLOCK_SKEW).ok()?..two_periods_after(settings, last)?)
+}
+
+/// Whether a watch of the peer's counts as connected. That it is open is no proof: nobody need be at its
+/// other end any more. Either the peer has lately asked for something, or it is heard by our own watch.
+pub(crate) fn is_watching(
+    settings: &PeerSettings,
+    remote: &RemoteState,
+    watcher: &SourceStatus,
+    now: Timestamp,
+) -> bool {
+    let asks = || asked(settings, watcher).is_some_and(|time| time.contains(&now));
+    watcher.connected && (is_connected(settings, remote, now) || asks())
+}
+
+/// The time for which the last request beside an open watch counts. How often the peer asks is its own
+/// setting, once a minute by default.
+fn asked(settings: &PeerSettings, watcher: &SourceStatus) -> Option<Range<Timestamp>> {
+    let last = watcher.last_full_sync.max(watcher.last_connected);
+    let last = last.filter(|_| watcher.connected)?;
+    let theirs = PeerSettings::default().resync_period;
+    let until = periods_after(settings.resync_period.max(theirs), last)?;
+    Some(last.checked_sub(CLOCK_SKEW).ok()?..until)
+}
+
+/// When a watch, ours or one of the peer's, begins or stops to count as connected by time alone.
+pub(super) fn next_loss(
+    settings: &PeerSettings,
+    state: &PeerState,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let ours = heard(settings, &state.remote);
+    let theirs = state.watchers.iter().filter_map(|w| asked(settings, w));
+    let changes = ours.into_iter().chain(theirs);
+    let changes = changes.flat_map(|counts| [counts.start, counts.end]);
+    changes.filter(|at| *at > now).min()
 }
 
 fn two_periods_after(settings: &PeerSettings, at: Timestamp) -> Option<Timestamp> {
-    let time = SignedDuration::try_from(settings.resync_period * CONTACT).ok()?;
+    periods_after(settings.resync_period, at)
+}
+
+fn periods_after(period: Duration, at: Timestamp) -> Option<Timestamp> {
+    let time = SignedDuration::try_from(period * CONTACT).ok()?;
     at.checked_add(time).ok()
 }
 

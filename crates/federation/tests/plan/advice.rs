@@ -7,7 +7,7 @@ use meshfed_federation::moment::Moment;
 use meshfed_federation::world::{ObjectKey, PeerState};
 use serde_json::json;
 
-use crate::lab::{Lab, red_and_green};
+use crate::lab::{Lab, now, red_and_green};
 
 fn edit(lab: &mut Lab, peer: &str, edit: impl FnOnce(&mut PeerState)) {
     let peers = &mut lab.world.observed.peers;
@@ -106,6 +106,7 @@ fn a_watch_that_does_not_open_says_how_the_last_attempt_ended_and_what_to_compar
             let remote: &mut RemoteState = Arc::make_mut(&mut state.remote);
             remote.watch.connected = false;
             remote.watch.last_disconnect_status = last.map(str::to_owned);
+            state.watchers[0].last_full_sync = Some(now());
         });
         let (status, reason, message) = ready(&red);
         assert_eq!(

@@ -1,8 +1,12 @@
 //! Statuses say the same until something changes.
 
+use std::sync::Arc;
+
 use jiff::SignedDuration;
 use meshfed_api::Condition;
 use meshfed_federation::discovery::client::RemoteError;
+use meshfed_federation::observations::Seen;
+use meshfed_federation::summary::summary;
 use meshfed_federation::world::ObjectKey;
 use serde_json::json;
 
@@ -115,13 +119,56 @@ fn a_watch_without_contact_for_two_resync_periods_is_not_connected() {
     red.world.now = wake_at;
     assert_eq!(reason(&red), "NotConnected");
     let status = red.plan().statuses.peers.values().next().unwrap().clone();
-    assert!(!status.discovery_status.active[0].watch.connected);
+    let entry = &status.discovery_status.inactive[0];
+    assert!(!entry.watch.connected && !entry.remotes[0].connected);
     let said = status.conditions[0].message.clone().unwrap();
     let begin = "the watch of the peer's exports is open, and yet nothing was heard of the peer \
                  within two resync periods of 60s, no event and no list; it was last heard \
                  2027-10-05T13:05:43Z";
     assert!(said.starts_with(begin), "{said}");
     assert!(!said.contains("503"), "how an earlier one ended: {said}");
+    assert!(!said.contains("watches ours"), "{said}");
+}
+
+#[test]
+fn an_open_watch_of_a_peer_counts_while_it_asks_or_is_heard() {
+    let ago = |seconds| now() - SignedDuration::from_secs(seconds);
+    let (mut red, _) = red_and_green();
+    let mut see = |contact: i64, asked: i64, period: &str| {
+        red.edit_peer("green-mesh", |peer| {
+            let annotations = peer.metadata.annotations.get_or_insert_default();
+            annotations.insert("meshfed.io/resync-period".into(), period.into());
+        });
+        red.edit_remote("green-mesh", |remote| {
+            remote.last_contact = Some(ago(contact))
+        });
+        let state = red.world.observed.peers.get_mut("green-mesh").unwrap();
+        let watcher = &mut Arc::make_mut(state).watchers[0];
+        (watcher.last_connected, watcher.last_full_sync) = (None, Some(ago(asked)));
+        let plan = red.plan();
+        let status = plan.statuses.peers.values().next().unwrap();
+        let entries = &status.discovery_status;
+        let entry = entries.active.iter().chain(&entries.inactive).next();
+        let told = entry.unwrap().remotes[0].connected;
+        let ready = status.conditions[0].message.clone().unwrap();
+        let seen = Seen::from_statuses(&red.world.resources, "red-mesh-system", now());
+        let shown = summary(&red.world, &plan, &seen).peers[0].watchers[0].connected;
+        assert_eq!(shown, told);
+        if !told {
+            assert!(!ready.contains("watches ours"), "{ready}");
+        }
+        (told, plan.wake_at)
+    };
+    // It is heard, however rarely it asks, as its own setting may be.
+    assert_eq!(see(30, 600, "60s"), (true, Some(ago(-90))));
+    // It is not heard: what it asks for counts for two periods, of a minute at the least.
+    assert_eq!(see(600, 119, "60s"), (true, Some(ago(-1))));
+    assert!(!see(600, 120, "60s").0);
+    assert!(see(600, 119, "5s").0);
+    assert!(see(600, 599, "5m").0);
+    assert!(!see(600, 600, "5m").0);
+    // A clock that was wrong told it.
+    assert!(!see(600, -60, "60s").0);
 }
 
 #[test]

@@ -3,14 +3,13 @@
 use super::condition::{READY, Verdict};
 use super::time;
 use crate::discovery::client::RemoteState;
-use crate::discovery::server::SourceStatus;
 use crate::plan::peers::{Gateway, Trusted};
 
 /// We do not watch the peer.
 pub(super) fn not_watching(
     peer: &Trusted<'_>,
     remote: &RemoteState,
-    watchers: &[SourceStatus],
+    peer_watches: bool,
 ) -> Verdict {
     let watch = &remote.watch;
     let mut message = match &watch.last_disconnect_status {
@@ -22,7 +21,7 @@ pub(super) fn not_watching(
             format!("the watch of the peer's exports is not open: {why}")
         }
     };
-    if watchers.iter().any(|watcher| watcher.connected) {
+    if peer_watches {
         message.push_str("; the peer watches ours");
     }
     Verdict::fails(READY, "NotConnected", message)
@@ -42,8 +41,8 @@ fn unheard(peer: &Trusted<'_>, remote: &RemoteState) -> String {
 }
 
 /// We watch the peer.
-pub(super) fn watching(peer: &Trusted<'_>, watchers: &[SourceStatus]) -> Verdict {
-    if watchers.iter().any(|watcher| watcher.connected) {
+pub(super) fn watching(peer: &Trusted<'_>, peer_watches: bool) -> Verdict {
+    if peer_watches {
         let message = "both meshes watch each other's exports";
         return Verdict::holds(READY, "Connected", message);
     }

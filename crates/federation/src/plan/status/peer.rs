@@ -1,7 +1,6 @@
 //! Status of ServiceMeshPeer.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -17,10 +16,9 @@ use super::condition::{READY, Verdict, conditions};
 use super::{connection, replicas, time};
 use crate::discovery::client::{FaultKind, RemoteState};
 use crate::discovery::extension::Report;
-use crate::discovery::server::SourceStatus;
-use crate::moment::{CLOCK_SKEW, is_credible};
+use crate::moment::is_credible;
 use crate::plan::peers::{PeerProblem, Peers, Trusted};
-use crate::plan::staleness;
+use crate::plan::staleness::{self, is_connected};
 use crate::plan::{PeerSettings, SettingProblem, Step};
 use crate::world::{ObjectKey, PeerState, World};
 
@@ -67,20 +65,10 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
     let present = peer.object.status.as_ref().map(|s| &s.discovery_status);
     let others = replicas::others(present, &decided.world.mesh.instance_suffix, now);
     let watched_by_us = others.iter().any(|entry| entry.watch.connected);
-    let their_watches = others.iter().flat_map(|entry| &entry.remotes);
-    let watchers: Vec<SourceStatus> = their_watches
-        .filter(|remote| remote.connected)
-        .map(|remote| SourceStatus {
-            source: remote.source.clone(),
-            connected: true,
-            last_connected: None,
-            last_disconnect: None,
-            last_event: None,
-            last_full_sync: None,
-            report: None,
-        })
-        .chain(state.watchers.iter().cloned())
-        .collect();
+    let told_by_others = others.iter().flat_map(|entry| &entry.remotes);
+    let watches_us = told_by_others.into_iter().any(|remote| remote.connected)
+        || (state.watchers.iter())
+            .any(|watcher| staleness::is_watching(&peer.settings, remote, watcher, now));
     if peer.going {
         let message = "the peer is being removed; what was exported to it is withdrawn";
         return Verdict::fails(READY, "Deleting", message);
@@ -134,9 +122,9 @@ fn ready(decided: &Decided<'_, '_>, peer: &Trusted<'_>, state: &PeerState) -> Ve
         return Verdict::fails(READY, fault.kind().reason(), message);
     }
     if !is_connected(&peer.settings, remote, now) && !watched_by_us {
-        return connection::not_watching(peer, remote, &watchers);
+        return connection::not_watching(peer, remote, watches_us);
     }
-    connection::watching(peer, &watchers)
+    connection::watching(peer, watches_us)
 }
 
 /// The latest that any instance of the control plane knows of, so that they do not fight over it.
@@ -208,25 +196,11 @@ fn settings(object: &ServiceMeshPeer) -> Verdict {
     Verdict::fails(TYPE, "InvalidSetting", problems.join("; "))
 }
 
-/// Never without an event or an answer to `services` in the last two resync periods.
-fn is_connected(settings: &PeerSettings, remote: &RemoteState, now: Timestamp) -> bool {
-    remote.watch.connected && counts(settings, remote).is_some_and(|time| time.contains(&now))
-}
-
-/// The time for which the last contact counts: not before it, as then a wrong clock told it.
-fn counts(settings: &PeerSettings, remote: &RemoteState) -> Option<Range<Timestamp>> {
-    let until = staleness::counts_until(settings, remote)?;
-    Some(remote.last_contact?.checked_sub(CLOCK_SKEW).ok()?..until)
-}
-
-/// When a watch stops to count as connected although nothing was heard.
+/// When a watch, ours or one of the peer's, stops to count as connected although nothing was heard.
 pub(in crate::plan) fn next_change(world: &World, peers: &Peers<'_>) -> Option<Timestamp> {
     let trusted = peers.iter().filter_map(|(key, peer)| {
         let settings = &peer.as_ref().ok()?.settings;
-        let remote = &state_of(world, key).remote;
-        let counts = counts(settings, remote).filter(|_| remote.watch.connected)?;
-        let changes = [counts.start, counts.end].into_iter();
-        changes.filter(|at| *at > world.now).min()
+        staleness::next_loss(settings, &state_of(world, key), world.now)
     });
     trusted.min()
 }
@@ -237,11 +211,12 @@ fn discovery_status(
     state: &PeerState,
 ) -> DiscoveryStatus {
     let remote = &state.remote;
+    let (settings, now) = (settings_of(object).0, decided.world.now);
     let mut remotes: Vec<RemoteDiscoveryStatus> = state
         .watchers
         .iter()
         .map(|watcher| RemoteDiscoveryStatus {
-            connected: watcher.connected,
+            connected: staleness::is_watching(&settings, remote, watcher, now),
             last_connected: watcher.last_connected.map(time),
             last_disconnect: watcher.last_disconnect.map(time),
             last_event: watcher.last_event.map(time),
@@ -254,7 +229,7 @@ fn discovery_status(
     let present = object.status.as_ref().map(|s| &s.discovery_status);
     let earlier = earlier(decided, present, remote);
     let watch = WatchStatus {
-        connected: is_connected(&settings_of(object).0, remote, decided.world.now),
+        connected: is_connected(&settings, remote, now),
         last_connected: (remote.watch.last_connected.map(time)).or(earlier.last_connected),
         last_disconnect: remote.watch.last_disconnect.map(time),
         last_disconnect_status: remote.watch.last_disconnect_status.clone(),
