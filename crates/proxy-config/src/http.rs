@@ -5,6 +5,13 @@ use std::time::Duration;
 
 use crate::{Parts, joined};
 
+/// By this header our proxies say whose answer it is, in place of what an upstream says about that:
+/// [`ANSWERED_HERE`] on what they answer themselves, [`ANSWERED_BEYOND`] on a 502, 503 or 504 that they were
+/// given. A stock Envoy says nothing, and lets pass what others say.
+pub const ANSWERED: &str = "x-meshfed-answered";
+pub const ANSWERED_HERE: &str = "here";
+pub const ANSWERED_BEYOND: &str = "beyond";
+
 /// An RDS resource: virtual hosts, chosen by the request's authority.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteTable {

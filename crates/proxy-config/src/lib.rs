@@ -29,8 +29,8 @@ pub use cluster::{
     OutlierDetection, ServerIds, UpstreamTls,
 };
 pub use http::{
-    HeaderMatch, PathMatch, Route, RouteAction, RouteTable, UpstreamProtocol, VirtualHost,
-    host_name, table_of,
+    ANSWERED, ANSWERED_BEYOND, ANSWERED_HERE, HeaderMatch, PathMatch, Route, RouteAction,
+    RouteTable, UpstreamProtocol, VirtualHost, host_name, table_of,
 };
 pub use listener::{
     AllowPolicy, DownstreamTls, FilterChain, Http, HttpRoutes, Listener, Network, ServerName, Tcp,

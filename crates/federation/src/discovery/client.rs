@@ -32,7 +32,7 @@ mod taking;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use request::{Action, Failure, RequestId};
+pub use request::{Action, AnsweredBy, Failure, RequestId};
 pub use state::{FaultKind, RemoteError, RemoteState, WatchState};
 
 use self::allowance::Allowance;
@@ -530,6 +530,7 @@ impl Client {
         self.watch_ended(&failure.text(), Reopen::Later, now);
         self.change(false, |state| {
             state.watch.last_disconnect_cause = failure.says();
+            state.watch.last_disconnect_by = failure.by();
         });
     }
 
@@ -563,6 +564,7 @@ impl Client {
             }
             state.watch.last_disconnect_status = Some(status.to_owned());
             state.watch.last_disconnect_cause = None;
+            state.watch.last_disconnect_by = AnsweredBy::Unknown;
         });
     }
 

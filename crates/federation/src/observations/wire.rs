@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::ObservationsError;
-use crate::discovery::client::{FaultKind, RemoteError, RemoteState, WatchState};
+use crate::discovery::client::{AnsweredBy, FaultKind, RemoteError, RemoteState, WatchState};
 use crate::discovery::extension::Report;
 use crate::discovery::message::{Limits, decode_list};
 use crate::discovery::remote::RemoteServices;
@@ -76,6 +76,7 @@ struct Watch {
     last_disconnect: Moment,
     last_disconnect_status: Option<String>,
     last_disconnect_cause: Option<String>,
+    last_disconnect_by: AnsweredBy,
     last_event: Moment,
     error: Option<Fault>,
 }
@@ -141,6 +142,7 @@ impl Peer {
                 last_disconnect: watch.last_disconnect.map(Instant),
                 last_disconnect_status: watch.last_disconnect_status.clone(),
                 last_disconnect_cause: watch.last_disconnect_cause.clone(),
+                last_disconnect_by: watch.last_disconnect_by,
                 last_event: watch.last_event.map(Instant),
                 error: watch.error.as_ref().map(Fault::of),
             },
@@ -183,6 +185,7 @@ impl Peer {
                     last_disconnect: at(watch.last_disconnect),
                     last_disconnect_status: watch.last_disconnect_status,
                     last_disconnect_cause: watch.last_disconnect_cause,
+                    last_disconnect_by: watch.last_disconnect_by,
                     last_event: at(watch.last_event),
                     error: watch.error.map(Fault::told),
                 },

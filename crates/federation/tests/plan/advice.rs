@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use meshfed_federation::discovery::client::{Action, Client, ClientSettings, Failure, RemoteState};
+use meshfed_federation::discovery::client::{
+    Action, AnsweredBy, Client, ClientSettings, Failure, RemoteState,
+};
 use meshfed_federation::moment::Moment;
 use meshfed_federation::world::{ObjectKey, PeerState};
 use serde_json::json;
@@ -140,23 +142,72 @@ fn what_our_gateway_says_of_the_way_to_the_peer_is_told_with_the_fields_to_compa
             "does not trust our gateway egress-green-mesh; its ServiceMeshPeer",
         ),
         ("upstream reset", "one of the two does not trust the other"),
-        (
-            "upstream connect error or disconnect/reset before headers",
-            "one of the two does not",
-        ),
     ];
     for (says, part) in cases {
+        let by = AnsweredBy::Egress;
         let (mut red, _) = red_and_green();
         edit(&mut red, "green-mesh", |state| {
             let remote: &mut RemoteState = Arc::make_mut(&mut state.remote);
             remote.watch.connected = false;
             remote.watch.last_disconnect_cause = Some(says.to_owned());
+            remote.watch.last_disconnect_by = by;
         });
         let (_, reason, message) = ready(&red);
         assert_eq!(reason, "NotConnected");
         let told = format!("503 Service Unavailable ({says}): ");
         assert!(
             message.contains(&told) && message.contains(part),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn what_the_peers_gateway_says_of_its_control_plane_is_no_fault_of_the_way_there() {
+    let theirs = "the peer's ingress gateway at 127.64.2.10 port 8188 answers, and gets nothing from its \
+                  own control plane";
+    let either = "or the peer's ingress gateway answers there, and its control plane is away";
+    let cases = [
+        (
+            AnsweredBy::Peer,
+            Some("upstream connect"),
+            theirs,
+            "Compare",
+        ),
+        (
+            AnsweredBy::Peer,
+            Some("upstream timeout"),
+            theirs,
+            "spec.remote",
+        ),
+        (
+            AnsweredBy::Peer,
+            Some("unknown ca"),
+            theirs,
+            "spec.security",
+        ),
+        (AnsweredBy::Peer, None, theirs, "spec.remote"),
+        // Our egress gateway is a stock Envoy.
+        (
+            AnsweredBy::Unknown,
+            Some("upstream connect"),
+            either,
+            "reaches nobody",
+        ),
+        (AnsweredBy::Unknown, None, either, "reaches nobody"),
+    ];
+    for (by, says, part, never) in cases {
+        let (mut red, _) = red_and_green();
+        edit(&mut red, "green-mesh", |state| {
+            let remote: &mut RemoteState = Arc::make_mut(&mut state.remote);
+            remote.watch.connected = false;
+            remote.watch.last_disconnect_cause = says.map(str::to_owned);
+            remote.watch.last_disconnect_by = by;
+        });
+        let (_, reason, message) = ready(&red);
+        assert_eq!(reason, "NotConnected");
+        assert!(
+            message.contains(part) && !message.contains(never),
             "{message}"
         );
     }
@@ -179,12 +230,15 @@ fn what_a_gateway_said_is_kept_until_the_next_attempt_ends() {
         elapsed += std::time::Duration::from_secs(120);
         let watch = &client.state().watch;
         let (status, cause) = (&watch.last_disconnect_status, &watch.last_disconnect_cause);
+        let by = matches!(failure, Failure::Gateway { .. }).then_some(AnsweredBy::Peer);
+        assert_eq!(watch.last_disconnect_by, by.unwrap_or_default());
         (status.clone().unwrap(), cause.clone())
     };
     let gateway = |says: &str| Failure::Gateway {
         code: 503,
         reason: "Service Unavailable".to_owned(),
         says: says.to_owned(),
+        by: AnsweredBy::Peer,
     };
     let status = "503 Service Unavailable".to_owned();
     let said = Some("unknown ca".to_owned());

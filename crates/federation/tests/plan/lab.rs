@@ -11,7 +11,7 @@ use meshfed_api::{
     ExportedServiceSet, ImportedServiceSet, ServiceMeshControlPlane, ServiceMeshMember,
     ServiceMeshMemberRoll, ServiceMeshPeer,
 };
-use meshfed_federation::discovery::client::{RemoteState, WatchState};
+use meshfed_federation::discovery::client::{AnsweredBy, RemoteState, WatchState};
 use meshfed_federation::discovery::message::{Limits, ServiceList, decode_list};
 use meshfed_federation::discovery::remote::RemoteServices;
 use meshfed_federation::discovery::server::SourceStatus;
@@ -255,6 +255,7 @@ impl Lab {
                     last_event: None,
                     error: None,
                     last_disconnect_cause: None,
+                    last_disconnect_by: AnsweredBy::Unknown,
                 },
                 last_contact: at("2027-10-05T13:05:43.5Z"),
                 ..RemoteState::default()

@@ -12,6 +12,7 @@ use crate::federation::Federation;
 use crate::forwarder::Forwarder;
 use crate::notice::says_connected;
 use crate::program::PATIENCE;
+use crate::readiness::says;
 use crate::removal::api;
 
 /// What TCP tells is noticed within this on a busy machine too. Without word, the next list would be asked
@@ -36,6 +37,11 @@ async fn a_peer_that_goes_and_comes_back_is_noticed_at_once() {
     federation.red.kill();
     let took = says_connected(&federation.green, false, began).await;
     report("the peer's control plane was killed", took, TOLD);
+    let theirs = [
+        "ingress gateway at",
+        "gets nothing from its own control plane",
+    ];
+    says(&federation.green, "red-mesh", "NotConnected", &theirs).await;
     // What it exported goes on without it.
     federation.call().await.unwrap();
     federation.red.start_again().await;

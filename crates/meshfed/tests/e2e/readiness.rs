@@ -37,7 +37,7 @@ async fn keep_root(mesh: &Mesh, peer: &str, root: &str) {
 }
 
 /// Waits until Ready of the peer has this reason and these words.
-async fn says(mesh: &Mesh, peer: &str, reason: &str, words: &[&str]) {
+pub async fn says(mesh: &Mesh, peer: &str, reason: &str, words: &[&str]) {
     let peers: Api<ServiceMeshPeer> = api(mesh);
     eventually(PATIENCE, async || {
         let status = peers.get_status(peer).await.unwrap().status.unwrap();

@@ -9,7 +9,8 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use meshfed_proxy_config::{
-    Http, HttpRoutes, Network, PathMatch, Route, RouteAction, UpstreamProtocol,
+    ANSWERED, ANSWERED_HERE, Http, HttpRoutes, Network, PathMatch, Route, RouteAction,
+    UpstreamProtocol,
 };
 
 use super::body::{Activity, Limits, ProxyBody, RequestBody};
@@ -239,6 +240,7 @@ fn pass_on(
 ) -> Response<ProxyBody> {
     let (mut parts, body) = exchange.response.into_parts();
     headers::remove_hop_by_hop(&mut parts.headers);
+    headers::set_answered_beyond(&mut parts.headers, parts.status);
     parts.version = Version::HTTP_11;
     record.upstream = Some(exchange.upstream);
     record.upstream_peer = exchange.proof.map(|p| p.id.clone());
@@ -283,6 +285,10 @@ fn respond_with(
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(
+        const { HeaderName::from_static(ANSWERED) },
+        HeaderValue::from_static(ANSWERED_HERE),
+    );
     headers.insert(
         const { HeaderName::from_static("server") },
         HeaderValue::from_static("meshfed"),

@@ -7,11 +7,13 @@ use http::header::{
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderMap, Request, Version};
+use http::{HeaderMap, Request, StatusCode, Version};
 use meshfed_pki::SpiffeId;
+use meshfed_proxy_config::{ANSWERED, ANSWERED_BEYOND};
 
 const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const XFF: HeaderName = HeaderName::from_static("x-forwarded-for");
+const ANSWERED_BY: HeaderName = HeaderName::from_static(ANSWERED);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -60,6 +62,15 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // gRPC servers insist on it.
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Says of an answer that it is not ours, where that matters, in place of what the upstream says about
+/// that.
+pub(super) fn set_answered_beyond(headers: &mut HeaderMap, status: StatusCode) {
+    headers.remove(ANSWERED_BY);
+    if (502..=504).contains(&status.as_u16()) {
+        headers.insert(ANSWERED_BY, HeaderValue::from_static(ANSWERED_BEYOND));
     }
 }
 

@@ -112,6 +112,15 @@ async fn answer(
             *response.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR;
             response
         }
+        path @ ("/liar" | "/away") => {
+            let mut response = Response::new(Full::from("away").boxed());
+            let said = ANSWERED_HERE.parse().unwrap();
+            response.headers_mut().insert(ANSWERED, said);
+            if path == "/away" {
+                *response.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
+            }
+            response
+        }
         _ => {
             let mut text = format!(
                 "{} {} {:?}\n",

@@ -8,10 +8,11 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use meshfed_federation::discovery::client::{Failure, RequestId};
+use meshfed_federation::discovery::client::{AnsweredBy, Failure, RequestId};
 use meshfed_federation::discovery::extension::{ANNOUNCE_HEADER, announces};
 use meshfed_federation::plan::DiscoveryTarget;
 use meshfed_pki::HandshakeRefusal;
+use meshfed_proxy_config::{ANSWERED, ANSWERED_BEYOND, ANSWERED_HERE};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -43,17 +44,22 @@ pub(super) enum Kind {
 }
 
 pub(super) fn not_modified() -> Failure {
-    status_failure(StatusCode::NOT_MODIFIED, String::new())
+    status_failure(StatusCode::NOT_MODIFIED, String::new(), AnsweredBy::Unknown)
 }
 
-/// `says` is empty unless a gateway on the way said something.
-fn status_failure(status: StatusCode, says: String) -> Failure {
+/// `says` is empty and `by` not known unless a gateway on the way said something.
+fn status_failure(status: StatusCode, says: String, by: AnsweredBy) -> Failure {
     let code = status.as_u16();
     let reason = status.canonical_reason().unwrap_or_default().to_owned();
-    if says.is_empty() {
+    if says.is_empty() && by == AnsweredBy::Unknown {
         Failure::Status(code, reason)
     } else {
-        Failure::Gateway { code, reason, says }
+        Failure::Gateway {
+            code,
+            reason,
+            says,
+            by,
+        }
     }
 }
 
@@ -126,13 +132,19 @@ pub(super) async fn exchange(
     let status = response.status();
     let announced = response.headers().get(ANNOUNCE_HEADER);
     let extended = announces(announced.and_then(|value| value.to_str().ok()));
+    let answered = response.headers().get(ANSWERED);
+    let by = match answered.and_then(|value| value.to_str().ok()) {
+        Some(ANSWERED_HERE) => AnsweredBy::Egress,
+        Some(ANSWERED_BEYOND) => AnsweredBy::Peer,
+        _ => AnsweredBy::Unknown,
+    };
     let mut body = response.into_body();
     if status != StatusCode::OK {
-        let says = match status.as_u16() {
-            502..=504 => words(&mut body).await,
-            _ => String::new(),
+        let (says, by) = match status.as_u16() {
+            502..=504 => (words(&mut body).await, by),
+            _ => (String::new(), AnsweredBy::Unknown),
         };
-        return Err(status_failure(status, says));
+        return Err(status_failure(status, says, by));
     }
     let tell = async |what| {
         let told = progress.send((id, what)).await;

@@ -1,5 +1,7 @@
 //! What a [`Client`](super::Client) asks of the shell, and how that ends.
 
+use serde::{Deserialize, Serialize};
+
 use crate::names::clip;
 
 /// Names one request of a [`Client`](super::Client). Never used twice.
@@ -19,16 +21,30 @@ pub enum Action {
     Changed { services: bool },
 }
 
+/// Who gave an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AnsweredBy {
+    /// Our egress gateway does not say, as it is none of our proxies.
+    #[default]
+    Unknown,
+    /// Our egress gateway itself.
+    Egress,
+    /// Who is behind it: the peer's ingress gateway, or its control plane.
+    Peer,
+}
+
 /// Why a request ended without a good answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// An answer other than 200: its code and reason.
     Status(u16, String),
-    /// A gateway on the way got no further: its code and reason, and what it says about it.
+    /// A gateway on the way got no further: its code and reason, what it says about it, and which it is.
     Gateway {
         code: u16,
         reason: String,
         says: String,
+        by: AnsweredBy,
     },
     /// No answer, or it broke off: the cause in words.
     Transport(String),
@@ -49,6 +65,13 @@ impl Failure {
         match self {
             Self::Status(code, _) => (502..=504).contains(code),
             Self::Gateway { .. } | Self::Transport(_) => true,
+        }
+    }
+
+    pub(super) fn by(&self) -> AnsweredBy {
+        match self {
+            Self::Gateway { by, .. } => *by,
+            Self::Status(..) | Self::Transport(_) => AnsweredBy::Unknown,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::AnsweredBy;
 use crate::discovery::message::DecodeError;
 use crate::discovery::remote::{RemoteFault, RemoteServices};
 
@@ -38,6 +39,8 @@ pub struct WatchState {
     pub last_disconnect_status: Option<String>,
     /// What the gateway that gave this answer said about it, if it did.
     pub last_disconnect_cause: Option<String>,
+    /// Who that was.
+    pub last_disconnect_by: AnsweredBy,
     pub last_event: Option<Timestamp>,
     /// Why we cut it off; gone when another one lasts.
     pub error: Option<RemoteError>,

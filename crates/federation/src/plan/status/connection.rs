@@ -2,7 +2,7 @@
 
 use super::condition::{READY, Verdict};
 use super::time;
-use crate::discovery::client::RemoteState;
+use crate::discovery::client::{AnsweredBy, RemoteState};
 use crate::plan::peers::{Gateway, Trusted};
 
 /// We do not watch the peer.
@@ -17,7 +17,8 @@ pub(super) fn not_watching(
         _ if watch.connected => unheard(peer, remote),
         None => "the watch of the peer's exports is not open yet".to_owned(),
         Some(last) => {
-            let why = cause(peer, last, watch.last_disconnect_cause.as_deref());
+            let says = watch.last_disconnect_cause.as_deref();
+            let why = cause(peer, last, says, watch.last_disconnect_by);
             format!("the watch of the peer's exports is not open: {why}")
         }
     };
@@ -61,7 +62,7 @@ const OWN_TLS: &str = "TLS with the egress gateway";
 
 /// What an answer, or none, means on the way by our egress gateway to the peer's ingress gateway.
 /// `says` is what a gateway said about it.
-fn cause(peer: &Trusted<'_>, last: &str, says: Option<&str>) -> String {
+fn cause(peer: &Trusted<'_>, last: &str, says: Option<&str>, by: AnsweredBy) -> String {
     let Ok(egress) = &peer.egress else {
         return last.to_owned();
     };
@@ -88,14 +89,15 @@ fn cause(peer: &Trusted<'_>, last: &str, says: Option<&str>) -> String {
         ),
         Some("502" | "503" | "504") => {
             let says = says.map_or_else(String::new, |says| format!(" ({says})"));
-            format!("{last}{says}: {}", no_way(peer, egress, &says))
+            format!("{last}{says}: {}", no_way(peer, egress, &says, by))
         }
         _ => last.to_owned(),
     }
 }
 
-/// The words are those of our own gateways' answers; with other proxies all causes are named.
-fn no_way(peer: &Trusted<'_>, egress: &Gateway, says: &str) -> String {
+/// The words are those of our own gateways' answers. Where our egress gateway is another proxy, the same words
+/// may be the peer's ingress gateway's, so all causes are named.
+fn no_way(peer: &Trusted<'_>, egress: &Gateway, says: &str, by: AnsweredBy) -> String {
     const UNREACHABLE: [&str; 3] = ["upstream connect)", "upstream timeout)", "no endpoint)"];
     const DISTRUSTED: [&str; 9] = [
         "bad certificate",
@@ -118,6 +120,24 @@ fn no_way(peer: &Trusted<'_>, egress: &Gateway, says: &str) -> String {
         "its ServiceMeshPeer for this mesh must have our trust domain, our root and the clientID {}",
         egress.id.without_scheme()
     );
+    match by {
+        AnsweredBy::Egress => {}
+        AnsweredBy::Peer => {
+            return format!(
+                "the peer's ingress gateway at {at} answers, and gets nothing from its own control plane, \
+                 which is away, stands still or has too much to do. What was imported stays in use; \
+                 ask the peer's administrator"
+            );
+        }
+        AnsweredBy::Unknown => {
+            return format!(
+                "either our gateway {name} gets no answer from {at}: nobody is there, or one of the two \
+                 does not trust the other; or the peer's ingress gateway answers there, and its control \
+                 plane is away. The access logs of {name} and of the peer's ingress gateway say which. \
+                 Compare spec.remote, trustDomain and roots on both sides; {distrusts_us}"
+            );
+        }
+    }
     if UNREACHABLE.iter().any(|words| says.ends_with(words)) {
         return format!(
             "our gateway {name} reaches nobody at {at}; \

@@ -67,12 +67,27 @@ async fn failures_have_their_status_flag_and_reason() {
         let before = scene.gateway.lines().len();
         let response = h1(scene.to()).await.send_request(get(path)).await.unwrap();
         assert_eq!(response.status(), status, "{path}");
+        assert_eq!(response.headers()[ANSWERED], ANSWERED_HERE, "{path}");
         let line = scene.gateway.exactly(before + 1).await.pop().unwrap();
         let flags = format!("status={status} flags={flag} ");
         assert!(
             line.contains(&flags) && line.ends_with(&format!("end={end}")),
             "{line}"
         );
+    }
+}
+
+#[tokio::test]
+async fn whose_answer_it_is_no_upstream_can_say() {
+    let scene = Scene::new(http(all_to("up"))).await;
+    for (path, said) in [
+        ("/liar", None),
+        ("/fail", None),
+        ("/away", Some(ANSWERED_BEYOND)),
+    ] {
+        let response = h1(scene.to()).await.send_request(get(path)).await.unwrap();
+        let answered = response.headers().get(ANSWERED);
+        assert_eq!(answered.map(|a| a.to_str().unwrap()), said, "{path}");
     }
 }
 
