@@ -54,11 +54,15 @@ impl Process {
         self.child.wait().unwrap();
     }
 
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status();
+        assert!(sent.unwrap().success());
+    }
+
     /// As a service manager stops it. It must end well, and soon.
     pub fn stop(&mut self) {
-        let terminate = format!("kill -TERM {}", self.child.id());
-        let sent = Command::new("sh").args(["-c", &terminate]).status();
-        assert!(sent.unwrap().success());
+        self.signal("TERM");
         let ended = wait(&mut self.child, PATIENCE);
         assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
     }
@@ -145,6 +149,16 @@ impl Mesh {
     /// `kill -9` of the mesh's process.
     pub fn kill(&mut self) {
         self.process().kill();
+    }
+
+    /// The mesh's process does nothing from now on, as on a machine that sleeps.
+    pub fn freeze(&mut self) {
+        self.process().signal("STOP");
+    }
+
+    /// It goes on.
+    pub fn thaw(&mut self) {
+        self.process().signal("CONT");
     }
 
     /// SIGTERM for the mesh's process.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -125,6 +125,34 @@ async fn calls_go_on_while_both_control_planes_are_away_and_while_they_come_back
     let starts = lines.iter().filter(|line| line["event"] == "Started");
     let imported: Vec<_> = starts.map(|line| &line["totals"]["imported"]).collect();
     assert_eq!(imported, [0, 1, 1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_on_while_the_peers_control_plane_stands_still_and_after() {
+    // Longer than a proxy waits for a sign of life on the stream to its control plane.
+    const STANDSTILL: Duration = Duration::from_secs(40);
+    let ingress = "ingress-green-mesh";
+    let mut federation = Federation::start(&[ingress], &[]).await;
+    let admin = federation.red.address(240, 15014);
+    let _gateway = federation.red.gateway(ingress, admin).await;
+    federation.works().await;
+    let mut tunnel = federation.tunnel().await;
+    federation.red.freeze();
+    call_for(&federation, &mut tunnel, STANDSTILL).await;
+    federation.red.thaw();
+    // Proxies that have lost it come back in these, or find out only now.
+    call_for(&federation, &mut tunnel, Duration::from_secs(5)).await;
+    come_back(&federation, &mut tunnel).await;
+}
+
+/// Calls without a failure.
+async fn call_for(federation: &Federation, tunnel: &mut Tunnel, time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        federation.call().await.unwrap();
+        tunnel.call().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Waits until both meshes are connected again, while calls never fail.
