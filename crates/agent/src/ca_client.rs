@@ -115,11 +115,18 @@ impl CaClient {
         };
         let by_token = match self.token.token().await {
             Ok(token) => {
-                let shown = match is_former {
-                    true => Arc::new(IdentityCell::new(None)),
-                    false => current.clone(),
-                };
-                self.ask(&id, shown, &csr, Some(token)).await
+                let nothing = Arc::new(IdentityCell::new(None));
+                let shown = if is_former { &nothing } else { current };
+                let answer = self
+                    .ask(&id, shown.clone(), &csr, Some(token.clone()))
+                    .await;
+                match answer {
+                    // It may be what was shown that the control plane does not take.
+                    Err(error) if !is_former && held.is_some() && is_about_connection(&error) => {
+                        self.ask(&id, nothing, &csr, Some(token)).await
+                    }
+                    answer => answer,
+                }
             }
             Err(error) => Err(error.into()),
         };
@@ -196,6 +203,18 @@ fn check(
         return Err(CertificateError::Expired);
     }
     Ok(identity)
+}
+
+/// In TLS 1.3 a client hears only after its handshake that its certificate was refused.
+fn is_about_connection(error: &CertificateError) -> bool {
+    match error {
+        CertificateError::Connect(ConnectError::Connect { .. }) => true,
+        CertificateError::Refused { status, .. } => matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+        ),
+        _ => false,
+    }
 }
 
 /// A certificate may do where the token does not.

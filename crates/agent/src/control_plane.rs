@@ -60,6 +60,8 @@ pub struct ControlPlane {
     server: Arc<watch::Sender<SpiffeId>>,
     /// As it was read last.
     root: Arc<watch::Sender<Arc<str>>>,
+    /// What was shown when it was found to prove itself by another root than that.
+    parted: Arc<watch::Sender<Option<Arc<Identity>>>>,
     name: ServerName<'static>,
     uri: Uri,
 }
@@ -115,6 +117,7 @@ impl ControlPlane {
         Ok(Self {
             server: Arc::new(watch::Sender::new(options.server.clone())),
             root: Arc::default(),
+            parted: Arc::default(),
             options: Arc::new(options),
             name,
             uri,
@@ -139,6 +142,12 @@ impl ControlPlane {
     /// connection.
     pub(crate) fn root_changes(&self) -> watch::Receiver<Arc<str>> {
         self.root.subscribe()
+    }
+
+    /// Tells the certificate with which we came when the control plane proved itself by another root than the
+    /// one that vouches for it: it may take it no more, though both roots are known here.
+    pub(crate) fn partings(&self) -> watch::Receiver<Option<Arc<Identity>>> {
+        self.parted.subscribe()
     }
 
     /// Whether the control plane would accept this certificate, as far as the mesh's own root tells.
@@ -217,9 +226,11 @@ impl ControlPlane {
         }
         let trust = self.read_root().await.map_err(io::Error::other)?;
         let trust = TrustStore::single(domain, &trust).map_err(ConnectError::Root);
+        let trust = Arc::new(trust.map_err(io::Error::other)?);
+        let shown = identity.identity();
         let config = client_config(ClientTls {
             identity,
-            trust: Arc::new(trust.map_err(io::Error::other)?),
+            trust: trust.clone(),
             server: ServerIds::OneOf(vec![server.clone()]),
             alpn: vec!["h2".to_string()],
         })
@@ -236,6 +247,13 @@ impl ControlPlane {
             // A claim only; what follows is proven by the root. The caller tries again in any case.
             if let Err(error) = self.follow().await {
                 warn!(claimed = %id, "{error}");
+            }
+        }
+        if let (Ok(stream), Some(shown)) = (&opened, shown) {
+            let server = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let now = SystemTime::now();
+            if !shown.is_accepted_by(Arc::new(trust.vouching_for(server, now)), now) {
+                self.parted.send_replace(Some(shown));
             }
         }
         opened

@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::ca_client::{CaClient, CertificateError, is_about_token};
@@ -103,23 +103,34 @@ impl IdentityKeeper {
         let mut changes = Changes {
             moves: control_plane.server_changes(),
             roots: control_plane.root_changes(),
+            partings: control_plane.partings(),
         };
         let mut failures = 0;
         let mut root = changes.roots.borrow().clone();
         // By the root that is there now. Looked at once for each root: if the next certificate is no better, the
         // one after it is not either.
         let mut is_disowned = false;
+        // As control plane and certificate have parted. The next one may be no better, so this does not happen often.
+        let mut replaced: Option<Instant> = None;
         loop {
             changes.moves.mark_unchanged();
             let now = SystemTime::now();
             let current = self.cell.identity();
+            let parted = changes.partings.borrow_and_update().clone();
+            if !is_disowned
+                && let (Some(held), Some(parted)) = (&current, &parted)
+                && Arc::ptr_eq(held, parted)
+                && replaced.is_none_or(|at| at.elapsed() >= LONGEST_PAUSE)
+            {
+                (is_disowned, replaced) = (true, Some(Instant::now()));
+            }
             let newest = changes.roots.borrow_and_update().clone();
             if newest != root
                 && let Some(held) = &current
             {
                 root = newest;
                 match control_plane.accepts(held).await {
-                    Ok(accepts) => is_disowned = !accepts,
+                    Ok(accepts) => is_disowned |= !accepts,
                     Err(error) => warn!("{}", with_causes(&error)),
                 }
             }
@@ -176,14 +187,16 @@ impl IdentityKeeper {
 struct Changes {
     moves: watch::Receiver<SpiffeId>,
     roots: watch::Receiver<Arc<str>>,
+    partings: watch::Receiver<Option<Arc<Identity>>>,
 }
 
 impl Changes {
-    /// Waits that long, or until the mesh is in another trust domain or has another root.
+    /// Waits that long, or until the mesh is in another trust domain, has another root.
     async fn or(&mut self, wait: Duration) {
         tokio::select! {
             _ = self.moves.changed() => {}
             _ = self.roots.changed() => {}
+            _ = self.partings.changed() => {}
             () = sleep(wait) => {}
         }
     }

@@ -20,7 +20,7 @@ use meshfed_federation::world::{
     APP_ANNOTATION, OUTBOUND_ANNOTATION, ObjectKey, TLS_MODE_ISTIO, TLS_MODE_LABEL,
 };
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::holds::{Deed, HOLDER_ANNOTATION, Holder, Holds};
@@ -45,35 +45,68 @@ pub const APP_KEY: &str = "MESHFED_APP";
 
 /// Keeps the Pods until the nodes' sender goes.
 pub async fn run(client: Client, mut nodes: watch::Receiver<NodeSet>, mut outcomes: Outcomes) {
-    let mut last = Instant::now();
-    let mut holds = Holds::new(last);
-    let mut again = None;
-    let mut news = true;
+    let started = Instant::now();
+    let mut holds = Holds::new(started);
+    let (beats, pulse) = watch::channel(Beat {
+        last: started,
+        stood_still: None,
+    });
+    // Ends with the receiver.
+    tokio::spawn(beat(beats));
+    let mut known = None;
     loop {
-        let now = Instant::now();
-        if now >= last + TICK + STANDSTILL {
-            let stood_still = now - last;
-            warn!(
-                ?stood_still,
-                "nothing was done here for a while; workloads have time to come back"
-            );
+        let (now, beat) = (Instant::now(), *pulse.borrow());
+        // Whoever of the two is woken first.
+        if beat.is_late(now) || beat.stood_still != known {
+            warn!("nothing was done here for a while; workloads have time to come back");
             holds.stood_still(now);
+            known = beat.stood_still;
         }
-        last = now;
-        if news || again.is_some_and(|again| again <= now) {
-            let connected = nodes.borrow_and_update().clone();
-            let newest = outcomes.borrow_and_update().clone();
-            again = match newest {
-                Some(outcome) => register(&client, &mut holds, &connected, &outcome).await,
-                None => None,
-            };
-        }
-        let tick = now + TICK;
-        news = tokio::select! {
-            changed = nodes.changed() => if changed.is_err() { return } else { true },
-            changed = outcomes.changed() => if changed.is_err() { return } else { true },
-            () = sleep_until(again.map_or(tick, |again| again.min(tick))) => false,
+        let connected = nodes.borrow_and_update().clone();
+        let newest = outcomes.borrow_and_update().clone();
+        let again = match newest {
+            Some(outcome) => register(&client, &mut holds, &connected, &outcome).await,
+            None => None,
         };
+        tokio::select! {
+            changed = nodes.changed() => if changed.is_err() { return },
+            changed = outcomes.changed() => if changed.is_err() { return },
+            () = sleep_until(again) => {}
+        }
+    }
+}
+
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When the clock was looked at last, and when it was found to have gone on without us.
+#[derive(Debug, Clone, Copy)]
+struct Beat {
+    last: Instant,
+    stood_still: Option<Instant>,
+}
+
+impl Beat {
+    fn is_late(&self, now: Instant) -> bool {
+        now >= self.last + TICK + STANDSTILL
+    }
+}
+
+/// Beside all work, so that what takes long is not taken for a standstill.
+async fn beat(beats: watch::Sender<Beat>) {
+    while !beats.is_closed() {
+        tokio::time::sleep(TICK).await;
+        let now = Instant::now();
+        beats.send_modify(|beat| {
+            if beat.is_late(now) {
+                beat.stood_still = Some(now);
+            }
+            beat.last = now;
+        });
     }
 }
 

@@ -1,10 +1,12 @@
 //! Which roots may vouch for which trust domain.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::pki_types::{CertificateDer, TrustAnchor};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 
+use crate::verify::{Allowed, PeerRole, SpiffeVerifier};
 use crate::{TrustDomain, x509};
 
 /// Roots of one trust domain, at most.
@@ -108,6 +110,28 @@ impl TrustStore {
             .enumerate()
             .map(|(index, der)| root(index + 1, der))
             .collect()
+    }
+
+    /// The roots by which this server, whose certificate comes first, proves itself. Each root counts alone.
+    pub fn vouching_for(&self, server: &[CertificateDer<'_>], now: SystemTime) -> Self {
+        let Some((leaf, intermediates)) = server.split_first() else {
+            return Self::default();
+        };
+        let unix = now.duration_since(SystemTime::UNIX_EPOCH);
+        let unix = UnixTime::since_unix_epoch(unix.unwrap_or_default());
+        let vouches = |domain: &TrustDomain, root: &RootCert| {
+            let domains = BTreeMap::from([(domain.clone(), vec![root.clone()])]);
+            let verifier = SpiffeVerifier::new(Arc::new(Self { domains }), Allowed::Bundle);
+            let verified = verifier.verify(leaf, intermediates, PeerRole::Server, unix);
+            verified.is_ok()
+        };
+        let domains = self.domains.iter().map(|(domain, roots)| {
+            let roots = roots.iter().filter(|root| vouches(domain, root));
+            (domain.clone(), roots.cloned().collect())
+        });
+        Self {
+            domains: domains.collect(),
+        }
     }
 
     pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {

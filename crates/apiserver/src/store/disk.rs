@@ -173,9 +173,14 @@ fn unless_it_panics<T>(work: impl FnOnce() -> T) -> Option<T> {
     });
     QUIET.set(true);
     // What the work has in its hands is dropped, and nothing else is seen again.
-    let done = catch_unwind(AssertUnwindSafe(work)).ok();
+    let done = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(false);
-    done
+    done.inspect_err(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or(panic.downcast_ref::<&str>().copied());
+        tracing::debug!(said, "the file made its library panic");
+    })
+    .ok()
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {

@@ -22,13 +22,7 @@ pub struct DataDir(PathBuf);
 
 /// What is written after the resources are on disk for the first time, and what says who the mesh is or what
 /// it knew.
-const TRACES: [&str; 5] = [
-    "sa-signer.pem",
-    "root-cert.pem",
-    "instance",
-    "peers",
-    "audit",
-];
+const TRACES: [&str; 3] = ["sa-signer.pem", "root-cert.pem", "instance"];
 
 impl DataDir {
     pub fn open(path: &Path) -> anyhow::Result<Self> {

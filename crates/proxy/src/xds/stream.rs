@@ -32,7 +32,7 @@ const LAST_RETRY: Duration = Duration::from_secs(3);
 const HEALTHY: Duration = Duration::from_secs(10);
 /// After these a listener whose address was not to be had is asked for again.
 const FIRST_ADDRESS_RETRY: Duration = Duration::from_millis(200);
-const LAST_ADDRESS_RETRY: Duration = Duration::from_secs(5);
+const LAST_ADDRESS_RETRY: Duration = Duration::from_secs(15);
 /// How long the control plane may take to hear that the proxy goes.
 const GOODBYE: Duration = Duration::from_millis(500);
 

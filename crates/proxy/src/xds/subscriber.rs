@@ -371,7 +371,8 @@ impl Subscriber {
     fn arrive(&mut self, name: &Name, engine: &mut impl Apply, wants: &mut Wants) {
         for owner in self.warming.arrived(name) {
             if let Err(rejection) = self.try_complete(&owner, engine, wants) {
-                // The response that brought it was accepted long ago; the next stream brings it again.
+                // The response that brought it was accepted long ago. The next stream brings it again, or what is
+                // asked for again for want of an address does.
                 self.unlearn(&owner);
                 self.set_address(&owner, !rejection.lacks_address());
                 tracing::error!(kind = owner.0.label(), %rejection, "cannot be applied");

@@ -46,6 +46,8 @@ use crate::support::*;
 /// A control plane for one proxy.
 struct Plane {
     mesh: Arc<Mesh>,
+    /// Beside its root, what a proxy that starts now is given as the mesh's.
+    more_roots: String,
     net: LoopbackNet,
     address: SocketAddr,
     state: Arc<State>,
@@ -74,6 +76,7 @@ impl Plane {
         let net = LoopbackNet::lock();
         let mut plane = Self {
             mesh,
+            more_roots: String::new(),
             address: (net.address(1), 15012).into(),
             net,
             state: Arc::new(State {
@@ -164,7 +167,9 @@ impl Plane {
             control_plane: ControlPlane::new(ControlPlaneOptions {
                 host: self.address.ip().to_string(),
                 port: self.address.port(),
-                root: RootSource::Pem(self.mesh.ca.root_pem().into()),
+                root: RootSource::Pem(
+                    format!("{}{}", self.mesh.ca.root_pem(), self.more_roots).into(),
+                ),
                 server: Self::server_id(&self.mesh),
             })
             .unwrap(),
@@ -598,6 +603,34 @@ async fn a_listener_waits_for_its_trust_and_one_whose_port_is_taken_is_refused_u
     eventually("the end of the export", || async {
         let answer = call(to, &plane.mesh, &green).await;
         (!matches!(answer, Ok(a) if !a.is_empty())).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_knows_both_roots_follows_its_mesh_from_one_to_the_other() {
+    let mut plane = Plane::new().await;
+    let next = Arc::new(Mesh::new("red-mesh.local"));
+    plane.more_roots = next.ca.root_pem().to_owned();
+    let proxy = plane.proxy(NodeKind::Gateway, "ingress", None);
+    proxy.ready().await;
+    plane.kill().await;
+    plane.mesh = next;
+    plane.start().await;
+    // Its certificate is of the old root, which the control plane does not know.
+    let at = plane.listener_address();
+    plane.change(|c| {
+        add_listener(c, {
+            let mut listener = listener(
+                "in",
+                vec![chain("c", vec![], tcp(TcpTarget::SniCluster, None))],
+            );
+            listener.address = at;
+            listener
+        });
+    });
+    eventually("what changed since", || async {
+        proxy.handle.bound().contains_key("in").then_some(())
     })
     .await;
 }

@@ -196,7 +196,7 @@ fn settings(object: &ServiceMeshPeer) -> Verdict {
     Verdict::fails(TYPE, "InvalidSetting", problems.join("; "))
 }
 
-/// When a watch, ours or one of the peer's, stops to count as connected although nothing was heard.
+/// When a watch, ours or one of the peer's, may begin or cease to count as connected by time alone.
 pub(in crate::plan) fn next_change(world: &World, peers: &Peers<'_>) -> Option<Timestamp> {
     let trusted = peers.iter().filter_map(|(key, peer)| {
         let settings = &peer.as_ref().ok()?.settings;
