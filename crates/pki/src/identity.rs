@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
@@ -156,10 +156,8 @@ impl Identity {
         let Some((leaf, intermediates)) = self.chain.split_first() else {
             return false;
         };
-        let now = now.duration_since(SystemTime::UNIX_EPOCH);
-        let now = UnixTime::since_unix_epoch(now.unwrap_or_default());
         let verifier = SpiffeVerifier::new(trust, Allowed::Bundle);
-        let verified = verifier.verify(leaf, intermediates, PeerRole::Client, now);
+        let verified = verifier.verify(leaf, intermediates, PeerRole::Client, x509::to_unix(now));
         verified.is_ok()
     }
 

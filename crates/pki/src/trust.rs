@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, TrustAnchor};
 
 use crate::verify::{Allowed, PeerRole, SpiffeVerifier};
 use crate::{TrustDomain, x509};
@@ -117,12 +117,11 @@ impl TrustStore {
         let Some((leaf, intermediates)) = server.split_first() else {
             return Self::default();
         };
-        let unix = now.duration_since(SystemTime::UNIX_EPOCH);
-        let unix = UnixTime::since_unix_epoch(unix.unwrap_or_default());
+        let now = x509::to_unix(now);
         let vouches = |domain: &TrustDomain, root: &RootCert| {
             let domains = BTreeMap::from([(domain.clone(), vec![root.clone()])]);
             let verifier = SpiffeVerifier::new(Arc::new(Self { domains }), Allowed::Bundle);
-            let verified = verifier.verify(leaf, intermediates, PeerRole::Server, unix);
+            let verified = verifier.verify(leaf, intermediates, PeerRole::Server, now);
             verified.is_ok()
         };
         let domains = self.domains.iter().map(|(domain, roots)| {

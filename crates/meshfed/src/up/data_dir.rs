@@ -20,8 +20,7 @@ use meshfed_controlplane::subnet::Subnet;
 #[derive(Debug, Clone)]
 pub struct DataDir(PathBuf);
 
-/// What is written after the resources are on disk for the first time, and what says who the mesh is or what
-/// it knew.
+/// What is written after the resources are on disk for the first time, and says who the mesh is.
 const TRACES: [&str; 3] = ["sa-signer.pem", "root-cert.pem", "instance"];
 
 impl DataDir {

@@ -78,13 +78,6 @@ impl From<tonic::Status> for StreamError {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// The sending half. Each request answers something that was received or is a rare event, so the
 /// queue needs no bound of its own.
 struct Requests(UnboundedSender<DeltaDiscoveryRequest>);
@@ -159,7 +152,7 @@ impl Client {
                 pause = (pause * 2).min(LAST_ADDRESS_RETRY);
             }
             tokio::select! {
-                () = sleep_until(again) => {
+                () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
                     again = None;
                     if let Some(request) = subscriber.ask_again() {
                         requests.send(request)?;

@@ -96,7 +96,8 @@ fn cause(peer: &Trusted<'_>, last: &str, says: Option<&str>, by: AnsweredBy) -> 
 }
 
 /// The words are those of our own gateways' answers. Where our egress gateway is another proxy, the same words
-/// may be the peer's ingress gateway's, so all causes are named.
+/// may be the peer's ingress gateway's, so all causes are named, unless that other proxy lets pass by whom the
+/// peer's gateway says that it was answered.
 fn no_way(peer: &Trusted<'_>, egress: &Gateway, says: &str, by: AnsweredBy) -> String {
     const UNREACHABLE: [&str; 3] = ["upstream connect)", "upstream timeout)", "no endpoint)"];
     const DISTRUSTED: [&str; 9] = [
